@@ -1,0 +1,80 @@
+"""Counts from shapes against the published model and against models that transformers really builds."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from transformers import NemotronHConfig, NemotronHForCausalLM
+
+from stagecraft.planning.parameters import count_bytes, count_parameters
+from tests.checkpoints import tiny_checkpoint
+
+SUPER_120B = SimpleNamespace(  # arXiv 2604.12374, table 1
+    hybrid_override_pattern="MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME",
+    mtp_hybrid_override_pattern="*E", num_nextn_predict_layers=1, hidden_size=4096, vocab_size=131072,
+    num_attention_heads=32, num_key_value_heads=2, head_dim=128, mamba_num_heads=128, mamba_head_dim=64, ssm_state_size=128, n_groups=8,
+    conv_kernel=4, n_routed_experts=512, num_experts_per_tok=22, moe_intermediate_size=2688, moe_latent_size=1024,
+    moe_shared_expert_intermediate_size=5376)
+
+
+def test_the_published_model_counts_as_published():
+    counts = count_parameters(SUPER_120B)
+    assert round(counts.total / 1e9, 2) == 120.67
+    assert round(counts.active / 1e9, 2) == 12.77
+    assert round(counts.mtp / 1e9, 2) == 2.94
+
+
+def test_nvfp4_experts_shrink_the_published_model_to_a_quarter_or_so():
+    counts = count_parameters(SUPER_120B)
+    assert count_bytes(counts, "bfloat16", "bfloat16") == 2 * (counts.total + counts.mtp)
+    assert 0.28 < count_bytes(counts, "nvfp4", "nvfp4") / count_bytes(counts, "bfloat16", "bfloat16") < 0.2813
+    assert count_bytes(counts, "nvfp4", "fp8") / 1e9 == pytest.approx(112.743 * 9 / 16 + (120.669 - 112.743 + 2.942), abs=1e-3)
+
+
+def test_an_unknown_letter_is_named():
+    with pytest.raises(ValueError, match="'X'"):
+        count_parameters(SimpleNamespace(**{**vars(SUPER_120B), "hybrid_override_pattern": "MEX"}))
+
+
+@st.composite
+def architectures(draw):
+    size = st.integers(1, 9)
+    groups = draw(st.integers(1, 3))
+    experts = draw(st.integers(1, 9))
+    kv_heads = draw(st.integers(1, 3))
+    hidden = 8 * draw(size)
+    return {
+        "hybrid_override_pattern": draw(st.text("M*E", min_size=1, max_size=7)), "hidden_size": hidden, "vocab_size": 16 * draw(size),
+        "num_attention_heads": kv_heads * draw(st.integers(1, 3)),
+        "num_key_value_heads": kv_heads, "head_dim": 4 * draw(size), "mamba_num_heads": groups * draw(st.integers(1, 3)),
+        "mamba_head_dim": 4 * draw(size), "ssm_state_size": 4 * draw(size), "n_groups": groups, "conv_kernel": draw(st.integers(2, 4)),
+        "n_routed_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts)), "moe_intermediate_size": draw(size),
+        "moe_latent_size": draw(st.none() | size), "moe_shared_expert_intermediate_size": draw(size),
+        "mtp_hybrid_override_pattern": "*E", "num_nextn_predict_layers": 0}
+
+
+@settings(max_examples=25, deadline=None)
+@given(architectures())
+def test_counts_are_those_of_the_real_model(fields):
+    with torch.device("meta"):
+        model = NemotronHForCausalLM(NemotronHConfig(**fields))
+    counts = count_parameters(SimpleNamespace(**fields))
+    assert counts.total == sum(parameter.numel() for parameter in model.parameters())
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert counts.routed == experts
+    assert (counts.total - counts.active) * fields["n_routed_experts"] == experts * (
+        fields["n_routed_experts"] - fields["num_experts_per_tok"])
+
+
+def test_counts_are_those_of_a_checkpoint_on_disk(tmp_path):
+    directory = tiny_checkpoint(tmp_path / "tiny")
+    counts = count_parameters(SimpleNamespace(**json.loads((directory / "config.json").read_text())))
+    with safe_open(directory / "model.safetensors", "pt") as tensors:
+        sizes = {name: torch.Size(tensors.get_slice(name).get_shape()).numel() for name in tensors.keys()}  # noqa: SIM118
+    trained = {name: size for name, size in sizes.items() if not name.endswith("e_score_correction_bias")}
+    mtp = sum(size for name, size in trained.items() if name.startswith("mtp."))
+    assert (counts.total, counts.mtp) == (sum(trained.values()) - mtp, mtp)
