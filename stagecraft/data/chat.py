@@ -1,0 +1,39 @@
+"""Conversations as token ids: the prompt a model is asked with, and a demonstration with its loss mask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stagecraft.data.tokenizer import IM_END
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], enable_thinking: bool = True) -> str:
+    """A row's messages and tools as text, up to and including the generation prompt."""
+    return tokenizer.apply_chat_template(
+        row["messages"], tools=row.get("tools") or None, add_generation_prompt=True, tokenize=False, enable_thinking=enable_thinking,
+    )
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], enable_thinking: bool = True) -> list[int]:
+    """Token ids of a row's prompt, ending where the assistant is to speak.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        row: a task row (`messages`, optionally `tools`).
+        enable_thinking: False closes the think block in the prompt already.
+    """
+    return tokenizer.encode(render_prompt(tokenizer, row, enable_thinking), add_special_tokens=False)
+
+
+def encode_demonstration(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """A row's prompt and demonstration as the model would have produced it.
+
+    Returns:
+        (ids, loss_mask), equally long: the mask is 1 on the assistant's tokens, `<|im_end|>` included, and 0 on the prompt.
+    """
+    prompt = encode_prompt(tokenizer, row)
+    spoken = tokenizer.encode(row["demonstration"] + IM_END, add_special_tokens=False)
+    return prompt + spoken, [0] * len(prompt) + [1] * len(spoken)

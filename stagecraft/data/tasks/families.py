@@ -1,0 +1,41 @@
+"""The families of verifiable tasks, and the flaw that each one's weak demonstrations have.
+
+**The demonstrations are of mixed quality on purpose.** A stated share of each family's demonstrations answers in the
+family's flawed style: wrong in a systematic way, or (arithmetic) right but without the working that makes it learnable.
+Trained on good demonstrations alone a small model masters these tasks by imitation and reinforcement learning has
+nothing left to teach; trained on the mixture it knows the right way and the wrong one, answers now so, now so, and the
+verifier's reward decides. That is the situation of real instruction data; here it is made, and said, openly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from stagecraft.data.tasks.arithmetic import arithmetic
+from stagecraft.data.tasks.formats import format_
+from stagecraft.data.tasks.lists import count, lookup, reverse, sort
+from stagecraft.data.tasks.task import Task
+from stagecraft.data.tasks.tools import tool
+
+FAMILIES: dict[str, Callable[[Random], Task]] = {
+    "arithmetic": arithmetic,
+    "reverse": reverse,
+    "sort": sort,
+    "count": count,
+    "lookup": lookup,
+    "format": format_,
+    "tool": tool,
+}
+
+# What is the matter with the flawed demonstrations: (mode, in words). The mode marks rows of sft.jsonl.
+FLAWS: dict[str, tuple[str, str]] = {
+    "arithmetic": ("no-working", "the right answer without the working"),
+    "reverse": ("copied", "the words in the order given"),
+    "sort": ("descending", "descending order"),
+    "count": ("length", "the length of the list instead of the count"),
+    "lookup": ("neighbour", "the value of the neighbouring key"),
+    "format": ("other-form", "the words in another form than the one asked for"),
+    "tool": ("wrong-key", "a tool call with the key `args` in place of `arguments`"),
+}
+GOOD = "good"

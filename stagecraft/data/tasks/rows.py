@@ -1,0 +1,41 @@
+"""Task rows on disk: JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.files import write_atomic
+
+_REQUIRED = ("id", "family", "messages", "verifier")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read task rows.
+
+    Raises:
+        UserError: the file is missing, or a line is no JSON object with `id`, `family`, `messages` and `verifier`.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read task rows: {error.strerror}", where=str(path), mend="run the stage that makes it: curate") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"not JSON: {error}", where=f"{path}:{number}", mend="one JSON object a line") from None
+        missing = [key for key in _REQUIRED if not isinstance(row, dict) or key not in row]
+        if missing:
+            raise UserError(f"task row without {missing[0]!r}", where=f"{path}:{number}", mend=f"rows need {', '.join(_REQUIRED)}")
+        rows.append(row)
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines, atomically."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,89 @@
+"""Draws the three sets of task rows: held-out, RL and SFT, no prompt in two of them and none twice."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+from stagecraft.contract.errors import UserError
+from stagecraft.data.tasks.families import FAMILIES, FLAWS, GOOD
+from stagecraft.data.tasks.task import Task
+
+SPLITS = ("heldout", "rl", "sft")  # the held-out set is drawn first: it does not change when the others grow
+_TRIES = 1000
+
+
+def check_families(names: list[str]) -> None:
+    """Raises ValueError for a name that is no task family."""
+    unknown = sorted(set(names) - set(FAMILIES))
+    if unknown:
+        raise ValueError(f"unknown task family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
+
+
+def draw_splits(counts: dict[str, int], flawed: dict[str, float], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Generate the task rows of every split.
+
+    Args:
+        counts: rows per split (keys `heldout`, `rl`, `sft`), divided evenly over the families.
+        flawed: family -> share of its SFT demonstrations in the flawed style; its keys are the families in use.
+        seed: each family draws from its own stream of it, so adding a family leaves the others' rows as they are.
+
+    Returns:
+        split -> rows, shuffled. Only rows of `sft` have `demonstration` and `mode` (`good`, or the flaw's name).
+
+    Raises:
+        UserError: a family has fewer distinct prompts than were asked for.
+        ValueError: an unknown family.
+    """
+    check_families(list(flawed))
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for index, family in enumerate(flawed):
+        random = Random(f"{seed}/{family}")
+        seen: set[str] = set()
+        for split in SPLITS:
+            share, rest = divmod(counts[split], len(flawed))
+            for _ in range(share + (index < rest)):
+                task = _fresh(family, random, seen)
+                rows[split].append(_row(f"{family}-{len(seen) - 1:06d}", family, task))
+                if split == "sft":
+                    is_flawed = random.random() < flawed[family]
+                    rows[split][-1]["demonstration"] = task.flawed if is_flawed else task.good
+                    rows[split][-1]["mode"] = FLAWS[family][0] if is_flawed else GOOD
+    for split in SPLITS:
+        Random(f"{seed}/{split}").shuffle(rows[split])
+    return rows
+
+
+def prompt_key(row: dict[str, Any]) -> str:
+    """What makes a prompt: the messages and the tools, as canonical JSON."""
+    return json.dumps([row["messages"], row.get("tools", [])], sort_keys=True)
+
+
+def assert_disjoint(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Raises UserError if a prompt occurs twice, in one split or in two."""
+    where: dict[str, str] = {}
+    for split, members in rows.items():
+        for row in members:
+            other = where.setdefault(prompt_key(row), f"{split} row {row['id']}")
+            if other != f"{split} row {row['id']}":
+                raise UserError(f"the prompt of {row['id']} occurs in {other} as well", where=f"tasks/{split}.jsonl",
+                                mend="remove one of the two rows")
+
+
+def _fresh(family: str, random: Random, seen: set[str]) -> Task:
+    for _ in range(_TRIES):
+        task = FAMILIES[family](random)
+        key = task.prompt
+        if key not in seen:
+            seen.add(key)
+            return task
+    raise UserError(f"task family {family!r} has no fresh prompts left after {len(seen)}", where="curate.tasks",
+                    mend="ask for fewer task rows")
+
+
+def _row(identifier: str, family: str, task: Task) -> dict[str, Any]:
+    row = {"id": identifier, "family": family, "messages": [{"role": "user", "content": task.prompt}], "verifier": task.verifier}
+    if task.tools:
+        row["tools"] = list(task.tools)
+    return row

@@ -1,0 +1,35 @@
+"""One verifiable task: a prompt, what verifies it, and two demonstrations of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as a family's generator draws it.
+
+    Args:
+        prompt: the user's message.
+        verifier: `{"kind": ..., ...}` for `stagecraft.environments.verify`.
+        good: an assistant's text that verifies with score 1.
+        flawed: the family's weak or wrong style of answering the same prompt (see `families.FLAWS`).
+        tools: OpenAI tool list, for families that call tools.
+    """
+
+    prompt: str
+    verifier: dict[str, Any]
+    good: str
+    flawed: str
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+def assistant(answer: str, thinking: str = "") -> str:
+    """An assistant's text: the think block (empty when there is nothing to think) and the answer."""
+    return f"<think>{thinking}</think>{answer}"
+
+
+def text_task(prompt: str, answer: str, flawed: str, thinking: str = "") -> Task:
+    """A task whose answer is compared as text; `flawed` is the wrong answer of the flawed demonstration."""
+    return Task(prompt, {"kind": "text", "answer": answer}, assistant(answer, thinking), assistant(flawed))
