@@ -1,0 +1,49 @@
+"""FP8 (E4M3) with one FP32 scale per tensor: scale = amax / 448, elements rounded to nearest, ties to even, saturating."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stagecraft.numerics.backend import kernel
+from stagecraft.numerics.rounding import E4M3_MAX, e4m3
+
+
+def quantize_dequantize(x: Tensor, *, amax: Tensor | None = None) -> Tensor:
+    """Round to what FP8 with one scale per tensor can represent.
+
+    Args:
+        x: float32, bfloat16 or float16, any shape.
+        amax: zero-dimensional; a calibrated largest magnitude in place of the tensor's own; larger elements saturate.
+
+    Returns:
+        shape, dtype and device of `x`; no gradient. All zeros stay zero.
+    """
+    if x.numel() == 0:
+        return x.clone()
+    return _flat(x.contiguous().view(-1), amax).view(x.shape)
+
+
+def quantize(x: Tensor, *, amax: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Elements float8_e4m3fn (shape of `x`) and scale float32 []: value = element * scale."""
+    value = x.detach().float()
+    scale = _scale(value.abs().amax() if amax is None else amax.float())
+    return (value / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
+
+
+def dequantize(elements: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Undo `quantize`."""
+    return (elements.float() * scale).to(dtype)
+
+
+@kernel(0)
+def _flat(x: Tensor, amax: Tensor | None) -> Tensor:
+    """[N] -> [N]"""
+    value = x.float()
+    scale = _scale(value.abs().amax() if amax is None else amax)
+    return (e4m3(value / scale) * scale).to(x.dtype)
+
+
+def _scale(amax: Tensor) -> Tensor:
+    scale = amax.float() / E4M3_MAX
+    return torch.where(scale == 0, 1.0, scale)
