@@ -7,7 +7,7 @@ from stagecraft.contract.images import image
 
 
 @dsl.component(base_image=image("curate"), install_kfp_package=False)
-def curate(params: str, corpus: Output[Dataset], metrics: Output[Metrics]):
+def curate(params: str, corpus: Output[Dataset], metrics: Output[Metrics]) -> None:
     """Turn raw text into a deduplicated, tokenised corpus, and make the verifiable tasks."""
     from stagecraft.contract.kfp_task import run_task
 

@@ -1,0 +1,33 @@
+# The commands of the README. Everything runs in .venv, which is rebuilt when the lock or pyproject.toml changes.
+
+PYTHON ?= python3
+# Where pip finds a CPU build of torch, if not on its usual indexes (PyTorch's installation page gives the address).
+TORCH_INDEX ?=
+PORT ?= 5000
+
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup run test lint ui clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+setup: ## build .venv from requirements/laptop.lock, unless it is up to date
+	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' bash requirements/setup.sh
+
+run: setup ## all seven stages, end to end
+	@kfp run pipelines/full.py
+
+test: setup ## the tests
+	@pytest -q tests
+
+lint: setup ## ruff
+	@ruff check .
+
+ui: setup ## MLflow's user interface on PORT (5000)
+	@stagecraft ui --port $(PORT)
+
+clean: ## remove work in progress and caches of tools; artifacts, DVC's cache and MLflow's record stay
+	@rm -rf .work .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

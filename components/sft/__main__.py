@@ -1,0 +1,6 @@
+"""`python -m components.sft`: run the stage in the current directory."""
+
+from stagecraft.contract.runner import cli
+
+if __name__ == "__main__":
+    cli("sft")

@@ -1,0 +1,145 @@
+"""Run a pipeline on this machine: kfp.local conducts, DVC remembers, MLflow keeps the diary, the terminal stays readable."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from stagecraft.cli.summary import print_summary, read_metrics
+from stagecraft.cli.watch import Watcher, follow
+from stagecraft.contract.errors import EXIT_USER_ERROR
+from stagecraft.contract.events import VARIABLE as EVENTS_VARIABLE
+from stagecraft.contract.kfp_task import FROM_VARIABLE, ROOT_VARIABLE, RUNNER_VARIABLE
+from stagecraft.contract.params import read_profile
+from stagecraft.contract.tracking import DEFAULT_URI, PARENT_VARIABLE, connect, experiment_id, log_metrics, log_params
+
+_TAIL_LINES = 25
+_GRACE_SECONDS = 20
+INTERRUPTED = 130
+
+
+def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: str | None) -> int:
+    """Run the pipeline in this process with kfp.local; returns the exit status (0, 1 failure, 2 user's mistake, 130 interrupted)."""
+    console = Console(file=sys.stdout)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    log = root / ".work" / "logs" / f"{stamp}.log"
+    events = log.with_suffix(".jsonl")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _set_environment(root, events, first)
+    console.print(f"{pipeline.name}: running here; the full log is {log.relative_to(root)}", highlight=False)
+    started = time.monotonic()
+    with _diary(pipeline.name, stamp) as diary:
+        watcher = follow(events, console)
+        status = _conduct(pipeline, arguments, root, log)
+        watcher.stop()
+        diary["status"] = status
+        diary["stages"] = list(watcher.outcomes)
+    _report(console, status, watcher, log.relative_to(root), time.monotonic() - started)
+    return EXIT_USER_ERROR if status == 1 and watcher.error else status
+
+
+def _conduct(pipeline: Any, arguments: Mapping[str, str], root: Path, log: Path) -> int:
+    from kfp import local
+
+    scratch = root / ".work" / "kfp"
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with open(log, "a", buffering=1) as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            warnings.simplefilter("ignore")
+            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(scratch))
+            try:
+                pipeline(**arguments)
+            except KeyboardInterrupt:
+                _end_children()
+                return INTERRUPTED
+            except RuntimeError as error:  # what kfp.local raises when a task fails
+                print(error)
+                return 1
+            return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end_children() -> None:
+    """A terminal's Ctrl-C has reached the stage as well; give it time to save, then end what this process started."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(signal.SIGINT)
+    _, alive = psutil.wait_procs(children, timeout=_GRACE_SECONDS)
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def _set_environment(root: Path, events: Path, first: str | None) -> None:
+    os.environ.update({
+        ROOT_VARIABLE: str(root), RUNNER_VARIABLE: "local", EVENTS_VARIABLE: str(events),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
+    })
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{root / DEFAULT_URI.removeprefix('sqlite:///')}")
+    if first:
+        os.environ[FROM_VARIABLE] = first
+
+
+@contextlib.contextmanager
+def _diary(name: str, stamp: str) -> Iterator[dict[str, Any]]:
+    """The parent run in MLflow. What the body puts in (`status`, `stages`) is written when it ends."""
+    told: dict[str, Any] = {"status": 1, "stages": []}
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if not uri:
+        yield told
+        return
+    client = connect(uri)
+    experiment = experiment_id(client)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    tags = {"pipeline": name, "runner": "local", "git.commit": commit}
+    run = client.create_run(experiment, run_name=f"{name}-{stamp}", tags=tags).info.run_id
+    log_params(client, run, read_profile())
+    os.environ.update({PARENT_VARIABLE: run, "MLFLOW_EXPERIMENT_ID": experiment})
+    try:
+        yield told
+    finally:
+        for stage in told["stages"]:
+            log_metrics(client, run, read_metrics(stage), prefix=f"{stage}.")
+        if Path("dvc.lock").exists():
+            client.log_artifact(run, "dvc.lock")
+        for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run}' and attributes.status = 'RUNNING'"):
+            client.set_terminated(child.info.run_id, "KILLED")
+        client.set_terminated(run, {0: "FINISHED", INTERRUPTED: "KILLED"}.get(told["status"], "FAILED"))
+
+
+def _report(console: Console, status: int, watcher: Watcher, log: Path, seconds: float) -> None:
+    if status == 0:
+        print_summary(console, watcher.outcomes, seconds)
+        return
+    finished = f"finished stages stay finished ({', '.join(watcher.outcomes) or 'none yet'}); the same command goes on from here"
+    if status == INTERRUPTED:
+        console.print(f"interrupted in {watcher.stage or 'the beginning'}; {finished}", highlight=False)
+    elif watcher.error:
+        console.print(finished, highlight=False)
+        print(f"error: {watcher.error}", file=sys.stderr, flush=True)
+    else:
+        console.print(f"{watcher.stage or 'the pipeline'} failed; the end of {log}:", highlight=False)
+        for line in log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]:
+            console.print(f"  {line}", highlight=False, markup=False)
+        console.print(finished, highlight=False)

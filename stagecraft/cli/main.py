@@ -1,0 +1,30 @@
+"""The `stagecraft` command: serve the promoted model, talk to it, open MLflow."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from stagecraft.contract.errors import exit_on_user_error
+
+# Subcommand -> what it does. Each is a module stagecraft.cli.<name> with `main(arguments) -> int | None`, imported when asked for.
+COMMANDS = {
+    "serve": "serve the promoted model on an OpenAI-compatible API until interrupted",
+    "chat": "talk to the served model in the terminal",
+    "ui": "open MLflow's user interface on the record of the runs",
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    parser = argparse.ArgumentParser(prog="stagecraft", description=__doc__, add_help=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in COMMANDS.items():
+        commands.add_parser(name, help=what, add_help=False)
+    command = parser.parse_args(sys.argv[1:2]).command
+    exit_on_user_error(lambda: importlib.import_module(f"stagecraft.cli.{command}").main(sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    main()

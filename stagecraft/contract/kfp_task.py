@@ -1,0 +1,152 @@
+"""The body of every KFP task: have DVC bring the stage up to date, and point KFP's artifacts at what DVC keeps.
+
+On a laptop (`kfp run` sets STAGECRAFT_RUNNER=local) all tasks share one working tree. In a pod each task has a clone of its own:
+the lock entries of the stages before it arrive as metadata of its input artifacts, DVC pulls what they name from the remote,
+and what this stage computed is pushed for the next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stagecraft.contract import manifest
+from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
+from stagecraft.contract.events import VARIABLE, emit, events_file, read_events
+from stagecraft.contract.params import params_path, read_profile
+from stagecraft.contract.profile import replace_section
+from stagecraft.contract.registry import promote, read_promotion
+from stagecraft.contract.repository import dvc, locked_md5, merge_lock, read_lock
+from stagecraft.contract.stages import PATHS, STAGES
+from stagecraft.contract.tracking import DEFAULT_URI, PARENT_VARIABLE, connect, log_cached, numbers
+
+ROOT_VARIABLE = "STAGECRAFT_ROOT"
+RUNNER_VARIABLE = "STAGECRAFT_RUNNER"
+FROM_VARIABLE = "STAGECRAFT_FROM"
+REMOTE_VARIABLE = "STAGECRAFT_REMOTE"
+
+
+def section(stage: str) -> str:
+    """A stage's section of the profile as JSON text: KFP would turn the integers of a dictionary into floats."""
+    return json.dumps(read_profile(project_root() / params_path())[stage])
+
+
+def project_root() -> Path:
+    """The working tree: $STAGECRAFT_ROOT, else the tree this file lies in."""
+    return Path(os.environ.get(ROOT_VARIABLE) or Path(__file__).parents[2])
+
+
+def run_task(stage: str, params: str, *, inputs: Mapping[str, Any] | None = None, outputs: Mapping[str, Any] | None = None,
+             metrics: Any = None) -> None:
+    """Bring `stage` up to date and fill in KFP's artifacts. Ends the process with exit code 2 on a user's mistake.
+
+    Args:
+        stage: its name.
+        params: its section of the profile, JSON text.
+        inputs: KFP input artifacts by the names of `PATHS`.
+        outputs: KFP output artifacts by the names of `PATHS`.
+        metrics: KFP metrics artifact that receives the stage's figures.
+    """
+    os.chdir(project_root())
+    try:
+        figures = _run(stage, json.loads(params), inputs or {})
+    except UserError as error:
+        emit("error", message=str(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    lock = read_lock()
+    known = {name: lock[name] for name in list(STAGES)[: list(STAGES).index(stage) + 1] if name in lock}
+    for name, artifact in (outputs or {}).items():
+        artifact.metadata.update(dvc_path=PATHS[name].as_posix(), dvc_md5=locked_md5(PATHS[name]) or "",
+                                 digest=manifest.read(PATHS[name])["digest"], dvc_lock=json.dumps(known))
+        _hand_over(PATHS[name], artifact)
+    if metrics is not None:
+        for key, value in numbers(figures).items():
+            metrics.log_metric(key, value)
+
+
+def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    local = os.environ.get(RUNNER_VARIABLE) == "local"
+    if not local:
+        _prepare_clone(stage, params)
+    for name, artifact in inputs.items():
+        _receive(name, artifact)
+    emit("stage_start", stage=stage)
+    ran = not _kept(stage) and _reproduce(stage, [] if local else ["--pull", "--allow-missing"])
+    if not local and os.environ.get(REMOTE_VARIABLE) and dvc("push", "--run-cache") != 0:
+        raise UserError("dvc push failed", where=os.environ[REMOTE_VARIABLE], mend="check the remote's address and credentials")
+    figures = json.loads(STAGES[stage].metrics_path.read_text())
+    if uri := os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI):
+        if not ran:
+            log_cached(uri, stage, params, {name: manifest.read(PATHS[name])["digest"] for name in STAGES[stage].inputs}, figures)
+        if stage == "evaluate":
+            promote(connect(uri), read_promotion(PATHS["evaluation"]), os.environ.get("MLFLOW_RUN_ID") or os.environ.get(PARENT_VARIABLE))
+    emit("stage_end", stage=stage, cached=not ran)
+    return figures
+
+
+def _kept(stage: str) -> bool:
+    """Whether the user asked to start at a later stage and take this one's artifacts as they lie."""
+    first = os.environ.get(FROM_VARIABLE)
+    if not first or list(STAGES).index(stage) >= list(STAGES).index(first):
+        return False
+    for name in STAGES[stage].outputs:
+        manifest.read(PATHS[name])
+    return True
+
+
+def _reproduce(stage: str, options: list[str]) -> bool:
+    """`dvc repro --single-item`; says whether the stage ran (False: DVC found it unchanged, or took it from its cache)."""
+    if events_file() is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            os.environ[VARIABLE] = str(Path(scratch) / "events.jsonl")
+            try:
+                return _reproduce(stage, options)
+            finally:
+                del os.environ[VARIABLE]
+    _, before = read_events(events_file())
+    status = dvc("repro", "--single-item", *options, stage)
+    events, _ = read_events(events_file(), before)
+    if status != 0:
+        if any(event["event"] == "error" for event in events):
+            sys.exit(EXIT_USER_ERROR)  # the stage has said what is wrong
+        sys.exit(f"dvc repro --single-item {stage} failed with status {status}")
+    return any(event["event"] == "open" for event in events)
+
+
+def _prepare_clone(stage: str, params: dict[str, Any]) -> None:
+    if remote := os.environ.get(REMOTE_VARIABLE):
+        dvc("remote", "add", "--local", "--default", "--force", "storage", remote)
+    replace_section(params_path(), stage, params)
+
+
+def _receive(name: str, artifact: Any) -> None:
+    """Have an input artifact at its place: by its lock entries from the DVC remote, or copied from where it lies."""
+    if lock := artifact.metadata.get("dvc_lock"):
+        if os.environ.get(RUNNER_VARIABLE) != "local":
+            merge_lock(json.loads(lock))
+            if dvc("pull", PATHS[name].as_posix()) != 0:
+                raise UserError("dvc pull failed", where=PATHS[name].as_posix(), mend=f"check the remote ${REMOTE_VARIABLE}")
+        return
+    source = Path(artifact.path) if artifact.uri.partition("://")[1] else Path(artifact.uri)
+    if source.resolve() == PATHS[name].resolve():
+        return
+    manifest.verify(source)
+    shutil.rmtree(PATHS[name], ignore_errors=True)
+    shutil.copytree(source, PATHS[name])
+
+
+def _hand_over(path: Path, artifact: Any) -> None:
+    """Locally the artifact is the directory DVC keeps; in a pod KFP stores the manifest, and DVC's remote the bytes."""
+    if os.environ.get(RUNNER_VARIABLE) == "local":
+        artifact.uri = str(path.absolute())
+        return
+    target = Path(artifact.path)
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path / manifest.NAME, target / manifest.NAME)

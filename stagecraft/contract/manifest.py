@@ -1,0 +1,73 @@
+"""manifest.json: what an artifact is made of. Written last; a directory without one is not an output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.files import digest_of, sha256, write_json
+
+NAME = "manifest.json"
+
+
+def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """Relative path -> size in bytes and SHA-256, for every file below `directory` but the manifest."""
+    files = (p for p in sorted(directory.rglob("*")) if p.is_file() and p != directory / NAME)
+    return {p.relative_to(directory).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
+
+
+def write(directory: Path, *, stage: str, params: dict[str, Any], inputs: dict[str, str], code: str,
+          environment: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """Describe a finished output directory; returns the artifact's digest (of its files alone, not of when or where)."""
+    files = describe_files(directory)
+    digest = digest_of(files)
+    write_json(directory / NAME, {
+        "stage": stage, "digest": digest, "params": params, "inputs": inputs, "code": code,
+        "environment": environment, "metrics": metrics, "files": files,
+    })
+    return digest
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """Read an artifact's manifest.
+
+    Raises:
+        UserError: there is no such artifact, or its manifest is unreadable.
+    """
+    path = directory / NAME
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError("not a finished artifact (no manifest.json)", where=str(directory),
+                        mend=f"run the stage that makes it: dvc repro {_maker(directory)}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"unreadable manifest: {error}", where=str(path), mend=_restore(directory)) from None
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """Read the manifest and check every file it names, byte for byte.
+
+    Raises:
+        UserError: names the first file that is missing, has another size or another SHA-256.
+    """
+    manifest = read(directory)
+    for name, expected in manifest["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise UserError("missing file", where=str(path), mend=_restore(directory))
+        if path.stat().st_size != expected["size"] or sha256(path) != expected["sha256"]:
+            raise UserError("corrupt file: its bytes are not those the manifest records", where=str(path), mend=_restore(directory))
+    return manifest
+
+
+def _maker(directory: Path) -> str:
+    from stagecraft.contract.stages import PATHS, STAGES
+
+    names = {name for name, path in PATHS.items() if directory.as_posix().endswith(path.as_posix())}
+    return next((s.name for s in STAGES.values() if names & set(s.outputs)), "")
+
+
+def _restore(directory: Path) -> str:
+    return f"restore it with `dvc checkout --force {directory}` or make it anew: delete it and run dvc repro {_maker(directory)}".rstrip()

@@ -1,0 +1,49 @@
+"""Check a whole profile before anything runs: every section against its stage's parameters.
+
+`python -m stagecraft.contract.preflight < params.yaml` exits with 0, or with 2 and one line. `kfp run` starts it as a process of its
+own: importing the stages loads their engines, which the conductor has no use for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stagecraft.contract.errors import UserError, exit_on_user_error
+from stagecraft.contract.params import params_path, parse
+from stagecraft.contract.stages import STAGES
+
+
+def check(text: str, shown: str) -> None:
+    """Parse every stage's section of a profile's text; `shown` is the name the profile goes by in messages.
+
+    Raises:
+        UserError: the first mistake found.
+    """
+    try:
+        profile = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{shown}:{mark.line + 1}" if mark else shown,
+                        mend="mend the syntax") from None
+    if not isinstance(profile, dict):
+        raise UserError("the profile is not a mapping of stages", where=shown, mend="start from the params.yaml of the repository")
+    for name in profile:
+        if name not in STAGES:
+            raise UserError("unknown section", where=f"{shown}: {name}", mend=f"the stages are {', '.join(STAGES)}")
+    for name in STAGES:
+        if name not in profile:
+            raise UserError(f"no section {name!r}", where=shown, mend="add it; the repository's params.yaml shows every key")
+        parse(importlib.import_module(f"components.{name}.stage").Params, profile[name] or {}, f"{shown}: {name}")
+
+
+def main() -> None:
+    check(sys.stdin.read(), os.environ.get("STAGECRAFT_SHOWN") or str(params_path()))
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,48 @@
+"""DVC, as the rest of the house sees it: run a stage through it, read its lock, carry lock entries between clones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stagecraft.contract.files import write_atomic
+
+LOCK = Path("dvc.lock")
+_YAML = YAML(typ="safe")
+
+
+def read_lock() -> dict[str, Any]:
+    """Stage name -> its entry in dvc.lock (cmd, deps, params, outs with their digests)."""
+    return _YAML.load(LOCK.read_text()).get("stages", {}) if LOCK.exists() else {}
+
+
+def locked_md5(path: Path) -> str | None:
+    """The digest DVC recorded for an output, None when no stage has recorded it."""
+    for entry in read_lock().values():
+        for out in entry.get("outs", ()):
+            if out["path"] == path.as_posix():
+                return out.get("md5")
+    return None
+
+
+def merge_lock(entries: Mapping[str, Any]) -> None:
+    """Add other clones' lock entries, so that DVC knows what upstream pods computed."""
+    from io import StringIO
+
+    stages = {**read_lock(), **entries}
+    stream = StringIO()
+    writer = YAML()
+    writer.dump({"schema": "2.0", "stages": stages}, stream)
+    write_atomic(LOCK, stream.getvalue())
+
+
+def dvc(*arguments: str) -> int:
+    """Run a dvc command with this interpreter first on PATH (dvc.yaml says `python`); returns its exit status."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], env={**os.environ, "PATH": path}, check=False).returncode

@@ -1,0 +1,103 @@
+"""Run one stage, whoever asks: `python -m components.<stage>` is this function and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stagecraft.contract import manifest
+from stagecraft.contract.code import code_digest
+from stagecraft.contract.environment import describe_environment
+from stagecraft.contract.errors import UserError, exit_on_user_error
+from stagecraft.contract.events import emit
+from stagecraft.contract.files import digest_of, write_json
+from stagecraft.contract.params import load, params_path
+from stagecraft.contract.runlog import RunLog
+from stagecraft.contract.sinks import open_sinks
+from stagecraft.contract.stages import PATHS, STAGES, Stage
+
+WORK = Path(".work")
+
+
+def run_stage(name: str) -> dict[str, Any]:
+    """Run a stage in the current directory (the project root).
+
+    Inputs are verified against their manifests first. `main` writes into temporary directories that are renamed into
+    place, manifest last, once it has returned; so an artifact is there whole or not at all. `log.work` is kept between
+    attempts with the same parameters, inputs and code, and removed on success.
+
+    Returns:
+        the metrics written to metrics/<stage>.json, `seconds` among them.
+    """
+    stage = STAGES[name]
+    module = importlib.import_module(f"components.{name}.stage")
+    params = load(module.Params, name)
+    plain = asdict(params)
+    inputs = {key: manifest.verify(PATHS[key])["digest"] for key in stage.inputs}
+    code = code_digest(name)
+    work = _work_directory(stage, digest_of([plain, inputs, code]))
+    log = RunLog(name, stage.plots_path, work, open_sinks(stage, plain, inputs))
+    _empty(stage.plots_path)
+    staged = {key: _empty(PATHS[key].with_name(f".{PATHS[key].name}.tmp")) for key in stage.outputs}
+    started = time.monotonic()
+    try:
+        metrics = module.main(params, {key: PATHS[key] for key in stage.inputs}, staged, log)
+        metrics = {**metrics, "seconds": round(time.monotonic() - started, 2)}
+        environment = {**describe_environment(), **log.environment}
+        for key, directory in staged.items():
+            manifest.write(directory, stage=name, params=plain, inputs=inputs, code=code, environment=environment, metrics=metrics)
+            _replace(directory, PATHS[key])
+        write_json(stage.metrics_path, metrics)
+    except BaseException as error:
+        log.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {})
+        raise
+    log.close("FINISHED", metrics)
+    shutil.rmtree(work, ignore_errors=True)
+    return metrics
+
+
+def cli(name: str, argv: Sequence[str] | None = None) -> None:
+    """The command line of a stage."""
+    stage = STAGES[name]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m components.{name}",
+        description=f"Run the {name} stage: reads {', '.join(map(str, (PATHS[k] for k in stage.inputs))) or 'params.yaml'}; "
+                    f"writes {', '.join(str(PATHS[k]) for k in stage.outputs)} and {stage.metrics_path}. "
+                    f"Parameters come from section `{name}` of {params_path()} ($STAGECRAFT_PARAMS names another profile).")
+    parser.parse_args(argv)
+    exit_on_user_error(lambda: _run_and_tell(name))
+
+
+def _run_and_tell(name: str) -> None:
+    try:
+        run_stage(name)
+    except UserError as error:
+        emit("error", message=str(error))
+        raise
+
+
+def _work_directory(stage: Stage, key: str) -> Path:
+    """`.work/<stage>/<key>`; work of other keys (other parameters, inputs or code) is stale and removed."""
+    work = WORK / stage.name / key[:16]
+    for other in (WORK / stage.name).glob("*"):
+        if other != work:
+            shutil.rmtree(other, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _empty(directory: Path) -> Path:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def _replace(staged: Path, final: Path) -> None:
+    shutil.rmtree(final, ignore_errors=True)
+    staged.rename(final)

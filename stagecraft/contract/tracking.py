@@ -1,0 +1,205 @@
+"""The diary: every stage's run in MLflow, written by a thread beside the stage so that training never waits for it.
+
+The contract with whoever starts a stage is that of KFP's own MLflow plugin: `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_ID` and
+`MLFLOW_RUN_ID` (a run made for this very stage) are used where they are set. Locally `kfp run` sets `STAGECRAFT_PARENT_RUN`
+instead, and the stage makes its own run nested under that parent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stagecraft.contract.environment import describe_environment
+from stagecraft.contract.repository import locked_md5
+from stagecraft.contract.stages import PATHS
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+EXPERIMENT = "stagecraft"
+PARENT_VARIABLE = "STAGECRAFT_PARENT_RUN"
+_FLUSH_SECONDS = 2.0
+_BATCH = 900  # MLflow takes at most 1000 metrics in one call
+_SYSTEM_SECONDS = 5
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among nested metrics, by dotted key (truth values are no metrics)."""
+    return {key: float(value) for key, value in flatten(values) if isinstance(value, (int, float)) and not isinstance(value, bool)}
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client whose database exists and whose chatter about migrations stays out of the terminal."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def experiment_id(client: MlflowClient) -> str:
+    """The experiment of the environment, else `stagecraft`, made when it is missing; its files lie in mlartifacts/."""
+    if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return given
+    found = client.get_experiment_by_name(EXPERIMENT)
+    return found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=Path("mlartifacts").absolute().as_uri())
+
+
+def open_run(client: MlflowClient, stage: str, tags: dict[str, str] | None = None) -> str:
+    """The run this stage logs to: the one made for it, or a new one (nested where there is a parent)."""
+    tags = {"stage": stage, **(tags or {})}
+    if given := os.environ.get("MLFLOW_RUN_ID"):
+        for key, value in tags.items():
+            client.set_tag(given, key, value)
+        return given
+    if parent := os.environ.get(PARENT_VARIABLE):
+        tags["mlflow.parentRunId"] = parent
+    return client.create_run(experiment_id(client), run_name=stage, tags=tags).info.run_id
+
+
+def log_inputs(client: MlflowClient, run: str, inputs: Mapping[str, str]) -> None:
+    """Input artifacts as datasets, each with the digest DVC knows it by (else its own)."""
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag
+
+    datasets = []
+    for name, digest in inputs.items():
+        source = resolve_dataset_source(str(PATHS[name].absolute()))
+        dataset = MetaDataset(source, name=name, digest=(locked_md5(PATHS[name]) or digest)[:36])  # 36: MLflow's limit, DVC's length
+        tags = [InputTag("mlflow.data.context", "input"), InputTag("manifest_digest", digest)]
+        datasets.append(DatasetInput(dataset._to_mlflow_entity(), tags))
+    if datasets:
+        client.log_inputs(run, datasets=datasets)
+
+
+def log_params(client: MlflowClient, run: str, params: Mapping[str, Any]) -> None:
+    """Parameters by dotted key, a hundred a call (MLflow's limit)."""
+    from mlflow.entities import Param
+
+    flat = [Param(key, str(value)) for key, value in flatten(params)]
+    for first in range(0, len(flat), 100):
+        client.log_batch(run, params=flat[first : first + 100])
+
+
+def log_metrics(client: MlflowClient, run: str, metrics: Mapping[str, Any], prefix: str = "") -> None:
+    """A stage's closing metrics, all at step 0."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    client.log_batch(run, metrics=[Metric(prefix + key, value, now, 0) for key, value in numbers(metrics).items()])
+
+
+def log_cached(uri: str, stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], metrics: Mapping[str, Any]) -> None:
+    """The run of a stage that DVC skipped: same parameters, inputs and figures, tagged `cached`."""
+    client = connect(uri)
+    run = open_run(client, stage, {"cached": "true"})
+    log_params(client, run, params)
+    log_inputs(client, run, inputs)
+    log_metrics(client, run, metrics)
+    if not os.environ.get("MLFLOW_RUN_ID"):
+        client.set_terminated(run)
+
+
+class MlflowSink:
+    """Hands everything to a thread of its own, which writes in batches.
+
+    What goes wrong there (a locked database, a server that is away) costs the record, never the run: it is said once, at the end.
+    """
+
+    def __init__(self, uri: str, stage: str, params: dict[str, Any], inputs: dict[str, str]):
+        self._uri, self._stage, self._params, self._inputs = uri, stage, params, inputs
+        self._facts: dict[str, Any] = {}
+        self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def bar_start(self, description: str, total: int, unit: str, done: int) -> None: ...
+
+    def bar_advance(self, done: int, fields: dict[str, float]) -> None: ...
+
+    def bar_end(self) -> None: ...
+
+    def step(self, curve: str, step: int, values: dict[str, float]) -> None:
+        now = int(time.time() * 1000)
+        self._queue.put(("metrics", [(f"{curve}/{key}", float(value), now, step) for key, value in values.items()]))
+
+    def note(self, message: str) -> None: ...
+
+    def record(self, facts: dict[str, Any]) -> None:
+        self._facts.update(facts)
+
+    def figure(self, path: Path) -> None:
+        self._queue.put(("figure", path))
+
+    def close(self, status: str, metrics: dict[str, Any]) -> None:
+        self._queue.put(("close", status, metrics))
+        self._thread.join(timeout=120)
+        if self._thread.is_alive():
+            self._error = TimeoutError(f"{self._uri} did not answer within 120 s")
+        if self._error:
+            print(f"MLflow has no full record of this run: {self._error}", file=sys.stderr, flush=True)
+
+    def _work(self) -> None:
+        try:
+            self._write()
+        except Exception as error:  # the thread's boundary: `close` reports it
+            self._error = error
+
+    def _write(self) -> None:
+        from mlflow.entities import Metric
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        client = connect(self._uri)
+        run = open_run(client, self._stage)
+        log_params(client, run, self._params)
+        log_inputs(client, run, self._inputs)
+        monitor = SystemMetricsMonitor(run, sampling_interval=_SYSTEM_SECONDS, tracking_uri=self._uri)
+        monitor.start()
+        waiting: list[Metric] = []
+        flushed = time.monotonic()
+        while True:
+            try:
+                item = self._queue.get(timeout=_FLUSH_SECONDS)
+            except queue.Empty:
+                item = ("tick",)
+            if item[0] == "metrics":
+                waiting += [Metric(*point) for point in item[1]]
+            elif item[0] == "figure":
+                client.log_artifact(run, str(item[1]), "plots")
+            if waiting and (item[0] == "close" or len(waiting) > _BATCH // 2 or time.monotonic() - flushed > _FLUSH_SECONDS):
+                for first in range(0, len(waiting), _BATCH):
+                    client.log_batch(run, metrics=waiting[first : first + _BATCH])
+                waiting, flushed = [], time.monotonic()
+            if item[0] == "close":
+                monitor.finish()
+                self._finish(client, run, *item[1:])
+                return
+
+    def _finish(self, client: MlflowClient, run: str, status: str, metrics: dict[str, Any]) -> None:
+        environment = {**describe_environment(), **self._facts}
+        client.log_dict(run, environment, "environment.json")
+        for key, value in self._facts.items():
+            client.set_tag(run, key, str(value)[:500])
+        log_metrics(client, run, metrics)
+        if not os.environ.get("MLFLOW_RUN_ID"):
+            client.set_terminated(run, status)
