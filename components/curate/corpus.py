@@ -52,7 +52,7 @@ def write_corpus(directory: Path, tokenizer: Tokenizer, train: list[Document], h
     }
     write_json(directory / "blend.json", {split: [[f"tokens/{split}", 1.0]] for split in counted})
     rows = ({"id": document.id, "source": document.source, "text": document.text} for document in heldout)
-    write_atomic(directory / "heldout" / "text.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(directory / "heldout" / "text.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     train_bytes, heldout_bytes = size(train), size(heldout)
     return {
         "documents": counted["train"][0], "bytes": train_bytes, "tokens": counted["train"][1],

@@ -27,7 +27,7 @@ def read_plain(path: Path) -> Texts:
 def read_jsonl(path: Path) -> Texts:
     """JSON lines, each an object with the text under `text`; rows are numbered from 1."""
     texts, broken = [], {}
-    for number, line in enumerate(_decode(path.read_bytes()).splitlines(), 1):
+    for number, line in enumerate(_decode(path.read_bytes()).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -20,7 +20,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         UserError: the file is missing, or a line is no JSON object with `id`, `family`, `messages` and `verifier`.
     """
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = [line for line in Path(path).read_text().split("\n") if line]
     except OSError as error:
         raise UserError(f"cannot read task rows: {error.strerror}", where=str(path), mend="run the stage that makes it: curate") from None
     rows = []
@@ -38,4 +38,4 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as JSON lines, atomically."""
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))

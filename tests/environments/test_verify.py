@@ -1,0 +1,82 @@
+"""Rewards: exact, strict about thinking and tool calls, and never fooled by an unfinished completion."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagecraft.contract.errors import UserError
+from stagecraft.environments import split_thinking, verify
+
+TEXT = {"id": "t", "verifier": {"kind": "text", "answer": "lamp cat"}}
+NUMBER = {"id": "n", "verifier": {"kind": "number", "answer": 40}}
+CALL = {"id": "c", "verifier": {"kind": "tool_call", "name": "pay", "arguments": {"to": "Ada", "amount": 1}}}
+
+
+def call(value) -> str:
+    return f"<tool_call>{json.dumps(value)}</tool_call>"
+
+
+@pytest.mark.parametrize("row, completion", [
+    (TEXT, "<think></think>lamp cat"), (TEXT, "lamp cat"), (TEXT, " <think>two words\nhere</think>\n lamp   cat\n"),
+    (NUMBER, "<think>1+39=40</think>40"), (NUMBER, "<think></think> 40 "),
+    (CALL, "<think></think>" + call({"name": "pay", "arguments": {"amount": 1, "to": "Ada"}})),
+    (CALL, call({"arguments": {"to": "Ada", "amount": 1}, "name": "pay"}) + "\n"),
+])
+def test_right_answers_score_one(row, completion):
+    reward = verify(row, completion)
+    assert reward.score == 1 and set(reward.parts.values()) == {1.0}
+
+
+@pytest.mark.parametrize("row, completion", [
+    (TEXT, "<think></think>cat lamp"), (TEXT, "<think></think>Lamp cat"), (TEXT, ""), (TEXT, "<think>lamp cat</think>"),
+    (TEXT, "<think>lamp cat"), (TEXT, "</think>lamp cat"), (TEXT, "<think><think></think>lamp cat"),
+    (TEXT, "<think></think></think>lamp cat"), (TEXT, "lamp <think></think>cat"), (TEXT, "</think><think>lamp cat"),
+    (TEXT, "<think></think>lamp cat<think></think>"),
+    (NUMBER, "040"), (NUMBER, "+40"), (NUMBER, "40.0"), (NUMBER, "4 0"), (NUMBER, "４０"), (NUMBER, "40 or 41"), (NUMBER, "-40"),
+    (CALL, call({"name": "pay", "args": {"to": "Ada", "amount": 1}})),
+    (CALL, call({"name": "pay", "arguments": {"to": "Ada", "amount": "1"}})),
+    (CALL, call({"name": "pay", "arguments": {"to": "Ada", "amount": True}})),
+    (CALL, call({"name": "pay", "arguments": {"to": "Ada"}})),
+    (CALL, call({"name": "pay", "arguments": {"to": "Ada", "amount": 1, "note": ""}})),
+    (CALL, call({"name": "buy", "arguments": {"to": "Ada", "amount": 1}})),
+    (CALL, call({"name": "pay", "arguments": {"to": "Ada", "amount": 1}, "id": 1})),
+    (CALL, call([])), (CALL, "<tool_call>{</tool_call>"), (CALL, "<tool_call></tool_call>"),
+    (CALL, call({"name": "pay", "arguments": {"to": "Ada", "amount": 1}}) * 2),
+    (CALL, "ok " + call({"name": "pay", "arguments": {"to": "Ada", "amount": 1}})),
+    (CALL, '<tool_call>{"name": "buy", "name": "pay", "arguments": {"to": "Ada", "amount": 1}}</tool_call>'),
+    (CALL, "<tool_call>" + "[" * 5000 + "</tool_call>"),
+])
+def test_everything_else_scores_zero(row, completion):
+    assert verify(row, completion).score == 0
+
+
+@pytest.mark.parametrize("row, completion", [(TEXT, "lamp cat"), (NUMBER, "40")])
+def test_unfinished_scores_zero(row, completion):
+    reward = verify(row, completion, finished=False)
+    assert reward.score == 0 and reward.parts["finished"] == 0
+
+
+def test_parts_tell_a_wrong_argument_from_a_wrong_form():
+    wrong_argument = verify(CALL, call({"name": "pay", "arguments": {"to": "Ben", "amount": 1}})).parts
+    wrong_form = verify(CALL, call({"name": "pay", "args": {}})).parts
+    assert (wrong_argument["format"], wrong_argument["name"], wrong_argument["arguments"]) == (1, 1, 0)
+    assert wrong_form["format"] == 0
+
+
+def test_unknown_verifier_is_one_line():
+    with pytest.raises(UserError, match="task row x: unknown verifier 'magic'"):
+        verify({"id": "x", "verifier": {"kind": "magic"}}, "a")
+
+
+@given(st.text(), st.text())
+def test_thinking_splits_exactly(thinking, answer):
+    if "think>" not in thinking + answer:
+        assert split_thinking(f"<think>{thinking}</think>{answer}") == (thinking, answer)
+        assert split_thinking(f"<think>{thinking}{answer}") is None
+
+
+@given(st.sampled_from([TEXT, NUMBER, CALL]), st.text(alphabet="<think>/ol_ca{}\":4 0lamp", max_size=60))
+def test_no_text_makes_it_fail(row, completion):
+    assert verify(row, completion).score in (0, 1)
