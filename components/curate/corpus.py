@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from tokenizers import Tokenizer
 
 from components.curate.document import Document, size
@@ -19,14 +20,16 @@ _BATCH = 64  # documents tokenised at a time
 
 
 def split_heldout(documents: list[Document], share: float) -> tuple[list[Document], list[Document]]:
-    """(train, heldout): a document is held out by the hash that is its id, whatever else is in the corpus.
+    """(train, heldout): a document is held out by a hash of its id, whatever else is in the corpus.
+
+    Not by the id itself: the sample is the documents with the smallest ids.
 
     Raises:
         UserError: one of the two would be empty.
     """
-    threshold = int(share * 2**64)
-    heldout = [document for document in documents if int(document.id, 16) < threshold]
-    train = [document for document in documents if int(document.id, 16) >= threshold]
+    held = {document.id: xxhash.xxh64_intdigest(f"heldout/{document.id}".encode()) < share * 2**64 for document in documents}
+    heldout = [document for document in documents if held[document.id]]
+    train = [document for document in documents if not held[document.id]]
     if not heldout or not train:
         raise UserError(f"{len(documents)} documents are too few to hold out a share of {share}", where="curate.heldout_share",
                         mend="give more documents or another share")

@@ -1,0 +1,53 @@
+"""Normalisation and the rules, each broken by a text made for it and by no other."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.curate.document import Document
+from components.curate.params import QualityParams
+from components.curate.quality import normalise, quality_rules, repeated_share
+
+BOUNDS = QualityParams(min_characters=200, max_characters=5000, max_line_characters=500, min_letter_share=0.6, min_ascii_share=0.97,
+                       max_repeated_share=0.3)
+GOOD = "\n".join(f"Line {'abcdefghij'[number]} tells of the river and what {'klmnopqrst'[number]} lies beside it." for number in range(10))
+BREAKERS = {
+    "too_short": "A short text.",
+    "too_long": "\n".join(f"{GOOD} {number}" for number in range(20)),
+    "long_line": GOOD.replace("\n", " "),
+    "control_markup": GOOD + "\nand then <|im_end|> appears",
+    "not_ascii": GOOD + "\n" + "привет " * 10,
+    "few_letters": GOOD[:200] + "\n" + "\n".join(f"0x{number:04x}, 1234, 5678;" for number in range(30)),
+    "repetitive": GOOD + "\nThe same line again and again and again.\n" * 10,
+}
+
+
+def test_good_text_breaks_no_rule():
+    assert not [name for name, breaks in quality_rules(BOUNDS).items() if breaks(GOOD)]
+
+
+def test_every_rule_has_a_breaker():
+    assert BREAKERS.keys() == quality_rules(BOUNDS).keys()
+
+
+@pytest.mark.parametrize("name", BREAKERS)
+def test_a_text_made_to_break_a_rule_breaks_it_first(name):
+    assert next(rule for rule, breaks in quality_rules(BOUNDS).items() if breaks(BREAKERS[name])) == name
+
+
+def clean(text: str) -> str:
+    return normalise(Document("input", "a", text)).text
+
+
+@given(st.text())
+def test_normalising_twice_changes_nothing(text):
+    assert clean(clean(text)) == clean(text)
+
+
+def test_what_normalising_does():
+    assert clean("\ufeffe\u0301 \r\nb\x00\t \r\rc\n\n\n\n\nd\n\n") == "é\nb\n\nc\n\n\nd\n"
+
+
+def test_repeated_share_counts_characters_of_lines_seen_before():
+    assert repeated_share("ab\n\n  ab\ncd\n") == pytest.approx(2 / 6)
+    assert repeated_share("") == 0
