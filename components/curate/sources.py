@@ -12,7 +12,7 @@ from components.curate.readers import READERS, UnreadableError
 from stagecraft.contract.errors import UserError
 
 SYSTEM = "system"
-_TESTS = {"test", "tests", "idle_test", "site-packages", "__pycache__"}  # test data is odd on purpose
+_NO_PROSE = {"test", "tests", "idle_test", "encodings", "site-packages", "__pycache__"}  # odd on purpose, or tables
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)
 
 
@@ -71,7 +71,7 @@ def _system_files() -> list[tuple[str, str, Path]]:
     paths = sysconfig.get_paths()
     library, packages = Path(paths["stdlib"]), Path(paths["purelib"])
     found = [("stdlib", path.relative_to(library).as_posix(), path) for path in library.rglob("*.py")
-             if not _TESTS & set(path.relative_to(library).parts)]
+             if not _NO_PROSE & set(path.relative_to(library).parts)]
     for path in packages.glob("*.dist-info/**/*"):
         name = path.relative_to(packages).as_posix()
         if path.name == "METADATA":

@@ -187,7 +187,7 @@ def test_too_little_text_for_the_vocabulary_or_the_split(tmp_path):
     ({"tasks": {**VALUES["tasks"], "flawed": {"chess": 0.5}}}, "unknown task family 'chess'"),
     ({"tasks": {**VALUES["tasks"], "flawed": {}}}, "tasks.flawed"),
     ({"tasks": {**VALUES["tasks"], "flawed": {"sort": 1.5}}}, "tasks.flawed.sort: Input should be less than or equal to 1"),
-    ({"tasks": {**VALUES["tasks"], "heldout_rows": 3}}, "fewer rows than the 7 task families"),
+    ({"tasks": {**VALUES["tasks"], "heldout_rows": 3}}, "fewer rows than the 6 task families"),
     ({"heldout_share": 0.0}, "curate.heldout_share"), ({"typo": 1}, "curate.typo: unknown key"),
     ({"quality": {**VALUES["quality"], "min_letter_share": "0.6"}}, "curate.quality.min_letter_share"),
 ])

@@ -31,8 +31,6 @@ def solve(family: str, prompt: str) -> str:
         return " ".join(words[::-1])
     if family == "sort":
         return " ".join(map(str, sorted(map(int, words))))
-    if family == "count":
-        return str(len(re.findall(rf"\b{head.split()[1]}\b", rest)))
     if family == "lookup":
         table, key = prompt.split(" Get ")
         return dict(pair.split("=") for pair in table.split())[key]
@@ -42,8 +40,7 @@ def solve(family: str, prompt: str) -> str:
         return " ".join([rest] * int(head.split()[1]))
     if head.startswith("First"):
         return " ".join(words[: int(head.split()[1])])
-    left, right = rest.split(" and ")
-    return f"{right} and {left}"
+    return re.sub(r"\w+", r"\g<0> \g<0>", rest)
 
 
 @given(st.sampled_from(sorted(FAMILIES)), st.integers(0, 2**32))
@@ -100,9 +97,9 @@ def test_the_heldout_set_outlives_changes_elsewhere():
         return sorted((row["id"], row["messages"][0]["content"]) for row in draw_splits(counts, shares, 0)["heldout"]
                       if row["family"] == "sort")
 
-    small = heldout({"sft": 70, "rl": 70, "heldout": 140}, SHARES)
-    assert small == heldout({"sft": 700, "rl": 140, "heldout": 140}, {**SHARES, "sort": 0.9})
-    assert small == heldout({"sft": 70, "rl": 70, "heldout": 40}, {"sort": 0.4, "count": 0.1})
+    small = heldout({"sft": 70, "rl": 70, "heldout": 120}, SHARES)
+    assert small == heldout({"sft": 700, "rl": 140, "heldout": 120}, {**SHARES, "sort": 0.9})
+    assert small == heldout({"sft": 70, "rl": 70, "heldout": 40}, {"sort": 0.4, "lookup": 0.1})
 
 
 def test_flawed_shares_are_met_and_marked():

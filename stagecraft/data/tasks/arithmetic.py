@@ -6,6 +6,8 @@ from random import Random
 
 from stagecraft.data.tasks.task import Task, assistant
 
+_TWO_DIGIT_SHARE = 0.75
+
 
 def arithmetic(random: Random) -> Task:
     """`347+58=?` with the working `7+8=15 4+5+1=10 3+0+1=4`, units first; differences are never negative.
@@ -13,8 +15,8 @@ def arithmetic(random: Random) -> Task:
     The flawed demonstration gives the right answer without working: nothing in it is wrong, but a small model can
     hardly learn to add in its head, so it teaches a habit that fails.
     """
-    low, high = random.choice(((10, 99), (100, 999)))
-    a, b = random.randint(low, high), random.randint(10, high)
+    high = 99 if random.random() < _TWO_DIGIT_SHARE else 999
+    a, b = random.randint(10, high), random.randint(10, high)
     if random.random() < 0.5:
         prompt, answer, working = f"{a}+{b}=?", a + b, working_of_sum(a, b)
     else:

@@ -14,7 +14,7 @@ from random import Random
 
 from stagecraft.data.tasks.arithmetic import arithmetic
 from stagecraft.data.tasks.formats import format_
-from stagecraft.data.tasks.lists import count, lookup, reverse, sort
+from stagecraft.data.tasks.lists import lookup, reverse, sort
 from stagecraft.data.tasks.task import Task
 from stagecraft.data.tasks.tools import tool
 
@@ -22,7 +22,6 @@ FAMILIES: dict[str, Callable[[Random], Task]] = {
     "arithmetic": arithmetic,
     "reverse": reverse,
     "sort": sort,
-    "count": count,
     "lookup": lookup,
     "format": format_,
     "tool": tool,
@@ -33,7 +32,6 @@ FLAWS: dict[str, tuple[str, str]] = {
     "arithmetic": ("no-working", "the right answer without the working"),
     "reverse": ("copied", "the words in the order given"),
     "sort": ("descending", "descending order"),
-    "count": ("length", "the length of the list instead of the count"),
     "lookup": ("neighbour", "the value of the neighbouring key"),
     "format": ("other-form", "the words in another form than the one asked for"),
     "tool": ("wrong-key", "a tool call with the key `args` in place of `arguments`"),
