@@ -1,0 +1,72 @@
+"""The checkpoint to quantise: read, checked, and its MTP tensors, which transformers leaves aside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from stagecraft.contract.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import NemotronHForCausalLM
+
+MEND = "give a nemotron_h checkpoint, as the rl stage writes it"
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a canonical checkpoint.
+
+    Raises:
+        UserError: unreadable, of another architecture, or quantised already.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint: {error.strerror}", where=str(path), mend=MEND) from None
+    except ValueError as error:
+        raise UserError(f"not JSON: {error}", where=str(path), mend=MEND) from None
+    if config.get("model_type") != "nemotron_h":
+        raise UserError(f"architecture {config.get('model_type')!r}", where=str(path), mend=MEND)
+    if "quantization_config" in config:
+        raise UserError("this checkpoint is quantised already", where=str(path), mend="give the one it was made from")
+    return config
+
+
+def load_model(directory: Path) -> NemotronHForCausalLM:
+    """A fresh copy of the model in the checkpoint's own dtype, on the CPU or the GPU that is there, without its MTP block.
+
+    Raises:
+        UserError: the weights are unreadable or do not fit the configuration.
+    """
+    import torch
+    from transformers import NemotronHForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, found = NemotronHForCausalLM.from_pretrained(directory, dtype="auto", local_files_only=True, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"unreadable weights: {error}", where=str(directory), mend=MEND) from None
+    if found["missing_keys"]:
+        raise UserError(f"the weights lack {min(found['missing_keys'])}", where=str(directory), mend=MEND)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def mtp_tensors(directory: Path) -> dict[str, Tensor]:
+    """The tensors named `mtp.*`, as stored."""
+    tensors = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "pt") as stream:
+            tensors.update({name: stream.get_tensor(name) for name in stream.keys() if name.startswith("mtp.")})  # noqa: SIM118
+    return tensors
+
+
+def weight_bytes(directory: Path) -> int:
+    """Bytes of all weight files."""
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
