@@ -16,7 +16,8 @@ def small_corpus(directory: Path, rows: int = 600) -> Path:
     """Write tokenizer/, tokens/{train,heldout} and tasks/sft.jsonl."""
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(directory / "tokenizer")
-    write_rows(directory / "tasks" / "sft.jsonl", draw_splits({"sft": rows, "rl": 12, "heldout": 12}, {"sort": 0.0, "arithmetic": 0.0}, 0)["sft"])
+    tasks = draw_splits({"sft": rows, "rl": 12, "heldout": 12}, {"sort": 0.0, "arithmetic": 0.0}, 0)
+    write_rows(directory / "tasks" / "sft.jsonl", tasks["sft"])
     for split, module in (("train", argparse), ("heldout", textwrap)):
         documents = inspect.getsource(module).split("\n\n\n")
         write_indexed(directory / "tokens" / split, [[*tokenizer.encode(text), 2] for text in documents], VOCABULARY)

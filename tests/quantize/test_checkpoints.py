@@ -1,0 +1,122 @@
+"""The exported checkpoints: readable from the formats' definitions alone, complete, close to their source."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, NemotronHForCausalLM
+
+from components.quantize.divergence import kl_divergence, log_probabilities
+from tests.quantize.reference import dequantised, reference_model, stored_tensors
+
+FORMATS = ("fp8", "nvfp4")
+
+
+@pytest.fixture(scope="module")
+def source_weights(quantised):
+    return load_file(quantised.source / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_tensor_is_there_and_what_is_not_quantised_is_untouched(quantised, source_weights, name):
+    weights, _ = dequantised(quantised.path(name))
+    stored = stored_tensors(quantised.path(name))
+    assert weights.keys() == source_weights.keys()
+    for key, value in source_weights.items():
+        if stored[key].dtype == value.dtype:
+            assert torch.equal(stored[key], value), key
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_operator_has_the_format_of_the_recipe(quantised, name):
+    expert = torch.float8_e4m3fn if name == "fp8" else torch.uint8
+    for key, tensor in stored_tensors(quantised.path(name)).items():
+        if not key.endswith(".weight"):
+            continue
+        is_expert = ".mixer.experts." in key
+        is_fp8 = any(part in key for part in (".shared_experts.", ".in_proj.", ".out_proj."))
+        if key.startswith("mtp.") or not (is_expert or is_fp8):
+            assert tensor.dtype == torch.float32, key
+        else:
+            assert tensor.dtype == (expert if is_expert else torch.float8_e4m3fn), key
+
+
+@pytest.mark.parametrize(("name", "largest"), [("fp8", 0.03), ("nvfp4", 0.11)])
+def test_weights_come_back_close(quantised, source_weights, name, largest):
+    weights, _ = dequantised(quantised.path(name))
+    for key, tensor in stored_tensors(quantised.path(name)).items():
+        if tensor.dtype in (torch.uint8, torch.float8_e4m3fn) and key.endswith(".weight"):
+            error = (weights[key] - source_weights[key]).norm() / source_weights[key].norm()
+            assert 0 < error < (largest if tensor.dtype == torch.uint8 else 0.03), (key, error)
+
+
+def test_kv_cache_scales_are_calibrated(quantised):
+    for name in FORMATS:
+        _, scales = dequantised(quantised.path(name))
+        caches = {key: float(value) for key, value in scales.items() if key.endswith((".k_scale", ".v_scale"))}
+        assert len(caches) == 2 * quantised.config["hybrid_override_pattern"].count("*")
+        assert all(0 < value < 1 for value in caches.values())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_configuration_is_what_transformers_and_vllm_read(quantised, name):
+    directory = quantised.path(name)
+    config = json.loads((directory / "config.json").read_text())
+    quantization = config.pop("quantization_config")
+    assert config == quantised.config
+    assert AutoConfig.from_pretrained(directory).model_type == "nemotron_h"
+    assert quantization["quant_method"] == "modelopt"
+    assert quantization["quant_algo"] == {"fp8": "FP8", "nvfp4": "MIXED_PRECISION"}[name]
+    assert quantization["kv_cache_scheme"] == {"dynamic": False, "num_bits": 8, "type": "float"}
+    assert "mtp*" in quantization["ignore"]
+    own = json.loads((directory / "hf_quant_config.json").read_text())["quantization"]
+    assert own["kv_cache_quant_algo"] == "FP8"
+    assert AutoTokenizer.from_pretrained(directory).chat_template
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_module_names_are_those_of_the_tensors(quantised, name):
+    directory = quantised.path(name)
+    stored = stored_tensors(directory)
+    quantization = json.loads((directory / "hf_quant_config.json").read_text())["quantization"]
+    named = [*quantization.get("quantized_layers", {}), *quantization.get("exclude_modules", [])]
+    assert named
+    for module in named:
+        assert "\x00" not in module
+        assert any(key.startswith(module.rstrip("*")) for key in stored), module
+
+
+@pytest.mark.parametrize(("name", "most"), [("fp8", 8.02), ("nvfp4", 5.5)])
+def test_bits_and_bytes(quantised, name, most):
+    metrics = quantised.metrics
+    assert metrics[f"{name}_bytes"] == (quantised.path(name) / "model.safetensors").stat().st_size < metrics["source_bytes"]
+    bits = numel = 0
+    stored = stored_tensors(quantised.path(name))
+    weights, _ = dequantised(quantised.path(name))
+    for key, tensor in stored.items():
+        module = key.rpartition(".")[0]
+        if f"{module}.weight_scale" in stored:
+            bits += 8 * tensor.numel() * tensor.element_size()
+            numel += weights[key].numel() if key.endswith(".weight") else 0
+    assert metrics[f"{name}_bits"] == pytest.approx(bits / numel)
+    assert bits / numel < most
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_exported_model_predicts_what_the_quantised_one_did(quantised, name):
+    """The divergence measured in memory (ModelOpt's emulation) is the one of the files (this package's reference)."""
+    source = NemotronHForCausalLM.from_pretrained(quantised.source, dtype=torch.float32).eval()
+    reference = log_probabilities(source, quantised.heldout, 8)
+    exported = log_probabilities(reference_model(quantised.path(name), activations=True), quantised.heldout, 8)
+    assert exported.isfinite().all()
+    assert kl_divergence(reference, exported) == pytest.approx(quantised.metrics[f"{name}_kl"], rel=0.05)
+
+
+def test_weights_alone_of_fp8_diverge_less_than_of_nvfp4(quantised):
+    source = NemotronHForCausalLM.from_pretrained(quantised.source, dtype=torch.float32).eval()
+    reference = log_probabilities(source, quantised.heldout, 8)
+    kl = {name: kl_divergence(reference, log_probabilities(reference_model(quantised.path(name)), quantised.heldout, 8)) for name in FORMATS}
+    assert 0 < kl["fp8"] < kl["nvfp4"] < 0.5
