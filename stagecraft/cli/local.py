@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -128,6 +129,12 @@ def _diary(name: str, stamp: str) -> Iterator[dict[str, Any]]:
         client.set_terminated(run, {0: "FINISHED", INTERRUPTED: "KILLED"}.get(told["status"], "FAILED"))
 
 
+def _tail(log: Path) -> list[str]:
+    """The last lines of the log with something in them, colours removed."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
+    return [line for line in text.splitlines() if line.strip(" -")][-_TAIL_LINES:]
+
+
 def _report(console: Console, status: int, watcher: Watcher, log: Path, seconds: float) -> None:
     if status == 0:
         print_summary(console, watcher.outcomes, seconds)
@@ -140,6 +147,6 @@ def _report(console: Console, status: int, watcher: Watcher, log: Path, seconds:
         print(f"error: {watcher.error}", file=sys.stderr, flush=True)
     else:
         console.print(f"{watcher.stage or 'the pipeline'} failed; the end of {log}:", highlight=False)
-        for line in log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]:
-            console.print(f"  {line}", highlight=False, markup=False)
+        for line in _tail(log):
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
         console.print(finished, highlight=False)

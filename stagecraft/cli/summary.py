@@ -44,7 +44,7 @@ def print_summary(console: Console, outcomes: Mapping[str, Outcome], seconds: fl
     console.print(table)
     console.print()
     for what, how in _next_steps():
-        console.print(f"{what:<24}{how}", highlight=False)
+        console.print(f"{what:<24}{how}", highlight=False, soft_wrap=True)
 
 
 def _next_steps() -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ class Watcher(threading.Thread):
         self.error: str | None = None
         self.stage: str | None = None
         self._events, self._console = events, console
-        self._offset, self._started = 0, 0.0
+        self._offset, self._since = 0, 0.0
         self._sink: Sink | None = None
         self._waiting: Status | None = None
         self._ending = threading.Event()
@@ -61,11 +61,11 @@ class Watcher(threading.Thread):
     def _handle(self, event: dict[str, Any]) -> None:
         match event["event"]:
             case "stage_start":
-                self.stage, self._started = event["stage"], event["time"]
+                self.stage, self._since = event["stage"], event["time"]
                 self._sink = terminal_sink(stage_head(self.stage), console=self._console)
                 self._wait()
             case "stage_end":
-                outcome = Outcome(event["time"] - self._started, event["cached"])
+                outcome = Outcome(event["time"] - self._since, event["cached"])
                 self.outcomes[event["stage"]] = outcome
                 self._stop_waiting()
                 self._sink.close("FINISHED", {})

@@ -22,7 +22,7 @@ from stagecraft.contract.events import VARIABLE, emit, events_file, read_events
 from stagecraft.contract.params import params_path, read_profile
 from stagecraft.contract.profile import replace_section
 from stagecraft.contract.registry import promote, read_promotion
-from stagecraft.contract.repository import dvc, locked_md5, merge_lock, read_lock
+from stagecraft.contract.repository import dvc, has_remote, locked_md5, merge_lock, read_lock
 from stagecraft.contract.stages import PATHS, STAGES
 from stagecraft.contract.tracking import DEFAULT_URI, PARENT_VARIABLE, connect, log_cached, numbers
 
@@ -78,7 +78,7 @@ def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[
     for name, artifact in inputs.items():
         _receive(name, artifact)
     emit("stage_start", stage=stage)
-    ran = not _kept(stage) and _reproduce(stage, [] if local else ["--pull", "--allow-missing"])
+    ran = not _kept(stage) and _reproduce(stage)
     if not local and os.environ.get(REMOTE_VARIABLE) and dvc("push", "--run-cache") != 0:
         raise UserError("dvc push failed", where=os.environ[REMOTE_VARIABLE], mend="check the remote's address and credentials")
     figures = json.loads(STAGES[stage].metrics_path.read_text())
@@ -101,17 +101,17 @@ def _kept(stage: str) -> bool:
     return True
 
 
-def _reproduce(stage: str, options: list[str]) -> bool:
-    """`dvc repro --single-item`; says whether the stage ran (False: DVC found it unchanged, or took it from its cache)."""
+def _reproduce(stage: str) -> bool:
+    """Have DVC run the stage if it must; says whether it ran (False: unchanged, or restored from the cache or the remote)."""
     if events_file() is None:
         with tempfile.TemporaryDirectory() as scratch:
             os.environ[VARIABLE] = str(Path(scratch) / "events.jsonl")
             try:
-                return _reproduce(stage, options)
+                return _reproduce(stage)
             finally:
                 del os.environ[VARIABLE]
     _, before = read_events(events_file())
-    status = dvc("repro", "--single-item", *options, stage)
+    status = dvc("repro", *(["--pull"] if has_remote() else []), "--single-item", stage)
     events, _ = read_events(events_file(), before)
     if status != 0:
         if any(event["event"] == "error" for event in events):

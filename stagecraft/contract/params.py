@@ -59,10 +59,12 @@ def parse(cls: type[Params], data: dict[str, Any], where: str) -> Params:
         # Through JSON: in strict mode pydantic takes a mapping for a dataclass from JSON alone.
         return TypeAdapter(cls).validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        errors = error.errors(include_url=False)
+        unknown = [e for e in errors if e["type"] in ("unexpected_keyword_argument", "extra_forbidden")]
+        first = (unknown or errors)[0]  # a misspelt key also counts as missing: name the spelling that was found
         key = ".".join(str(part) for part in (where, *first["loc"]))
         found, kind = first.get("input"), first["type"]
-        if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        if unknown:
             raise UserError("unknown key", where=key, mend="remove it or correct its spelling") from None
         if kind in ("missing", "missing_argument"):
             raise UserError("missing", where=key, mend="add it; the repository's params.yaml shows every key") from None

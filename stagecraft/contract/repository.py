@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,18 @@ def locked_md5(path: Path) -> str | None:
 
 def merge_lock(entries: Mapping[str, Any]) -> None:
     """Add other clones' lock entries, so that DVC knows what upstream pods computed."""
-    from io import StringIO
-
     stages = {**read_lock(), **entries}
     stream = StringIO()
     writer = YAML()
     writer.dump({"schema": "2.0", "stages": stages}, stream)
     write_atomic(LOCK, stream.getvalue())
+
+
+def has_remote() -> bool:
+    """Whether DVC has a default remote; without one `dvc repro --pull` fails instead of doing without."""
+    config = configparser.ConfigParser(interpolation=None)
+    config.read([".dvc/config", ".dvc/config.local"])
+    return config.has_option("core", "remote")
 
 
 def dvc(*arguments: str) -> int:

@@ -46,8 +46,7 @@ class _Rate:
         self._total, self._first, self._started = total, done, time.monotonic()
 
     def per_second(self, done: int) -> float:
-        elapsed = time.monotonic() - self._started
-        return (done - self._first) / elapsed if elapsed > 0 else 0.0
+        return (done - self._first) / max(time.monotonic() - self._started, 1e-3)
 
     def left(self, done: int) -> float | None:
         rate = self.per_second(done)
@@ -59,14 +58,14 @@ def _shown(fields: dict[str, float]) -> str:
 
 
 class PlainSink:
-    """Plain lines: the first and the last of every bar, and one every few seconds between them."""
+    """Plain lines: one every few seconds of a bar, and its last state."""
 
     def __init__(self, head: str, stream: TextIO | None = None):
         self._head, self._stream = head, stream or sys.stderr
 
     def bar_start(self, description: str, total: int, unit: str, done: int) -> None:
         self._bar, self._total, self._unit, self._rate = description, total, unit, _Rate(total, done)
-        self._last, self._pending = 0.0, None
+        self._last, self._pending = time.monotonic(), None
 
     def bar_advance(self, done: int, fields: dict[str, float]) -> None:
         self._pending = (done, fields)

@@ -7,6 +7,7 @@ instead, and the stage makes its own run nested under that parent.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
@@ -48,10 +49,10 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 def connect(uri: str) -> MlflowClient:
     """A client whose database exists and whose chatter about migrations stays out of the terminal."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    for name in ("mlflow", "alembic"):  # after the import, which sets its own levels
+        logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -77,16 +78,13 @@ def open_run(client: MlflowClient, stage: str, tags: dict[str, str] | None = Non
 
 def log_inputs(client: MlflowClient, run: str, inputs: Mapping[str, str]) -> None:
     """Input artifacts as datasets, each with the digest DVC knows it by (else its own)."""
-    from mlflow.data.dataset_source_registry import resolve_dataset_source
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import DatasetInput, InputTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
     datasets = []
     for name, digest in inputs.items():
-        source = resolve_dataset_source(str(PATHS[name].absolute()))
-        dataset = MetaDataset(source, name=name, digest=(locked_md5(PATHS[name]) or digest)[:36])  # 36: MLflow's limit, DVC's length
-        tags = [InputTag("mlflow.data.context", "input"), InputTag("manifest_digest", digest)]
-        datasets.append(DatasetInput(dataset._to_mlflow_entity(), tags))
+        source = json.dumps({"path": PATHS[name].as_posix(), "manifest_digest": digest})
+        known = (locked_md5(PATHS[name]) or digest)[:36]  # MLflow's limit, and the length of a DVC directory's digest
+        datasets.append(DatasetInput(Dataset(name, known, "dvc", source), [InputTag("mlflow.data.context", "input")]))
     if datasets:
         client.log_inputs(run, datasets=datasets)
 

@@ -1,0 +1,53 @@
+"""As much of the Kubeflow Pipelines API as a submission touches, on a thread."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@contextmanager
+def fake_kfp() -> Iterator[tuple[str, list[dict]]]:
+    """Serve; yields the address and the list of run requests received."""
+    received: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def answer(self, value):
+            body = json.dumps(value).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            if "healthz" in self.path:
+                self.answer({"multi_user": False})
+            elif "/experiments" in self.path:
+                self.answer({"experiments": [], "total_size": 0})
+            else:
+                self.answer({"run_id": "run-1", "state": "SUCCEEDED", "display_name": "run"})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+            if "/experiments" in self.path:
+                self.answer({"experiment_id": "experiment-1", "display_name": body.get("display_name", "")})
+            else:
+                received.append(body)
+                self.answer({"run_id": "run-1", "display_name": body.get("display_name", ""), "state": "PENDING"})
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", received
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

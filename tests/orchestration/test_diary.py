@@ -1,0 +1,77 @@
+"""MLflow keeps the diary: a parent per pipeline run, a nested run per stage, skipped stages tagged, the champion registered once."""
+
+import pytest
+from mlflow import MlflowClient
+
+from stagecraft.contract.stages import STAGES
+from tests.orchestration.conftest import copy
+
+
+@pytest.fixture(scope="module")
+def told(finished_project, tmp_path_factory):
+    """A project that ran twice with MLflow: once after a number changed under `sft`, once unchanged."""
+    project = copy(finished_project, tmp_path_factory.mktemp("told") / "project")
+    uri = f"sqlite:///{project.root}/mlflow.db"
+    for argument in ("sft.amount=30", "sft.amount=30"):
+        done = project.kfp(argument, MLFLOW_TRACKING_URI=uri)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return project, MlflowClient(uri, uri)
+
+
+def runs(client, experiment="stagecraft"):
+    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    found = client.search_runs([experiment_id], order_by=["attributes.start_time ASC"])
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    return [(parent, {run.data.tags["stage"]: run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id})
+            for parent in parents]
+
+
+def test_every_stage_has_its_nested_run_and_skipped_ones_say_so(told):
+    _, client = told
+    (_, first), (_, second) = runs(client)
+    assert set(first) == set(second) == set(STAGES)
+    assert {name for name, run in first.items() if run.data.tags.get("cached")} == {"curate", "pretrain"}
+    assert {name for name, run in second.items() if run.data.tags.get("cached")} == set(STAGES)
+    assert all(run.info.status == "FINISHED" for run in (*first.values(), *second.values()))
+
+
+def test_a_nested_run_holds_parameters_curves_environment_and_inputs_with_dvc_digests(told):
+    project, client = told
+    _, stages = runs(client)[0]
+    run = stages["sft"]
+    assert run.data.params["amount"] == "30"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(1, 11))
+    assert run.data.metrics["families.sort.exact_match"] == 0.5
+    assert "environment.json" in [file.path for file in client.list_artifacts(run.info.run_id)]
+    digests = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+    lock = (project.root / "dvc.lock").read_text()
+    assert set(digests) == {"corpus", "base"}
+    assert all(digest.endswith(".dir") and digest in lock for digest in digests.values())
+
+
+def test_two_pipeline_runs_can_be_compared(told):
+    project, client = told
+    (first, _), (second, _) = runs(client)
+    assert first.data.params["sft.amount"] == "30"
+    assert first.data.metrics["sft.loss_last"] == second.data.metrics["sft.loss_last"] == project.metrics("sft")["loss_last"]
+
+
+def test_promotion_happens_once(told):
+    _, client = told
+    versions = client.search_model_versions("name = 'stagecraft'")
+    assert len(versions) == 1  # two runs, one model
+    champion = client.get_model_version_by_alias("stagecraft", "champion")
+    assert champion.version == versions[0].version
+    assert champion.tags["artifact"] == "nvfp4"
+    assert champion.tags["protocol_digest"] == "p" * 64
+    assert champion.tags["dvc_md5"].endswith(".dir")
+
+
+def test_a_stage_on_its_own_is_a_run_of_its_own(told, tmp_path):
+    project, client = told
+    alone = copy(project, tmp_path / "alone")
+    alone.edit("params.yaml", "amount: 7 ", "amount: 70 ")
+    done = alone.dvc("repro", "-s", "serve", MLFLOW_TRACKING_URI=client.tracking_uri)
+    assert done.returncode == 0, done.stderr
+    parents = runs(client)
+    assert [parent.data.tags.get("stage") for parent, _ in parents] == [None, None, "serve"]

@@ -1,0 +1,87 @@
+"""A user's mistake is one line and exit code 2; finished stages stay finished."""
+
+import re
+
+import pytest
+
+
+def one_line(done) -> str:
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in done.stdout
+    return lines[0]
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ("amount: 3 ", "amonut: 3 ", "params.yaml: sft.amonut: unknown key"),
+    ("amount: 3 ", "amount: three ", "params.yaml: sft.amount: Input should be a valid integer (found 'three')"),
+    ("amount: 3 ", "amount: 0 ", "params.yaml: sft.amount: Input should be greater than 0 (found 0)"),
+    ("amount: 3 ", "amount: 3.5 ", "params.yaml: sft.amount"),
+    ("rate: 3e-4\n  fail: ''\nquantize", "fail: ''\nquantize", "params.yaml: rl.rate: missing"),
+    ("serve:", "sevre:", "params.yaml: sevre: unknown section"),
+    ("sft:", "sft: [", "params.yaml:"),
+])
+def test_a_wrong_profile_stops_before_anything_runs(fresh, old, new, expected):
+    fresh.edit("params.yaml", old, new)
+    assert expected in one_line(fresh.kfp())
+    assert fresh.executed() == []
+
+
+@pytest.mark.parametrize(("argument", "expected"), [
+    ("pretrain.stpes=3", "pretrain.stpes: unknown parameter"),
+    ("pretrain.amount=-1", "pretrain.amount: Input should be greater than 0"),
+    ("nonsense=1", "nonsense=1: unknown parameter"),
+])
+def test_a_wrong_override_changes_nothing(fresh, argument, expected):
+    before = (fresh.root / "params.yaml").read_text()
+    assert expected in one_line(fresh.kfp(argument))
+    assert (fresh.root / "params.yaml").read_text() == before
+
+
+def test_overrides_are_written_to_the_profile_comments_kept(finished):
+    done = finished.kfp("rl.amount=44", "rl.rate=0.5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "params.yaml: rl.amount: 4 -> 44" in done.stdout
+    text = (finished.root / "params.yaml").read_text()
+    assert re.search(r"amount: 44 +# things to count", text)
+    assert finished.executed() == ["rl", "quantize", "evaluate", "serve"]
+
+
+def test_a_mistake_inside_a_stage(fresh):
+    fresh.edit("params.yaml", "fail: ''\nsft", "fail: user\nsft")
+    line = one_line(fresh.kfp())
+    assert line == "error: corpus.txt: nothing to read - write something into it"
+    assert fresh.executed() == ["curate", "pretrain"]
+    fresh.edit("params.yaml", "fail: user", "fail: ''")
+    assert fresh.kfp().returncode == 0
+    assert fresh.executed() == ["pretrain", "sft", "rl", "quantize", "evaluate", "serve"]  # curate stayed finished
+
+
+def test_a_defect_shows_the_end_of_the_log(fresh):
+    fresh.edit("params.yaml", "fail: ''\npretrain", "fail: crash\npretrain")
+    done = fresh.kfp()
+    assert done.returncode == 1
+    assert "RuntimeError: a defect of the stage" in done.stdout
+
+
+def test_a_changed_byte_is_noticed_where_the_artifact_is_read(finished):
+    weights = finished.root / "artifacts" / "base" / "weights.bin"
+    data = bytearray(weights.read_bytes())
+    data[7] ^= 1
+    weights.write_bytes(data)
+    alone = finished.run("components.sft")
+    assert "artifacts/base/weights.bin: corrupt file" in one_line(alone)
+    from_there = finished.kfp("--from", "sft")
+    assert "artifacts/base/weights.bin: corrupt file" in one_line(from_there)
+    assert finished.executed() == []
+    assert finished.kfp().returncode == 0  # a whole run finds the sound copy in DVC's cache
+    assert finished.executed() == []
+    assert finished.run("components.sft").returncode == 0
+
+
+def test_no_such_pipeline_and_no_server(fresh):
+    assert "no such pipeline" in one_line(fresh.run("stagecraft.cli.kfp", "run", "pipelines/none.py"))
+    line = one_line(fresh.kfp("--endpoint", "http://127.0.0.1:9"))
+    assert "http://127.0.0.1:9: cannot reach the Kubeflow Pipelines server" in line
