@@ -1,0 +1,39 @@
+"""What the stage leaves behind: figures, verdict and every answer as JSON, for programs; report.py writes the page for people."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from components.evaluate.gate import Verdict
+from components.evaluate.summary import Score
+from stagecraft.contract.files import write_atomic, write_json
+
+
+def write_figures(out: Path, figures: dict[str, Any], scores: dict[str, Score]) -> None:
+    """evaluation.json: the figures with the protocol they were measured by."""
+    protocol = scores["base"].protocol
+    write_json(out / "evaluation.json", {
+        "figures": figures, "models": {name: asdict(score.model) for name, score in scores.items()},
+        "protocol": asdict(protocol), "protocol_digest": protocol.digest,
+    })
+
+
+def write_verdict(out: Path, verdict: Verdict, scores: dict[str, Score]) -> None:
+    """promotion.json: {"promoted": name or null, "reason", "digest" of the promoted artifact or null, "protocol_digest", "checks", ...}."""
+    score = scores[verdict.promoted] if verdict.promoted else None
+    write_json(out / "promotion.json", {
+        "promoted": verdict.promoted, "reason": verdict.reason, "protocol_digest": scores["base"].protocol.digest,
+        "digest": score.model.digest if score else None, "precision": score.model.precision if score else None,
+        "exact_match": asdict(score.exact_match) if score else None,
+        "checks": {subject: [asdict(check) for check in checks] for subject, checks in verdict.checks.items()},
+    })
+
+
+def write_answers(out: Path, results: dict[str, dict[str, Any]]) -> None:
+    """answers/<model>.jsonl: every greedy answer with what the verifier said."""
+    for name, result in results.items():
+        lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in result["answers"])
+        write_atomic(out / "answers" / f"{name}.jsonl", "".join(lines))

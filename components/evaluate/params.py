@@ -1,0 +1,131 @@
+"""The parameters of the stage, checked when they are read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stagecraft.contract.params import params
+
+MODELS = ("base", "sft", "aligned", "fp8", "nvfp4")
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@params
+class Tasks:
+    """Exact match: greedy answers to the held-out tasks.
+
+    Attributes:
+        prompts: how many, shared evenly among the families; all there are if there are fewer.
+        max_new_tokens: an answer that has not ended by then counts as wrong.
+    """
+
+    prompts: Annotated[int, Field(ge=2)]
+    max_new_tokens: Positive
+
+
+@params
+class Text:
+    """Bits per byte: held-out documents, each up to `document_bytes`, until `bytes` are read.
+
+    Attributes:
+        bytes: UTF-8 bytes in all.
+        document_bytes: at most that much of one document: many documents give a smaller standard error than a few long ones.
+        window: tokens the model sees at once.
+        overlap: tokens of the preceding window that a window starts with, as context that is not scored again.
+    """
+
+    bytes: Positive
+    document_bytes: Positive
+    window: Annotated[int, Field(ge=2)]
+    overlap: Positive
+
+    def __post_init__(self) -> None:
+        if self.overlap >= self.window:
+            raise ValueError(f"overlap must be below window ({self.window}), or no token would be new")
+
+
+@params
+class Sampling:
+    """pass@k: several sampled answers to the first prompts of the held-out tasks.
+
+    Attributes:
+        models: whom to ask; an empty list leaves this out.
+        prompts: how many of the prompts of exact match.
+        samples: answers to each; pass@1 to pass@samples come from the same answers.
+        temperature: of sampling.
+    """
+
+    models: list[str]
+    prompts: Annotated[int, Field(ge=2)]
+    samples: Annotated[int, Field(ge=2)]
+    temperature: Annotated[float, Field(gt=0)]
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.models if name not in MODELS]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no model of this pipeline; they are {', '.join(MODELS)}")
+
+
+@params
+class Gate:
+    """What must hold before a model is promoted (gate.py says how each number is used).
+
+    Attributes:
+        candidates: best liked first; the first one that passes is promoted.
+        confidence: of the one-sided bounds on differences.
+        base_max_exact_match: a base model above this has seen the tasks, or the verifier is too easily pleased.
+        base_max_bits_per_byte: a base model above this has not learned to predict text.
+        aligned_min_gain: by how much aligned must beat sft.
+        quantized_max_loss: by how much a quantised model may fall behind aligned.
+        min_exact_match: what the promoted model must reach.
+    """
+
+    candidates: Annotated[list[str], Field(min_length=1)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    base_max_exact_match: Share
+    base_max_bits_per_byte: Annotated[float, Field(gt=0)]
+    aligned_min_gain: Annotated[float, Field(ge=-1, le=1)]
+    quantized_max_loss: Share
+    min_exact_match: Share
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.candidates if name not in ("aligned", "fp8", "nvfp4")]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} cannot be promoted; candidates are nvfp4, fp8, aligned")
+
+
+@params
+class Params:
+    """Parameters of the evaluate stage.
+
+    Attributes:
+        seed: chooses the documents and seeds the sampled answers.
+        processes: models evaluated at a time, each in a process of its own.
+        threads: threads of each process.
+        dtype: what the engine computes in.
+        max_model_len: prompt and answer, or a window of text, in tokens.
+        max_num_seqs: sequences in one batch.
+    """
+
+    seed: int
+    processes: Positive
+    threads: Positive
+    dtype: str
+    max_model_len: Positive
+    max_num_seqs: Positive
+    tasks: Tasks
+    text: Text
+    pass_at_k: Sampling
+    gate: Gate
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype {self.dtype!r} is none of float32, bfloat16, float16")
+        if self.text.window >= self.max_model_len:
+            raise ValueError(f"text.window ({self.text.window}) must be below max_model_len ({self.max_model_len})")
+        if self.tasks.max_new_tokens >= self.max_model_len:
+            raise ValueError(f"tasks.max_new_tokens ({self.tasks.max_new_tokens}) must be below max_model_len ({self.max_model_len})")

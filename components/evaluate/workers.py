@@ -1,0 +1,91 @@
+"""Runs one worker process per model, a few at a time; what is finished stays finished, whatever happens to the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from components.evaluate.params import Params
+from components.evaluate.workload import Workload
+from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
+from stagecraft.contract.files import write_json
+from stagecraft.contract.runlog import RunLog
+
+LAST_LINES = 15
+
+
+def run_all(models: dict[str, tuple[Path, str]], workload: Workload, params: Params, log: RunLog) -> dict[str, dict[str, Any]]:
+    """Evaluate every model and return the workers' results by name.
+
+    A result that `log.work` already holds is taken as it is: the runner hands out the same directory only for the same
+    parameters, inputs and code.
+
+    Args:
+        models: name -> (checkpoint directory, artifact digest), those that take longest first.
+
+    Raises:
+        UserError: a worker found a mistake in its input.
+        RuntimeError: a worker died; its last lines are in the message.
+    """
+    results = {name: log.work / f"{name}.json" for name in models}
+    finished = [name for name in models if results[name].is_file()]
+    if finished:
+        log.note(f"already evaluated before the interruption: {', '.join(finished)}")
+    amounts = {name: _amount(name, workload, params) for name in models}
+    running: list[subprocess.Popen] = []
+    lock = Lock()
+    pool = ThreadPoolExecutor(params.processes)
+    with log.bar("evaluate", sum(amounts.values()), unit="item", done=sum(amounts[name] for name in finished)) as bar:
+
+        def advance(amount: int) -> None:
+            with lock:
+                bar.advance(amount)
+
+        def work(name: str) -> None:
+            path, digest = models[name]
+            job = log.work / f"{name}.job.json"
+            write_json(job, {"name": name, "path": str(path.resolve()), "digest": digest, "result": str(results[name].resolve()),
+                             "params": asdict(params), **workload.as_dict()})
+            _run(name, job, params.threads, running, advance)
+
+        try:
+            for future in as_completed([pool.submit(work, name) for name in models if name not in finished]):
+                future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.kill()  # a no-op for those that have ended
+    return {name: json.loads(results[name].read_text()) for name in models}
+
+
+def _run(name: str, job: Path, threads: int, running: list[subprocess.Popen], advance: Callable[[int], None]) -> None:
+    output = job.with_name(f"{name}.log")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    with output.open("w") as stream:
+        process = subprocess.Popen([sys.executable, "-m", "components.evaluate.worker", str(job)], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, stderr=stream, text=True, env=environment)
+        running.append(process)
+        with process.stdout:
+            for line in process.stdout:
+                advance(int(line.removeprefix("done ")))
+        status = process.wait()
+    if status == 0:
+        return
+    lines = output.read_text(errors="replace").splitlines()
+    if status == EXIT_USER_ERROR and lines and lines[-1].startswith("error: "):
+        raise UserError(lines[-1].removeprefix("error: "))
+    ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    raise RuntimeError("\n".join([f"the evaluation of {name} {ended}; its last lines:", *lines[-LAST_LINES:]]))
+
+
+def _amount(name: str, workload: Workload, params: Params) -> int:
+    sampled = min(params.pass_at_k.prompts, len(workload.rows)) * params.pass_at_k.samples if name in params.pass_at_k.models else 0
+    return len(workload.rows) + len(workload.documents) + sampled

@@ -1,0 +1,108 @@
+"""Statistics against closed forms, scipy and simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from components.evaluate import statistics
+
+booleans = st.lists(st.booleans(), min_size=2, max_size=60)
+
+
+@given(booleans)
+def test_standard_error_of_a_proportion_is_the_closed_form(values):
+    n, p = len(values), sum(values) / len(values)
+    estimate = statistics.mean(values)
+    assert estimate.value == pytest.approx(p)
+    assert estimate.stderr == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)))
+    assert estimate.stderr == pytest.approx(stats.sem(np.asarray(values, float)))
+
+
+def test_one_value_has_no_standard_error():
+    with pytest.raises(ValueError, match="at least two"):
+        statistics.mean([1.0])
+    with pytest.raises(ValueError, match="at least two"):
+        statistics.ratio([1.0], [2.0])
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30))
+def test_a_ratio_over_equal_denominators_is_a_mean(values):
+    mean, ratio = statistics.mean(values), statistics.ratio(values, [1.0] * len(values))
+    assert (ratio.value, ratio.stderr) == pytest.approx((mean.value, mean.stderr), abs=1e-9)
+
+
+def test_the_standard_error_of_a_ratio_is_that_of_resampled_documents():
+    random = np.random.default_rng(0)
+    sizes = random.integers(200, 2000, 80).astype(float)
+    bits = sizes * random.normal(2.0, 0.3, 80)
+    estimate = statistics.ratio(bits, sizes)
+    draws = random.integers(0, 80, (4000, 80))
+    resampled = bits[draws].sum(1) / sizes[draws].sum(1)
+    assert estimate.stderr == pytest.approx(resampled.std(), rel=0.06)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
+def test_paired_comparison(pairs):
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    found = statistics.paired(first, second)
+    wins, losses, n = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs), len(pairs)
+    assert found.difference == pytest.approx((wins - losses) / n)
+    assert found.stderr == pytest.approx(math.sqrt(max(0, wins + losses - (wins - losses) ** 2 / n) / (n * (n - 1))))
+    tail = sum(math.comb(wins + losses, i) for i in range(min(wins, losses) + 1)) / 2 ** (wins + losses)
+    assert found.p_value == pytest.approx(min(1.0, 2 * tail))
+    swapped = statistics.paired(second, first)
+    assert (swapped.difference, swapped.p_value) == (-found.difference, found.p_value)
+
+
+def test_paired_comparison_wants_the_same_prompts():
+    with pytest.raises(ValueError, match="same prompts"):
+        statistics.paired([True, False], [True])
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95, 0.99]))
+def test_wilson_interval_is_the_closed_form(counts, confidence):
+    k, n = counts
+    p, z = k / n, stats.norm.ppf((1 + confidence) / 2)
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert statistics.wilson(k, n, confidence) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-9)
+
+
+def test_a_true_difference_of_the_detectable_size_is_found_four_times_in_five():
+    stderr = 0.02
+    difference = statistics.minimum_detectable_difference(stderr, 0.95)
+    critical = stats.norm.ppf(0.975) * stderr
+    power = stats.norm.sf(critical, difference, stderr) + stats.norm.cdf(-critical, difference, stderr)
+    assert power == pytest.approx(0.8, abs=1e-4)
+
+
+def test_holm_by_hand():
+    assert statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert statistics.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert statistics.holm({}) == {}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_stays_between_the_raw_value_and_bonferroni(values):
+    raw = {str(i): p for i, p in enumerate(values)}
+    for name, adjusted in statistics.holm(raw).items():
+        assert raw[name] <= adjusted <= 1
+        assert adjusted <= min(1, max(raw.values()) * len(raw)) + 1e-12
+
+
+@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_counts_the_subsets_that_hold_a_right_answer(case):
+    samples, correct, k = case
+    subsets = list(itertools.combinations(range(samples), k))
+    share = sum(any(i < correct for i in subset) for subset in subsets) / len(subsets)
+    assert statistics.pass_at_k(samples, correct, k) == pytest.approx(share)
+
+
+def test_pass_at_k_needs_k_samples():
+    with pytest.raises(ValueError, match="at least 5"):
+        statistics.pass_at_k(4, 1, 5)
