@@ -17,7 +17,8 @@ def is_file_run(arguments: Sequence[str]) -> bool:
     while position < len(arguments) and arguments[position].startswith("-"):
         position += 2 if arguments[position] in _VALUED else 1
     rest = list(arguments[position + 1 :])
-    return list(arguments[position : position + 1]) == ["run"] and any(argument.endswith(".py") for argument in rest)
+    asks = rest in (["--help"], ["-h"])  # stock KFP would first look for a server
+    return list(arguments[position : position + 1]) == ["run"] and (asks or any(argument.endswith(".py") for argument in rest))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ examples:
   kfp run pipelines/full.py pretrain.steps=100 rl.steps=20
   kfp run pipelines/full.py --endpoint http://localhost:8080
 
-Every other kfp command is stock Kubeflow Pipelines: kfp --help.
+Every other kfp command is stock Kubeflow Pipelines, `kfp run create`, `list`, `get` and the like among them: kfp --help.
 """
 
 

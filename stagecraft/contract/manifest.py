@@ -10,6 +10,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import digest_of, sha256, write_json
 
 NAME = "manifest.json"
+_KEYS = {"stage", "digest", "files"}
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
@@ -38,7 +39,10 @@ def read(directory: Path) -> dict[str, Any]:
     """
     path = directory / NAME
     try:
-        return json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
+        if not isinstance(manifest, dict) or not _KEYS <= manifest.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(_KEYS))}")
+        return manifest
     except FileNotFoundError:
         raise UserError("not a finished artifact (no manifest.json)", where=str(directory),
                         mend=f"run the stage that makes it: dvc repro {_maker(directory)}") from None

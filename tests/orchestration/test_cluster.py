@@ -11,7 +11,6 @@ from stagecraft.contract.stages import PATHS, STAGES
 from tests.orchestration.conftest import copy
 from tests.orchestration.fake_kfp import fake_kfp
 
-
 MAKER = {output: stage.name for stage in STAGES.values() for output in stage.outputs}
 
 
@@ -86,25 +85,26 @@ for key, made in outputs.items():
 
 
 def test_pods_hand_over_through_the_remote(fresh_project, tmp_path):
-    store, remote = tmp_path / "store", tmp_path / "remote"
+    store = tmp_path / "store"
     store.mkdir()
     for name in ("curate", "pretrain", "sft"):
         pod = copy(fresh_project, tmp_path / name)  # every pod starts from a bare checkout
-        done = pod.run("pod", name, str(store), STAGECRAFT_REMOTE=str(remote), PYTHONPATH=str(pod_module(tmp_path)), STAGECRAFT_ROOT=str(pod.root))
+        done = run_pod(pod, name, tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert pod.executed() == [name]
         assert (store / STAGES[name].outputs[0] / "manifest.json").is_file()
         assert not (store / STAGES[name].outputs[0] / "weights.bin").exists()  # the bytes travel through DVC's remote
     again = copy(fresh_project, tmp_path / "again")
-    done = again.run("pod", "sft", str(store), STAGECRAFT_REMOTE=str(remote), PYTHONPATH=str(pod_module(tmp_path)), STAGECRAFT_ROOT=str(again.root))
+    done = run_pod(again, "sft", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert again.executed() == []
     assert (again.root / PATHS["sft"] / "weights.bin").is_file()
 
 
-def pod_module(directory):
+def run_pod(pod, stage, directory):
     (directory / "pod.py").write_text(POD)
-    return directory
+    return pod.run("pod", stage, str(directory / "store"), PYTHONPATH=str(directory), STAGECRAFT_ROOT=str(pod.root),
+                   STAGECRAFT_REMOTE=str(directory / "remote"))
 
 
 def test_post_training_starts_from_a_base_that_lies_elsewhere(finished, tmp_path):
