@@ -107,11 +107,11 @@ def _nvfp4_weights_on_cpu() -> None:
     from modelopt.torch.kernels.quantization import gemm
 
     if not gemm.IS_AVAILABLE:
-        gemm.static_blockwise_fp4_fake_quant = _static_fake_quant
+        gemm.static_blockwise_fp4_fake_quant = static_fake_quant
         gemm.IS_AVAILABLE = True
 
 
-def _static_fake_quant(x: Tensor, amax: Tensor, global_amax: Tensor | None = None, quantize_block_scales: bool = True,
+def static_fake_quant(x: Tensor, amax: Tensor, global_amax: Tensor | None = None, quantize_block_scales: bool = True,
                        fp8_max_for_normalization: float = 448.0, out_dtype: torch.dtype | None = None) -> Tensor:
     """The arithmetic of `static_blockwise_fp4_fake_quant` (kernels/quantization/gemm/fp4_kernel.py:254): given block maxima."""
     from modelopt.torch.quantization.tensor_quant import scaled_e4m3_impl

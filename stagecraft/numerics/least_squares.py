@@ -34,6 +34,8 @@ def best_scales(x: Tensor, tensor_amax: Tensor | None = None) -> Tensor:
     blocks = x.detach().float().contiguous().view(-1, BLOCK)
     tensor_scale = tensor_scale_of(blocks.abs().amax() if tensor_amax is None else tensor_amax)
     tensor_scale = torch.where(tensor_scale == 0, 1.0, tensor_scale)
+    unit = torch.exp2(-torch.frexp(tensor_scale)[1].float().clamp(-126, 126))  # exact, and squares neither overflow nor vanish
+    blocks, tensor_scale = blocks * unit, tensor_scale * unit
     values = candidates(x.device)
     index = torch.cat([_search(chunk, values, tensor_scale) for chunk in blocks.split(CHUNK)])
     return (index + 1).to(torch.uint8).view(torch.float8_e4m3fn).view(*x.shape[:-1], -1)

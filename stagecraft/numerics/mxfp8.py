@@ -16,6 +16,7 @@ from stagecraft.numerics.rounding import E4M3_MAX, e4m3
 BLOCK = 32
 BIAS = 127
 _MANTISSA = 0x7FFFFF
+_SUBNORMAL_POWER = 0x400000
 
 
 def quantize_dequantize(x: Tensor, *, dim: int = -1) -> Tensor:
@@ -71,10 +72,11 @@ def _rows(x: Tensor) -> Tensor:
 def _exponent(amax: Tensor) -> Tensor:
     """Biased exponent (int32, 0..254; 255 is NaN) of the smallest power of two at or above amax / 448."""
     bits = (amax / E4M3_MAX).view(torch.int32)
-    return (bits >> 23) + ((bits & _MANTISSA) != 0).to(torch.int32)
+    power = torch.where(bits <= _MANTISSA, _SUBNORMAL_POWER, 0)  # mantissa of a power of two: of 2^-127 among the subnormals
+    return (bits >> 23) + ((bits & _MANTISSA) > power).to(torch.int32)
 
 
 def _power(exponent: Tensor) -> Tensor:
     """2^(exponent - 127) in float32; exponent 0 is the subnormal 2^-127, 255 is NaN."""
-    bits = torch.where(exponent == 0, 1 << 22, torch.where(exponent == 255, 0x7FC00000, exponent << 23))
+    bits = torch.where(exponent == 0, _SUBNORMAL_POWER, torch.where(exponent == 255, 0x7FC00000, exponent << 23))
     return bits.to(torch.int32).view(torch.float32)
