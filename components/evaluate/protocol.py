@@ -89,7 +89,8 @@ def require_same(first: Protocol, second: Protocol, names: tuple[str, str]) -> N
 
 
 def precision_of(checkpoint: Path) -> str:
-    """The format of a checkpoint's weights: that of its quantisation (`fp8`, `nvfp4`, ...), else the dtype it was saved in.
+    """The format of a checkpoint's weights: that of its quantisation (`fp8`, `fp8+nvfp4`, with `, kv fp8` for a quantised
+    KV cache), else the dtype it was saved in.
 
     Raises:
         UserError: its configuration is missing or unreadable.
@@ -98,12 +99,16 @@ def precision_of(checkpoint: Path) -> str:
     path = quantized if quantized.is_file() else checkpoint / "config.json"
     try:
         config = json.loads(path.read_text())
-        if path == quantized:
-            return config["quantization"]["quant_algo"].lower()
-        return config.get("dtype") or config["torch_dtype"]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return _quantisation(config["quantization"]) if path == quantized else config.get("dtype") or config["torch_dtype"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"not the configuration of a checkpoint ({error!r})", where=str(path),
                         mend="run the stage that makes the checkpoint again") from None
+
+
+def _quantisation(section: dict[str, Any]) -> str:
+    formats = {layer["quant_algo"] for layer in section.get("quantized_layers", {}).values()} or {section["quant_algo"]}
+    cache = section.get("kv_cache_quant_algo")
+    return "+".join(sorted(formats)).lower() + (f", kv {cache.lower()}" if cache else "")
 
 
 def engine_version() -> tuple[str, str]:
