@@ -40,7 +40,7 @@ def read(directory: Path) -> dict[str, Any]:
     path = directory / NAME
     try:
         manifest = json.loads(path.read_text())
-        if not isinstance(manifest, dict) or not _KEYS <= manifest.keys():
+        if not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
             raise ValueError(f"it lacks {', '.join(sorted(_KEYS))}")
         return manifest
     except FileNotFoundError:

@@ -113,7 +113,8 @@ def test_an_override_that_changes_nothing_leaves_the_text_alone():
     assert override(TEXT, ["pretrain.steps=500"]) == (TEXT, [])
 
 
-@pytest.mark.parametrize("assignment", ["pretrain.steps", "=3", "pretrain.stpes=3", "none.steps=3", "pretrain.steps.x=3", "pretrain.steps=["])
+@pytest.mark.parametrize("assignment", ["pretrain.steps", "=3", "pretrain.stpes=3", "none.steps=3", "pretrain.steps.x=3",
+                                        "pretrain.steps=["])
 def test_a_wrong_override(assignment):
     with pytest.raises(UserError):
         override(TEXT, [assignment])
