@@ -56,8 +56,8 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     config = read_config(inputs["aligned"])
     modelopt_cpu.load()
     calibration, heldout = calibration_windows(inputs["corpus"], params.calibration, config["vocab_size"])
-    mtp = mtp_tensors(inputs["aligned"])
     reference = log_probabilities(load_model(inputs["aligned"]), heldout, params.calibration.batch)
+    mtp = mtp_tensors(inputs["aligned"])
 
     metrics: dict[str, float] = {"source_bytes": weight_bytes(inputs["aligned"])}
     for name in FORMATS:
