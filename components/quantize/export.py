@@ -16,7 +16,7 @@ from torch import Tensor
 from stagecraft.contract.files import write_json
 
 SCALES = (".weight_scale", ".weight_scale_2", ".input_scale")
-OURS = ("config.json", "generation_config.json", "hf_quant_config.json", "manifest.json", "model.safetensors.index.json")
+COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")  # how names begin
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1, "I8": 1}
 
 
@@ -37,10 +37,8 @@ def export(model: torch.nn.Module, source: Path, config: Mapping[str, Any], mtp:
     written = json.loads((directory / "config.json").read_text())
     write_json(directory / "config.json", {**config, "quantization_config": written["quantization_config"]})
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.name not in OURS:
+        if path.is_file() and path.name.startswith(COPIED):
             shutil.copy2(path, directory / path.name)
-    if (source / "generation_config.json").is_file():
-        shutil.copy2(source / "generation_config.json", directory / "generation_config.json")
     lost = _shapes(source).keys() - _shapes(directory).keys()
     if lost:
         raise RuntimeError(f"the export of {source} lost {len(lost)} tensors, {min(lost)} the first")

@@ -50,6 +50,7 @@ def quantised(tmp_path_factory) -> Quantised:
     root = tmp_path_factory.mktemp("quantise")
     small_corpus(root / "corpus")
     tiny_checkpoint(root / "aligned")
+    (root / "aligned" / "rollouts.jsonl").write_text("{}\n")  # an artifact may hold more than the checkpoint
     metrics = run(root)
     config = json.loads((root / "aligned" / "config.json").read_text())
     _, heldout = calibration_windows(root / "corpus", PARAMS.calibration, config["vocab_size"])

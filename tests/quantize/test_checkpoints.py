@@ -75,6 +75,9 @@ def test_configuration_is_what_transformers_and_vllm_read(quantised, name):
     own = json.loads((directory / "hf_quant_config.json").read_text())["quantization"]
     assert own["kv_cache_quant_algo"] == "FP8"
     assert AutoTokenizer.from_pretrained(directory).chat_template
+    for copied in ("tokenizer.json", "generation_config.json"):
+        assert (directory / copied).read_bytes() == (quantised.source / copied).read_bytes()
+    assert not (directory / "rollouts.jsonl").exists()
 
 
 @pytest.mark.parametrize("name", FORMATS)
