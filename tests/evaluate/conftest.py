@@ -6,6 +6,7 @@ import textwrap
 import pytest
 
 from components.evaluate.params import Params, Sampling, Tasks, Text
+from stagecraft.contract import manifest
 from stagecraft.contract.files import write_json
 from stagecraft.data.tasks import draw_splits, write_rows
 from tests.checkpoints import tiny_checkpoint
@@ -34,5 +35,5 @@ def corpus(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     """A tiny random canonical checkpoint with a manifest."""
     directory = tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
-    write_json(directory / "manifest.json", {"digest": "d" * 64, "metrics": {"loss_last": 7.6}, "files": {}})
+    manifest.write(directory, stage="rl", params={}, inputs={}, code="", environment={}, metrics={"loss_last": 7.6})
     return directory

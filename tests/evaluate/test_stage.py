@@ -15,6 +15,7 @@ from components.evaluate import stage, workers
 from components.evaluate.params import MODELS
 from components.evaluate.text import windows
 from components.evaluate.workload import choose
+from stagecraft.contract import manifest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.chat import encode_prompt
@@ -31,7 +32,7 @@ def run_log(root, name="run"):
 def base(corpus, checkpoint, tmp_path_factory):
     """The worker's result for one model."""
     log = run_log(tmp_path_factory.mktemp("work"))
-    return workers.run_all({"base": (checkpoint, "d" * 64)}, choose(corpus, PARAMS), PARAMS, log)["base"]
+    return workers.run_all({"base": (checkpoint, manifest.read(checkpoint)["digest"])}, choose(corpus, PARAMS), PARAMS, log)["base"]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,6 @@ def test_a_worker_that_dies_says_its_last_lines(corpus, checkpoint, tmp_path, mo
 
 
 def test_a_prompt_that_does_not_fit_is_named(corpus, checkpoint, tmp_path):
-    tight = replace(PARAMS, max_model_len=50)
+    tight = replace(PARAMS, max_model_len=50, tasks=replace(PARAMS.tasks, max_new_tokens=45))
     with pytest.raises(UserError, match=r"evaluate.max_model_len: the prompt of \w+-\d+ has \d+ tokens"):
         workers.run_all({"sft": (checkpoint, "d")}, choose(corpus, tight), tight, run_log(tmp_path))
