@@ -30,9 +30,9 @@ if [ "$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 
 
 # --no-deps: the lock is complete, and a few declared bounds exclude each other without need (docs/dependencies.md).
 export PIP_IGNORE_REQUIRES_PYTHON=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-.venv/bin/pip install --quiet --no-deps --no-compile --no-binary megatron-core ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
+.venv/bin/pip install -qq --no-deps --no-compile --no-binary megatron-core ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
   -r requirements/laptop.lock
-.venv/bin/pip install --quiet --no-deps --no-compile --no-build-isolation --editable .
+.venv/bin/pip install -qq --no-deps --no-compile --no-build-isolation --editable .
 
 cuda=$(.venv/bin/python -c 'import torch; print(torch.version.cuda or "")' 2>/dev/null || echo unloadable)
 [ -z "$cuda" ] || fail "pip installed torch's CUDA build - give an index that has CPU builds of torch (PyTorch's installation page names one): make setup TORCH_INDEX=URL"

@@ -36,7 +36,7 @@ def render(root: Path) -> dict[str, Any]:
 
 
 def packages_of(root: Path, stage: str) -> list[str]:
-    """The packages of `stagecraft`, contract apart, that the imports of `components/<stage>` reach, as directories."""
+    """The packages and modules of `stagecraft`, contract apart, that the imports of `components/<stage>` reach, as paths."""
     seen: set[Path] = set()
     waiting = [path for path in sorted((root / "components" / stage).rglob("*.py")) if path.name != "component.py"]
     packages: set[str] = set()
@@ -53,6 +53,9 @@ def packages_of(root: Path, stage: str) -> list[str]:
             if package.is_dir():
                 packages.add(f"stagecraft/{parts[1]}")
                 waiting += sorted(package.rglob("*.py"))
+            elif package.with_suffix(".py").is_file():
+                packages.add(f"stagecraft/{parts[1]}.py")
+                waiting.append(package.with_suffix(".py"))
     return sorted(packages)
 
 
