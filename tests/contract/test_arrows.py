@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 # Package of stagecraft -> the packages it may import beside itself and `contract` (None: any).
 MAY: dict[str, set[str] | None] = {
     "contract": set(), "numerics": set(), "data": set(), "planning": set(), "environments": {"data"}, "model": {"numerics", "megatron_cpu"},
-    "engine": {"model", "numerics", "data", "megatron_cpu"}, "checkpoint": {"model", "numerics", "engine", "data", "megatron_cpu"}, "inference": {"numerics", "data"},
+    "engine": {"model", "numerics", "data", "megatron_cpu"}, "checkpoint": {"model", "numerics", "engine", "data", "megatron_cpu"},
+    "inference": {"numerics", "data"},
     "cli": None,
 }
 ORCHESTRATION = {"kfp", "dvc", "mlflow", "kubernetes", "kubeflow"}
