@@ -1,6 +1,7 @@
 """Counts from shapes against the published model and against models that transformers really builds."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -10,15 +11,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
+from stagecraft.model.config import Architecture
 from stagecraft.planning.parameters import count_bytes, count_parameters
 from tests.checkpoints import tiny_checkpoint
 
-SUPER_120B = SimpleNamespace(  # arXiv 2604.12374, table 1
+SUPER_120B = Architecture(  # arXiv 2604.12374, table 1
     hybrid_override_pattern="MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME",
-    mtp_hybrid_override_pattern="*E", num_nextn_predict_layers=1, hidden_size=4096, vocab_size=131072,
-    num_attention_heads=32, num_key_value_heads=2, head_dim=128, mamba_num_heads=128, mamba_head_dim=64, ssm_state_size=128, n_groups=8,
-    conv_kernel=4, n_routed_experts=512, num_experts_per_tok=22, moe_intermediate_size=2688, moe_latent_size=1024,
-    moe_shared_expert_intermediate_size=5376)
+    hidden_size=4096, vocab_size=131072, num_attention_heads=32, num_key_value_heads=2, head_dim=128, mamba_num_heads=128,
+    mamba_head_dim=64, ssm_state_size=128, n_groups=8, n_routed_experts=512, num_experts_per_tok=22, moe_intermediate_size=2688,
+    moe_latent_size=1024, moe_shared_expert_intermediate_size=5376)
 
 
 def test_the_published_model_counts_as_published():
@@ -37,7 +38,7 @@ def test_nvfp4_experts_shrink_the_published_model_to_a_quarter_or_so():
 
 def test_an_unknown_letter_is_named():
     with pytest.raises(ValueError, match="'X'"):
-        count_parameters(SimpleNamespace(**{**vars(SUPER_120B), "hybrid_override_pattern": "MEX"}))
+        count_parameters(SimpleNamespace(**{**asdict(SUPER_120B), "hybrid_override_pattern": "MEX"}))
 
 
 @st.composite
