@@ -1,0 +1,74 @@
+"""Pre-training: tokens in, a base model out, in the recipe's precision (arXiv 2604.12374, section 2)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from components.pretrain.params import Params
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.runlog import RunLog
+
+__all__ = ["Params", "main"]
+
+
+def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
+    """Train from scratch on the corpus's blend and export the canonical checkpoint.
+
+    Every rank runs `train`; this process is rank 0 and alone logs and exports.
+    """
+    from stagecraft.checkpoint.canonical import write_checkpoint
+    from stagecraft.engine.launch import ranks
+
+    tokenizer = inputs["corpus"] / "tokenizer"
+    check_vocabulary(params, tokenizer)
+    with ranks(params.processes, ["components.pretrain.worker", str(log.work), str(inputs["corpus"])], log.work / "ranks"):
+        from components.pretrain.train import train
+
+        result = train(params, inputs["corpus"], log.work, log)
+    write_checkpoint(outputs["base"], params.architecture, result.weights.items(), tokenizer)
+    curve = log.curve()
+    plot_loss(log)
+    tail = curve[-max(1, len(curve) // 20):]
+    return {
+        "loss_first": curve[0]["loss"],
+        "loss_last": sum(row["loss"] for row in tail) / len(tail),
+        "heldout_loss": result.heldout_loss,
+        "heldout_bits_per_byte": result.heldout_loss / math.log(2) / result.bytes_per_token,
+        "tokens": params.steps * params.global_batch * params.sequence_length,
+        "tokens_per_second": result.tokens_per_second,
+        "parameters": result.parameters,
+    }
+
+
+def check_vocabulary(params: Params, tokenizer: Path) -> None:
+    """Refuse a model whose vocabulary is not the tokenizer's.
+
+    Raises:
+        UserError: the sizes differ.
+    """
+    from stagecraft.data.tokenizer import load_tokenizer
+
+    size = len(load_tokenizer(tokenizer))
+    if size != params.architecture.vocab_size:
+        raise UserError(f"vocab_size is {params.architecture.vocab_size}, but the corpus's tokenizer has {size} entries",
+                        where="pretrain.architecture.vocab_size", mend=f"set it to {size}, or curate.vocab_size to yours")
+
+
+def plot_loss(log: RunLog) -> None:
+    """Loss of the next token and of each MTP depth, and the learning rate below it."""
+    from matplotlib.figure import Figure
+
+    curve = log.curve()
+    steps = [row["step"] for row in curve]
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    for key, label in (("loss", "next token"), ("mtp_loss_1", "MTP depth 1"), ("mtp_loss_2", "MTP depth 2")):
+        if key in curve[0]:
+            loss.plot(steps, [row[key] for row in curve], label=label, linewidth=1)
+    loss.set_ylabel("loss (nats per token)")
+    loss.legend()
+    rate.plot(steps, [row["lr"] for row in curve], color="gray")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("step")
+    log.figure("loss", figure)

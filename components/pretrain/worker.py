@@ -1,0 +1,11 @@
+"""A rank other than the first of a laptop's pre-training: `python -m components.pretrain.worker <work> <corpus>`."""
+
+import sys
+from pathlib import Path
+
+from components.pretrain.params import Params
+from components.pretrain.train import train
+from stagecraft.contract.params import load
+
+if __name__ == "__main__":
+    train(load(Params, "pretrain"), Path(sys.argv[2]), Path(sys.argv[1]), None)

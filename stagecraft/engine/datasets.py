@@ -1,0 +1,57 @@
+"""Token streams for pre-training: megatron-core's GPTDataset and blends over the `.bin/.idx` files of the corpus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import stagecraft.megatron_cpu  # noqa: F401  (before megatron)
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from stagecraft.contract.errors import UserError
+from stagecraft.engine.trainer import Batch
+
+
+class _Ids:
+    """The two token ids that GPTDataset asks a tokenizer for; documents end with `</s>` already."""
+
+    unique_identifiers = {"class": "stagecraft"}
+
+    def __init__(self, eod: int, pad: int, vocab_size: int):
+        self.eod, self.pad, self.vocab_size = eod, pad, vocab_size
+
+
+def open_blend(corpus: Path, split: str, *, samples: int, sequence_length: int, seed: int, cache: Path, eod: int, pad: int,
+               vocab_size: int) -> Any:
+    """A dataset of `samples` rows of `sequence_length` tokens and their successors, in an order fixed by `seed`.
+
+    Args:
+        corpus: the corpus artifact; its blend.json names the token files of `split` and their weights.
+        cache: where the shuffled index is kept between attempts.
+
+    Raises:
+        UserError: blend.json is missing or lists nothing for `split`.
+    """
+    path = corpus / "blend.json"
+    try:
+        entries = json.loads(path.read_text())[split]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"no blend {split!r}: {type(error).__name__}", where=str(path), mend="run the curate stage again") from None
+    config = GPTDatasetConfig(
+        blend=([str(corpus / prefix) for prefix, _ in entries], [weight for _, weight in entries]), split="1,0,0", random_seed=seed,
+        sequence_length=sequence_length, tokenizer=_Ids(eod, pad, vocab_size), path_to_cache=str(cache), reset_position_ids=False,
+        reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False)
+    return BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config).build()[0]
+
+
+def batch_of(dataset: Any, indices: range) -> Batch:
+    """The rows `indices` of a dataset as one microbatch."""
+    rows = [dataset[index] for index in indices]
+    device = torch.cuda.current_device()
+    tokens, labels, mask = (torch.from_numpy(np.stack([np.asarray(row[key]) for row in rows])).to(device)
+                            for key in ("tokens", "labels", "loss_mask"))
+    return Batch(tokens.long(), labels.long(), mask.float())

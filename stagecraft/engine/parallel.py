@@ -1,0 +1,38 @@
+"""Process groups: one process on a laptop, torchrun's everywhere else; the same calls on gloo and NCCL."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from stagecraft import megatron_cpu
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+
+def initialize(seed: int, *, tensor: int = 1, pipeline: int = 1, expert: int = 1) -> None:
+    """Join the process group (of one, outside torchrun), build the parallel groups and seed every generator."""
+    if not dist.is_initialized():
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        if "RANK" in os.environ:
+            if not megatron_cpu.ON_CPU:
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("gloo" if megatron_cpu.ON_CPU else "nccl")
+        else:
+            dist.init_process_group("gloo" if megatron_cpu.ON_CPU else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+    if not parallel_state.is_initialized():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, expert_model_parallel_size=expert,
+            expert_tensor_parallel_size=1)
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def shutdown() -> None:
+    """Leave the process group."""
+    if parallel_state.is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

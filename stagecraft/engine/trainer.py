@@ -1,0 +1,174 @@
+"""One training engine for every stage: megatron-core's data-parallel model, schedule and optimizer, with resumable checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stagecraft import megatron_cpu
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+from stagecraft.checkpoint.convert import from_hf, to_hf
+from stagecraft.engine.adam import FusedAdam
+from stagecraft.model.build import build_model, transformer_config
+from stagecraft.model.config import Architecture
+from stagecraft.model.packing import Packed
+from stagecraft.model.products import set_noise
+
+megatron_cpu.bind_adam(FusedAdam)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Optimizer and schedule. Rates are per step; `decay_steps` of minus-sqrt decay end at `min_lr` (0: constant after warm-up)."""
+
+    lr: float
+    steps: int
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+
+
+@dataclass
+class Batch:
+    """One microbatch: tokens, labels, loss_mask [b, s]; `packed` where a row holds several sequences; `extra` for other losses."""
+
+    tokens: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+    packed: Packed | None = None
+    extra: Any = None
+
+
+@dataclass
+class StepResult:
+    """What a step did: means over the global batch, the gradient norm before clipping, the learning rate used."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    mtp_losses: list[float] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+LossFunction = Callable[[Tensor, Batch], tuple[Tensor, Tensor, dict[str, Tensor]]]
+
+
+class Trainer:
+    """A model under training on this rank.
+
+    Args:
+        architecture: shapes.
+        optimization: rates and schedule.
+        weights: canonical tensors to start from; None initialises from the current seed.
+        frozen: a parameter whose Megatron name contains one of these keeps its value.
+        options: of `transformer_config` (precision, mtp_depths, ...).
+    """
+
+    def __init__(self, architecture: Architecture, optimization: Optimization, *, max_sequence_length: int,
+                 weights: Mapping[str, Tensor] | None = None, frozen: Sequence[str] = (), **options: Any):
+        self.architecture, self.optimization = architecture, optimization
+        self.config = transformer_config(architecture, **options)
+        self.module = build_model(architecture, self.config, max_sequence_length)
+        self.mtp = bool(self.config.mtp_num_layers)
+        if weights is not None:
+            self.load_weights(weights)
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in frozen))
+        self.model = DistributedDataParallel(
+            self.config, DistributedDataParallelConfig(overlap_grad_reduce=False, grad_reduce_in_fp32=True, use_distributed_optimizer=False),
+            self.module)
+        self.model.broadcast_params()
+        self.config.finalize_model_grads_func = finalize_model_grads
+        o = optimization
+        self.optimizer = get_megatron_optimizer(OptimizerConfig(
+            optimizer="adam", lr=o.lr, min_lr=o.min_lr, weight_decay=o.weight_decay, adam_beta1=o.betas[0], adam_beta2=o.betas[1],
+            clip_grad=o.clip, bf16=self.config.bf16, params_dtype=self.config.params_dtype), [self.model])
+        self.scheduler = OptimizerParamScheduler(
+            self.optimizer, init_lr=0.0, max_lr=o.lr, min_lr=o.min_lr, lr_warmup_steps=o.warmup_steps, lr_decay_steps=o.steps,
+            lr_decay_style="WSD" if o.decay_steps else "constant", start_wd=o.weight_decay, end_wd=o.weight_decay, wd_incr_steps=0,
+            wd_incr_style="constant", wsd_decay_steps=o.decay_steps, lr_wsd_decay_style="minus_sqrt")
+        self.steps_done = 0
+
+    def step(self, batches: Sequence[Batch], loss: LossFunction | None = None) -> StepResult:
+        """One optimizer step over this rank's microbatches; gradients are means over the tokens of all ranks that have a loss.
+
+        Args:
+            batches: at least one; the same number on every rank.
+            loss: (model output, batch) -> (summed loss, number of tokens, sums to report). Default: next-token cross-entropy.
+        """
+        self.model.train()
+        set_noise(self.steps_done, parallel_state.get_data_parallel_rank())
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        self.scheduler.step(1)
+        reports = get_forward_backward_func()(
+            forward_step_func=lambda iterator, model: self._forward(next(iterator), model, loss), data_iterator=iter(batches),
+            model=[self.model], num_microbatches=len(batches), seq_length=batches[0].tokens.shape[1],
+            micro_batch_size=batches[0].tokens.shape[0], forward_only=False)
+        _, grad_norm, _ = self.optimizer.step()
+        self.steps_done += 1
+        sums = self._reduce(reports)
+        tokens = sums.pop("tokens")
+        return StepResult(sums.pop("loss") / max(tokens, 1), float(grad_norm), self.optimizer.param_groups[0]["lr"], int(tokens),
+                          self._mtp_losses(len(batches)), sums)
+
+    def _forward(self, batch: Batch, model: torch.nn.Module, loss: LossFunction | None) -> tuple[Tensor, Callable]:
+        options: dict[str, Any] = {"loss_mask": batch.loss_mask} if self.mtp else {}
+        labels = batch.labels if loss is None else None
+        output = model(batch.tokens, torch.zeros_like(batch.tokens), None, labels=labels, packed_seq_params=batch.packed, **options)
+
+        def summed(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            if loss is None:
+                total, count, extra = (output.float() * batch.loss_mask).sum(), batch.loss_mask.sum(), {}
+            else:
+                total, count, extra = loss(output, batch)
+            return total, count.int(), {"loss": total.detach(), "tokens": count.detach().float(), **extra}
+
+        return output, summed
+
+    @staticmethod
+    def _reduce(reports: list[dict[str, Tensor]]) -> dict[str, float]:
+        names = sorted(reports[0])
+        sums = torch.stack([torch.stack([report[name].double() for report in reports]).sum() for name in names])
+        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+        return dict(zip(names, sums.tolist()))
+
+    def _mtp_losses(self, microbatches: int) -> list[float]:
+        if not self.mtp:
+            return []
+        MTPLossLoggingHelper.reduce_metrics_in_tracker()
+        losses = (MTPLossLoggingHelper.tracker["loss_values"] / microbatches).tolist()
+        MTPLossLoggingHelper.clean_metrics_in_tracker()
+        return losses
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> tuple[float, int]:
+        """Summed next-token loss (nats) and number of tokens of one batch, without quantisation or gradient."""
+        self.model.eval()
+        output = self.module(batch.tokens, torch.zeros_like(batch.tokens), None, labels=batch.labels, packed_seq_params=batch.packed,
+                             **({"loss_mask": batch.loss_mask} if self.mtp else {}))
+        return float((output.double() * batch.loss_mask).sum()), int(batch.loss_mask.sum())
+
+    def weights(self) -> dict[str, Tensor]:
+        """Canonical tensors of the model (one process holds all of it)."""
+        return dict(to_hf(self.architecture, self.module.state_dict(), self.mtp))
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over canonical tensors; those of the MTP block only where this model has one."""
+        state = from_hf(self.architecture, tensors, self.mtp)
+        own = self.module.state_dict()
+        self.module.load_state_dict({**own, **state})

@@ -1,0 +1,201 @@
+"""vLLM's OpenAI server as a child process: started, waited for, watched, and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from stagecraft.contract.errors import UserError
+from stagecraft.inference.server_settings import LOOPBACK, Settings, local_arguments
+
+MODULE = "vllm.entrypoints.openai.api_server"
+LAST_LINES = 15
+STOP_SECONDS = 10.0
+
+
+class ServerDied(RuntimeError):
+    """The server ended, or did not become healthy; the message holds the last lines of its log."""
+
+
+class Server:
+    """A server on the loopback interface, up inside a `with` block; `running` starts several side by side.
+
+    Args:
+        model: a checkpoint directory.
+        settings: see Settings.
+        log: file that receives everything the server says.
+        port: 0 picks a free one.
+
+    Raises:
+        UserError: the directory is no checkpoint, or the port is taken.
+        ServerDied: on entering the block.
+    """
+
+    def __init__(self, model: Path, settings: Settings, log: Path, port: int = 0):
+        check_checkpoint(model)
+        self.model, self.settings, self.log = model, settings, log
+        self.port = _listenable(port)
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self.port}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """vLLM's arguments, as on its command line."""
+        return local_arguments(self.model, self.settings, self.port)
+
+    @property
+    def command(self) -> str:
+        """The command as one would type it."""
+        return shlex.join(["python", "-m", MODULE, *self.arguments])
+
+    def start(self) -> None:
+        """Start the process; does not wait."""
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": str(self.settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        }
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("w") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "stagecraft.inference.tether", MODULE, *self.arguments],
+                stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+    def wait_healthy(self) -> None:
+        """Return once the server answers.
+
+        Raises:
+            ServerDied: it ended first, or `startup_seconds` passed.
+        """
+        deadline = time.monotonic() + self.settings.startup_seconds
+        while not self.healthy():
+            if not self.alive():
+                raise ServerDied(self._last_words(f"ended with status {self._process.returncode} before it was healthy"))
+            if time.monotonic() > deadline:
+                raise ServerDied(self._last_words(f"was not healthy after {self.settings.startup_seconds:g} seconds"))
+            time.sleep(0.2)
+
+    def healthy(self) -> bool:
+        """Whether the server answers its health check."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as response:
+                return response.status == 200
+        except OSError:
+            return False
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def watch(self) -> None:
+        """Block for as long as the server lives.
+
+        Raises:
+            ServerDied: it ended.
+        """
+        self._process.wait()
+        raise ServerDied(self._last_words(f"ended with status {self._process.returncode}"))
+
+    def terminate(self) -> None:
+        """Ask the server to end; does not wait."""
+        if self.alive():
+            self._process.terminate()
+
+    def stop(self) -> None:
+        """End the server and all it started: asked first, killed after `STOP_SECONDS`."""
+        if self._process is None:
+            return
+        self.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process.stdin.close()
+        self._process = None
+
+    def __enter__(self) -> Server:
+        try:
+            self.start()
+            self.wait_healthy()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _last_words(self, what: str) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        return "\n".join([f"the server of {self.model} {what}; the last lines of {self.log}:", *lines[-LAST_LINES:]])
+
+
+@contextlib.contextmanager
+def running(*servers: Server) -> Iterator[None]:
+    """Have several servers up: they start side by side, and end side by side."""
+    try:
+        for server in servers:
+            server.start()
+        for server in servers:
+            server.wait_healthy()
+        yield
+    finally:
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.stop()
+
+
+def check_checkpoint(model: Path) -> None:
+    """Look at a directory before an engine is started on it: its configuration, its tokenizer, the header of its weight files.
+
+    Raises:
+        UserError: names the file that is missing or unreadable.
+    """
+    mend = "give a directory with config.json, tokenizer.json and *.safetensors, such as artifacts/aligned"
+    if not model.is_dir():
+        raise UserError("no such directory", where=str(model), mend=mend)
+    for name in ("config.json", "tokenizer.json"):
+        if not (model / name).is_file():
+            raise UserError(f"not a checkpoint: no {name}", where=str(model), mend=mend)
+        try:
+            json.loads((model / name).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"unreadable checkpoint: {error}", where=str(model / name), mend="export it anew") from None
+    weights = sorted(model.glob("*.safetensors"))
+    if not weights:
+        raise UserError("not a checkpoint: no *.safetensors", where=str(model), mend=mend)
+    from safetensors import SafetensorError, safe_open
+
+    for path in weights:
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"unreadable checkpoint: {error}", where=str(path), mend="export it anew") from None
+
+
+def _listenable(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or "not a port number"
+            raise UserError(f"cannot listen there: {reason}", where=f"port {port}",
+                            mend="choose another with --port, or end what uses it") from None
+        return probe.getsockname()[1]

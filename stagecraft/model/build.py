@@ -1,0 +1,105 @@
+"""Builds megatron-core's HybridModel of an architecture: the transformer config and the layer spec."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from stagecraft import megatron_cpu
+from megatron.core import parallel_state
+from megatron.core.activations import squared_relu
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
+from megatron.core.models.hybrid.hybrid_model import HybridModel
+from megatron.core.quantization.quant_config import RecipeConfig
+from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
+from megatron.core.ssm.mamba_mixer import MambaMixer, MambaMixerSubmodules
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
+from megatron.core.transformer.multi_token_prediction import (
+    MultiTokenPredictionBlock,
+    MultiTokenPredictionBlockSubmodules,
+    MultiTokenPredictionLayer,
+    MultiTokenPredictionLayerSubmodules,
+)
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer, TransformerLayerSubmodules
+from stagecraft.model.attention import ScaledDotProductAttention
+from stagecraft.model.config import Architecture
+from stagecraft.model.experts import GroupedExperts
+from stagecraft.model.layers import DuplicatedLinear, QuantizedColumnParallelLinear, QuantizedRowParallelLinear, RMSNorm
+from stagecraft.model.mamba import GatedRMSNorm, split_conv_scan
+from stagecraft.model.precision import recipe
+
+megatron_cpu.bind_kernels(split_conv_scan=split_conv_scan, gated_norm=GatedRMSNorm)
+megatron_cpu.bind_modules(norm=RMSNorm, duplicated_linear=DuplicatedLinear)
+
+
+def transformer_config(architecture: Architecture, *, precision: str = "bf16", dtype: torch.dtype = torch.float32, mtp_depths: int = 0,
+                       mtp_loss_scale: float = 0.3, expert_bias_rate: float = 1e-3, aux_loss: float = 1e-4,
+                       **parallel: Any) -> TransformerConfig:
+    """megatron-core's config of an architecture.
+
+    Args:
+        precision: "nvfp4" (the recipe of stagecraft.model.precision) or "bf16" (nothing quantised; products in `dtype`).
+        mtp_depths: prediction depths; they share one block. 0 builds no MTP.
+        expert_bias_rate, aux_loss: 0 freezes the router's balancing (post-training).
+        parallel: tensor_model_parallel_size and the like.
+    """
+    a = architecture
+    quant_recipe = recipe(a, precision)
+    return TransformerConfig(
+        num_layers=len(a.hybrid_override_pattern), hidden_size=a.hidden_size, num_attention_heads=a.num_attention_heads,
+        num_query_groups=a.num_key_value_heads, kv_channels=a.head_dim, ffn_hidden_size=a.moe_intermediate_size,
+        normalization="RMSNorm", layernorm_epsilon=a.norm_eps, add_bias_linear=False, activation_func=squared_relu, gated_linear_unit=False,
+        hidden_dropout=0.0, attention_dropout=0.0, init_method_std=a.initializer_range,
+        num_moe_experts=a.n_routed_experts, moe_router_topk=a.num_experts_per_tok, moe_ffn_hidden_size=a.moe_intermediate_size,
+        moe_latent_size=a.moe_latent_size, moe_shared_expert_intermediate_size=a.moe_shared_expert_intermediate_size,
+        moe_router_score_function="sigmoid", moe_router_enable_expert_bias=True, moe_router_bias_update_rate=expert_bias_rate,
+        moe_router_topk_scaling_factor=a.routed_scaling_factor, moe_router_load_balancing_type="seq_aux_loss",
+        moe_aux_loss_coeff=aux_loss, moe_router_dtype="fp32", moe_token_dispatcher_type="alltoall",
+        mamba_state_dim=a.ssm_state_size, mamba_head_dim=a.mamba_head_dim, mamba_num_groups=a.n_groups, mamba_num_heads=a.mamba_num_heads,
+        is_hybrid_model=True, use_cpu_initialization=megatron_cpu.ON_CPU, transformer_impl="local", params_dtype=dtype, pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16, bias_dropout_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False,
+        calculate_per_token_loss=True, quant_recipe=RecipeConfig.from_config_dict(quant_recipe) if quant_recipe else None,
+        **({"mtp_num_layers": mtp_depths, "mtp_loss_scaling_factor": mtp_loss_scale, "mtp_use_repeated_layer": True} if mtp_depths else {}),
+        **parallel)
+
+
+def build_model(architecture: Architecture, config: TransformerConfig, max_sequence_length: int) -> HybridModel:
+    """The HybridModel of this rank's pipeline stage, initialised from the megatron RNG state."""
+    pattern = architecture.hybrid_override_pattern + ("/" + architecture.mtp_hybrid_override_pattern) * (config.mtp_num_layers or 0)
+    return HybridModel(
+        config, layer_spec(architecture), vocab_size=architecture.vocab_size, max_sequence_length=max_sequence_length,
+        hybrid_layer_pattern=pattern, pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage())
+
+
+def layer_spec(architecture: Architecture) -> ModuleSpec:
+    """What each letter of the layer pattern is made of."""
+    column, row = QuantizedColumnParallelLinear, QuantizedRowParallelLinear
+    mamba = ModuleSpec(module=MambaLayer, submodules=MambaLayerSubmodules(
+        norm=RMSNorm,
+        mixer=ModuleSpec(module=MambaMixer, params={"chunk_size": architecture.chunk_size, "d_conv": architecture.conv_kernel},
+                         submodules=MambaMixerSubmodules(in_proj=column, out_proj=row)),
+        mamba_bda=get_bias_dropout_add))
+    attention = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
+        input_layernorm=RMSNorm,
+        self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=SelfAttentionSubmodules(
+            linear_qkv=column, core_attention=ScaledDotProductAttention, linear_proj=row)),
+        self_attn_bda=get_bias_dropout_add))
+    moe = ModuleSpec(module=MoELayer, metainfo={"fuse_pre_mlp_layernorm": False}, submodules=MoESubmodules(
+        experts=GroupedExperts, shared_experts=partial(SharedExpertMLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))))
+    experts = ModuleSpec(module=MoETransformerLayer, submodules=TransformerLayerSubmodules(
+        pre_mlp_layernorm=RMSNorm, mlp=moe, mlp_bda=get_bias_dropout_add))
+    mtp = ModuleSpec(module=MultiTokenPredictionBlock, submodules=MultiTokenPredictionBlockSubmodules(layer_specs=[
+        ModuleSpec(module=MultiTokenPredictionLayer, submodules=MultiTokenPredictionLayerSubmodules(
+            enorm=RMSNorm, hnorm=RMSNorm, eh_proj=column, mtp_model_layer=None, layer_norm=RMSNorm))]))
+    return ModuleSpec(module=HybridStack, submodules=HybridStackSubmodules(
+        mamba_layer=mamba, attention_layer=attention, moe_layer=experts, mtp_block_spec=mtp))

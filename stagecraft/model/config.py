@@ -1,0 +1,101 @@
+"""The architecture of a Nemotron-H model: its shapes, named as in the Hugging Face config, and what makes them impossible."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from stagecraft.contract.params import params
+
+Positive = Annotated[int, Field(gt=0)]
+
+# Head sizes that vLLM's CPU and GPU attention kernels serve.
+SERVABLE_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 192, 256)
+LAYER_TYPES = {"M": "Mamba-2", "*": "attention", "E": "mixture of experts"}
+
+
+@params
+class Architecture:
+    """Shapes of the model. Sizes are in elements; the defaults are those that no published model of the family changes."""
+
+    hybrid_override_pattern: str
+    hidden_size: Positive
+    vocab_size: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
+    head_dim: Positive
+    mamba_num_heads: Positive
+    mamba_head_dim: Positive
+    ssm_state_size: Positive
+    n_groups: Positive
+    conv_kernel: Positive = 4
+    chunk_size: Positive = 128
+    n_routed_experts: Positive
+    num_experts_per_tok: Positive
+    moe_intermediate_size: Positive
+    moe_latent_size: Positive
+    moe_shared_expert_intermediate_size: Positive
+    routed_scaling_factor: Annotated[float, Field(gt=0)] = 5.0
+    mtp_hybrid_override_pattern: str = "*E"
+    num_nextn_predict_layers: Annotated[int, Field(ge=0)] = 1
+    max_position_embeddings: Positive = 262144
+    initializer_range: Annotated[float, Field(gt=0)] = 0.014
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("hybrid_override_pattern", "mtp_hybrid_override_pattern"):
+            pattern = getattr(self, name)
+            for letter in pattern:
+                if letter not in LAYER_TYPES:
+                    known = ", ".join(f"{key} ({value})" for key, value in LAYER_TYPES.items())
+                    raise ValueError(f"{name} {pattern!r}: unknown layer letter {letter!r}; known are {known}")
+        if not self.hybrid_override_pattern:
+            raise ValueError("hybrid_override_pattern is empty: the model needs at least one layer")
+        if self.num_nextn_predict_layers and self.mtp_hybrid_override_pattern != "*E":
+            raise ValueError("mtp_hybrid_override_pattern must be '*E': the server reads no other MTP block")
+        if self.n_routed_experts < self.num_experts_per_tok:
+            raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} is more than n_routed_experts {self.n_routed_experts}")
+        if self.head_dim not in SERVABLE_HEAD_DIMS:
+            raise ValueError(f"head_dim {self.head_dim} cannot be served by vLLM; choose one of {', '.join(map(str, SERVABLE_HEAD_DIMS))}")
+        for part, whole in (("num_key_value_heads", "num_attention_heads"), ("n_groups", "mamba_num_heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} {getattr(self, whole)} is no multiple of {part} {getattr(self, part)}")
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of config.json: what transformers and vLLM need to build the model, finite numbers only."""
+        layer_types = {"M": "linear_attention", "*": "full_attention", "E": "moe"}
+        return {
+            **asdict(self),
+            "model_type": "nemotron_h",
+            "architectures": ["NemotronHForCausalLM"],
+            "layers_block_type": [layer_types[letter] for letter in self.hybrid_override_pattern],
+            "mtp_layers_block_type": [layer_types[letter] for letter in self.mtp_hybrid_override_pattern],
+            "num_hidden_layers": len(self.hybrid_override_pattern),
+            "intermediate_size": self.moe_shared_expert_intermediate_size,
+            "layer_norm_epsilon": self.norm_eps,
+            "expand": 2,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "mlp_hidden_act": "relu2",
+            "mamba_hidden_act": "silu",
+            "use_conv_bias": True,
+            "use_bias": False,
+            "mlp_bias": False,
+            "attention_bias": False,
+            "mamba_proj_bias": False,
+            "tie_word_embeddings": False,
+            # Megatron and vLLM do not clamp the time step; transformers clamps at time_step_min.
+            "time_step_min": 0.0,
+            "time_step_limit": [0.0, 1e30],
+            "residual_in_fp32": False,
+            "use_cache": True,
+        }
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> Architecture:
+        """Read the shapes back from a config.json."""
+        return cls(**{field.name: config[field.name] for field in fields(cls) if field.name in config})

@@ -1,0 +1,76 @@
+"""Building blocks of the layer spec for hosts without Transformer Engine: norm, latent projection, quantised linear layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import stagecraft.megatron_cpu  # noqa: F401  (before megatron)
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
+from stagecraft.model.precision import format_of
+from stagecraft.model.products import LinearProduct
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm that sequence parallelism knows about: its gradient is summed over the tensor-parallel ranks."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **unused: Any):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class DuplicatedLinear(nn.Module):
+    """The latent projections of LatentMoE: the same weight on every tensor-parallel rank."""
+
+    def __init__(self, input_size: int, output_size: int, *, parallel_mode: str, config: Any, init_method: Any, bias: bool = False,
+                 name: str | None = None, **unused: Any):
+        super().__init__()
+        if parallel_mode != "duplicated" or bias:
+            raise NotImplementedError("latent projections are duplicated and have no bias")
+        self.weight = nn.Parameter(torch.empty(output_size, input_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        if config.perform_initialization:
+            init_method(self.weight)
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return F.linear(x, self.weight), None
+
+    def backward_dw(self) -> None:
+        """The weight gradient is not delayed here."""
+
+
+class _Quantized:
+    """Computes in the format that `finish_init` is given; megatron-core calls that on every module with its recipe entry."""
+
+    precision: str | None = None
+
+    def finish_init(self, quant_config: Any) -> None:
+        self.precision = format_of(quant_config)
+
+    def _forward_impl(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.precision is None or not self.training:
+            return super()._forward_impl(input, weight, *args, **kwargs)
+        group = kwargs.get("tp_group") or self.tp_group
+        if kwargs.get("sequence_parallel"):
+            input = gather_from_sequence_parallel_region(input, group=group)
+        elif kwargs.get("allreduce_dgrad"):
+            input = copy_to_tensor_model_parallel_region(input, group=group)
+        y = LinearProduct.apply(input, weight, self.precision)
+        return y if kwargs.get("bias") is None else y + kwargs["bias"]
+
+
+class QuantizedColumnParallelLinear(_Quantized, ColumnParallelLinear):
+    """ColumnParallelLinear in the recipe's format while training."""
+
+
+class QuantizedRowParallelLinear(_Quantized, RowParallelLinear):
+    """RowParallelLinear in the recipe's format while training."""

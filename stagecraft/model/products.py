@@ -1,0 +1,116 @@
+"""Matrix products in the precision a recipe asks for, emulated exactly: what every quantised linear layer computes.
+
+NVFP4 as in "Pretraining LLMs with NVFP4" (arXiv 2509.25149): weights in 16x16 tiles, so that forward and data gradient use the
+same values; activations and gradients in blocks of 16 along the summed dimension; stochastic rounding on gradients; random
+Hadamard transform on both operands of the weight gradient. MXFP8: blocks of 32 along the summed dimension, round to nearest.
+Products of the rounded values accumulate in the tensors' own dtype.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagecraft.numerics import hadamard, mxfp8, nvfp4
+
+NVFP4, MXFP8 = "nvfp4", "mxfp8"
+
+
+class _Noise:
+    """Seeds of stochastic rounding: a function of training step, rank and call, so that a resumed run repeats them."""
+
+    step = rank = call = 0
+
+    def next(self) -> int:
+        self.call += 1
+        return (self.step * 1_000_003 + self.call) * 65_537 + self.rank
+
+
+NOISE = _Noise()
+
+
+def set_noise(step: int, rank: int) -> None:
+    """Start the stochastic-rounding noise of training step `step` on data-parallel rank `rank`."""
+    NOISE.step, NOISE.rank, NOISE.call = step, rank, 0
+
+
+def _forward_operands(x: Tensor, w: Tensor, precision: str | None) -> tuple[Tensor, Tensor]:
+    if precision == NVFP4:
+        return nvfp4.quantize_dequantize(x), nvfp4.quantize_dequantize(w, two_dimensional=True)
+    if precision == MXFP8:
+        return mxfp8.quantize_dequantize(x), mxfp8.quantize_dequantize(w)
+    return x, w
+
+
+def _data_gradient_operands(dy: Tensor, w: Tensor, w_forward: Tensor, precision: str | None) -> tuple[Tensor, Tensor]:
+    if precision == NVFP4:
+        return nvfp4.quantize_dequantize(dy, stochastic=True, seed=NOISE.next()), w_forward
+    if precision == MXFP8:
+        return mxfp8.quantize_dequantize(dy), mxfp8.quantize_dequantize(w, dim=-2)
+    return dy, w_forward
+
+
+def _weight_gradient_operands(dy: Tensor, x: Tensor, precision: str | None) -> tuple[Tensor, Tensor]:
+    """Rows are tokens, the dimension summed over."""
+    if precision == NVFP4:
+        dy, x = hadamard.transform(dy, dim=-2), hadamard.transform(x, dim=-2)
+        return nvfp4.quantize_dequantize(dy, dim=-2, stochastic=True, seed=NOISE.next()), nvfp4.quantize_dequantize(x, dim=-2)
+    if precision == MXFP8:
+        return mxfp8.quantize_dequantize(dy, dim=-2), mxfp8.quantize_dequantize(x, dim=-2)
+    return dy, x
+
+
+class LinearProduct(torch.autograd.Function):
+    """y = x w^T for x [..., in], w [out, in]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, precision: str | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        xq, wq = _forward_operands(rows, w, precision)
+        ctx.precision = precision
+        ctx.save_for_backward(rows, w, wq)
+        return (xq @ wq.t()).view(*x.shape[:-1], w.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, w, wq = ctx.saved_tensors
+        dy_rows = dy.reshape(-1, dy.shape[-1]).contiguous()
+        a, b = _data_gradient_operands(dy_rows, w, wq, ctx.precision)
+        dx = (a @ b).view(*dy.shape[:-1], w.shape[1])
+        a, b = _weight_gradient_operands(dy_rows, rows, ctx.precision)
+        return dx, a.t() @ b, None
+
+
+class GroupedProduct(torch.autograd.Function):
+    """y = x w[e]^T for the rows of expert e: x [rows, in] sorted by expert, w [experts, out, in], bounds[e]..bounds[e + 1] its rows.
+
+    With a quantised precision every group's rows must be a multiple of 16 (32 for MXFP8), zero rows included, so that blocks of
+    the weight gradient stay within one expert. Weights have one tensor scale per expert, activations one for all rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bounds: list[int], precision: str | None) -> Tensor:
+        xq, wq = _forward_operands(x, w, precision)
+        ctx.precision, ctx.bounds = precision, bounds
+        ctx.save_for_backward(x, w, wq)
+        y = x.new_empty(x.shape[0], w.shape[1])
+        for expert, (start, end) in enumerate(pairwise(bounds)):
+            if start < end:
+                torch.mm(xq[start:end], wq[expert].t(), out=y[start:end])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, w, wq = ctx.saved_tensors
+        dy = dy.contiguous()
+        dx, dw = torch.empty_like(x), torch.zeros_like(w)
+        a, b = _data_gradient_operands(dy, w, wq, ctx.precision)
+        c, d = _weight_gradient_operands(dy, x, ctx.precision)
+        for expert, (start, end) in enumerate(pairwise(ctx.bounds)):
+            if start < end:
+                torch.mm(a[start:end], b[expert], out=dx[start:end])
+                torch.mm(c[start:end].t(), d[start:end], out=dw[expert])
+        return dx, dw, None, None
