@@ -14,7 +14,9 @@ LOOPBACK = "127.0.0.1"
 
 # The chat template leaves it to the model to open `<think>`; this parser takes what precedes `</think>` for reasoning either way,
 # and nothing when the prompt has closed the block already (enable_thinking=false). Tool calls are JSON between markers (Hermes).
-PARSERS = ("--reasoning-parser", "nemotron_v3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+# JSON without white space of the model's choosing: a grammar lets a weak model indent until its tokens are spent.
+CHAT = ("--reasoning-parser", "nemotron_v3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+        "--structured-outputs-config", '{"disable_any_whitespace":true}')
 
 
 @params
@@ -59,5 +61,5 @@ def local_arguments(model: Path, settings: Settings, port: int) -> list[str]:
         "--model", str(model), "--served-model-name", settings.name, "--host", LOOPBACK, "--port", str(port),
         "--dtype", settings.dtype, "--enforce-eager", "--max-model-len", str(settings.max_model_len),
         "--max-num-seqs", str(settings.max_num_seqs), "--kv-cache-memory-bytes", str(settings.kv_cache_bytes),
-        *PARSERS, *speculation(settings.draft_tokens),
+        *CHAT, *speculation(settings.draft_tokens),
     ]

