@@ -1,40 +1,38 @@
-"""vLLM inside this process: rollouts, evaluation and log-probabilities, beside a trainer that shares the process or alone."""
+"""vLLM inside this process: rollouts, evaluation and weight updates without a server in between.
+
+One engine computes in one dtype on one device. vLLM is imported when the first engine is made, never with this module.
+"""
 
 from __future__ import annotations
 
-import gc
 import os
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from stagecraft.contract.errors import UserError
-from stagecraft.inference.memory import kv_cache_bytes, read_config
+from stagecraft.inference.checkpoint_facts import cache_bytes, read_config
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process: weights are handed over by reference
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads stay where the trainer's are
-    "VLLM_HOST_IP": "127.0.0.1",  # one process: no name lookups
-    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # one more than the longest sequence, see Engine.__init__
-    "HF_HUB_OFFLINE": "1",
-}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Completion:
     """One answer.
 
-    Args:
-        token_ids: what was generated; a stop token is the last of them.
-        logprobs: natural log-probability of each token under the distribution it was drawn from; None when not asked for.
-        finished: whether a stop token ended it (False: it ran into `max_tokens` or the engine's length).
+    Attributes:
+        token_ids: what was generated, the stop token included.
+        logprobs: natural log-probability of each under the model itself (temperature one), None unless asked for.
+        finished: a stop token ended it; False if `max_tokens` or the context did.
     """
 
     token_ids: list[int]
@@ -43,159 +41,156 @@ class Completion:
 
 
 class Engine:
-    """One model under vLLM in this process.
+    """A model loaded by vLLM in this process.
+
+    Equal checkpoints, arguments and calls give equal tokens, also for sampling: every request draws from a generator of its own.
 
     Args:
-        model: checkpoint directory (Hugging Face layout, plain or quantised by ModelOpt).
-        max_model_len: most tokens of prompt and answer together.
-        max_num_seqs: most sequences in one batch.
-        dtype: what is computed in, "float32" or "bfloat16".
-        seed: of the sampling where `generate` gets none.
-        draft_tokens: tokens that the MTP block proposes at a time; 0 leaves speculation out.
-        threads: OpenMP threads of this process.
-
-    The process group, the random generators and the thread count of a trainer in the same process are left as they were found
-    (`threads` apart).
+        model: a canonical checkpoint, plain or quantised by ModelOpt.
+        max_model_len: prompt and answer together, tokens.
+        max_num_seqs: sequences computed at the same time.
+        dtype: of weights, activations and attention cache: float32, bfloat16 or float16.
+        seed: of sampling, unless a call gives its own.
+        draft_tokens: tokens drafted by the checkpoint's MTP block per step; 0 turns speculative decoding off.
+        threads: CPU threads of matrix products.
 
     Raises:
-        UserError: the checkpoint cannot be read, or vLLM cannot serve its shapes.
+        UserError: `model` is no checkpoint, or cannot draft and was asked to.
     """
 
     def __init__(self, model: Path, *, max_model_len: int, max_num_seqs: int, dtype: str = "float32", seed: int = 0,
                  draft_tokens: int = 0, threads: int = 1):
-        for name, value in ENVIRONMENT.items():
-            os.environ[name] = value
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        self.model, self.seed, self.max_model_len, self.max_num_seqs = Path(model), seed, max_model_len, max_num_seqs
-        self._draws = 0
-        torch.set_num_threads(threads)
-        config = read_config(self.model)
-        # Scoring a sequence of the full length asks for one token after it.
-        length = max_model_len + 1
-        with _guests_manners():
+        config = read_config(model)
+        if draft_tokens and not config.get("num_nextn_predict_layers"):
+            raise UserError("the checkpoint has no MTP block to draft with", where=str(model), mend="set draft_tokens to 0")
+        self.max_model_len, self._seed, self._drafts = max_model_len, seed, draft_tokens > 0
+        os.environ.update(_environment(threads))
+        with _undisturbed_process():
+            import torch
             from vllm import LLM
 
-            try:
-                self._llm = LLM(
-                    model=str(self.model), skip_tokenizer_init=True, dtype=dtype, seed=seed, enforce_eager=True,
-                    max_model_len=length, max_num_seqs=max_num_seqs, max_num_batched_tokens=max(2048, length, 64 * max_num_seqs),
-                    kv_cache_memory_bytes=kv_cache_bytes(config, length, max_num_seqs, dtype, draft_tokens),
-                    enable_prefix_caching=False, async_scheduling=False, logprobs_mode="processed_logprobs", disable_log_stats=True,
-                    speculative_config={"method": "mtp", "num_speculative_tokens": draft_tokens} if draft_tokens else None,
-                )
-            except (ValueError, NotImplementedError, KeyError, OSError) as error:
-                raise UserError(f"vLLM cannot serve this checkpoint: {error}", where=str(self.model),
-                                mend="check config.json and the weights against a checkpoint that works") from error
+            torch.set_num_threads(threads)
+            self._owns_group = not torch.distributed.is_initialized()
+            self._llm = LLM(
+                model=str(model), dtype=dtype, seed=seed, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max(2048, max_model_len, max_num_seqs * (1 + draft_tokens)), enforce_eager=True,
+                skip_tokenizer_init=True, generation_config="vllm", enable_prefix_caching=False, disable_log_stats=not draft_tokens,
+                logprobs_mode="raw_logprobs", async_scheduling=False,
+                kv_cache_memory_bytes=cache_bytes(config, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
+                                                  draft_tokens=draft_tokens, element_bytes=ELEMENT_BYTES[dtype]),
+                speculative_config={"method": "mtp", "num_speculative_tokens": draft_tokens} if draft_tokens else None,
+            )
 
-    def generate(self, prompts: Sequence[list[int]], *, temperature: float, max_tokens: int, n: int = 1,
-                 stop_token_ids: Sequence[int] = (), seed: int | None = None, logprobs: bool = False) -> list[list[Completion]]:
-        """`n` completions of each prompt, in the order of the prompts.
-
-        Args:
-            prompts: token ids.
-            temperature: 0 for greedy; 1 draws from the model's own distribution.
-            max_tokens: most tokens of a completion.
-            stop_token_ids: a completion ends with the first of them, which is part of it. No other token ends one.
-            seed: the i-th of all completions draws from its own generator, seeded by (seed, i): equal calls give equal tokens. None
-                continues the engine's own sequence, which begins with its `seed`.
-            logprobs: return the log-probability of each token after temperature.
-
-        Raises:
-            ValueError: a prompt is empty or leaves no room for an answer.
-        """
-        from vllm import SamplingParams
-
-        if seed is None:
-            seed, self._draws = self.seed + 1_000_003 * self._draws, self._draws + 1
-        longest = max(map(len, prompts), default=1)
-        if longest >= self.max_model_len:
-            raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer in max_model_len {self.max_model_len}")
-        settings = [
-            SamplingParams(
-                temperature=temperature, max_tokens=min(max_tokens, self.max_model_len - len(prompt)), ignore_eos=True,
-                stop_token_ids=list(stop_token_ids), detokenize=False, logprobs=0 if logprobs else None, flat_logprobs=logprobs,
-                seed=_mix(seed, index * n + sample) if temperature > 0 else None)
-            for index, prompt in enumerate(prompts) for sample in range(n)]
-        outputs = self._run([prompt for prompt in prompts for _ in range(n)], settings)
-        completions = [_completion(output.outputs[0]) for output in outputs]
-        return [completions[begin:begin + n] for begin in range(0, len(completions), n)]
-
-    def logprobs(self, sequences: Sequence[list[int]]) -> list[list[float]]:
-        """Natural log-probability of each token after the first, given those before it.
+    def generate(self, prompts: Sequence[Sequence[int]], *, temperature: float, max_tokens: int, stop_token_ids: Sequence[int],
+                 n: int = 1, seed: int | None = None, logprobs: bool = False) -> list[list[Completion]]:
+        """Continue every prompt `n` times, until a stop token or `max_tokens`.
 
         Args:
-            sequences: token ids, 1 to `max_model_len` a sequence.
+            temperature: 0 is greedy (then n must be 1, for n answers would be one answer).
+            seed: of this call's sampling; the engine's own if None.
 
         Returns:
-            One value fewer than tokens for each sequence.
+            for each prompt its completions.
+
+        Raises:
+            ValueError: an empty prompt, one that leaves no room in the context, or n > 1 at temperature 0.
         """
         from vllm import SamplingParams
 
-        settings = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True,
-                                  flat_logprobs=True)
-        outputs = self._run(list(sequences), [settings] * len(sequences))
-        return [_own(output.prompt_logprobs)[1:] for output in outputs]
+        if temperature == 0 and n > 1:
+            raise ValueError("greedy answers are all the same: n must be 1 at temperature 0")
+        self._check(prompts, room=1)
+        seeds = iter(np.random.SeedSequence(self._seed if seed is None else seed).generate_state(len(prompts) * n, np.uint64).tolist())
+        outputs = self._run([list(prompt) for prompt in prompts for _ in range(n)], [
+            SamplingParams(temperature=temperature, max_tokens=max_tokens, stop_token_ids=list(stop_token_ids), ignore_eos=True,
+                           detokenize=False, logprobs=0 if logprobs else None, flat_logprobs=logprobs,
+                           seed=None if temperature == 0 else next(seeds) >> 1)
+            for _ in range(len(prompts) * n)])
+        completions = [_completion(output.outputs[0]) for output in outputs]
+        return [completions[start:start + n] for start in range(0, len(completions), n)]
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Natural log-probability of every token after the first, given those before it.
+
+        Raises:
+            ValueError: a sequence that is empty or as long as the context.
+        """
+        from vllm import SamplingParams
+
+        self._check(sequences, room=1)
+        asked = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False, prompt_logprobs=0, flat_logprobs=True)
+        outputs = self._run([list(sequence) for sequence in sequences], [asked] * len(sequences))
+        return [_flat(output.prompt_logprobs, skip=1) for output in outputs]
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace the model's weights in place.
+        """Replace weights in place; names and shapes as in the checkpoint's files (`mtp.*` too, when drafting)."""
+        weights = list(weights)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
 
-        Args:
-            weights: (name in a Hugging Face checkpoint, tensor) for every tensor of the checkpoint; `mtp.*` are read when the
-                engine drafts. Tensors are copied.
-        """
-        with _guests_manners():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
-        self._llm.reset_prefix_cache()
+    def draft_statistics(self) -> tuple[int, int, list[int]]:
+        """Since the start: (drafts, drafted tokens, accepted tokens by position in the draft); zeros without drafting."""
+        if not self._drafts:
+            return 0, 0, []
+        found = {metric.name: metric for metric in self._llm.get_metrics() if metric.name.startswith("vllm:spec_decode")}
+        return (found["vllm:spec_decode_num_drafts"].value, found["vllm:spec_decode_num_draft_tokens"].value,
+                list(found["vllm:spec_decode_num_accepted_tokens_per_pos"].values))
 
     def close(self) -> None:
-        """Free the engine; a process group that was there before it stays."""
-        from vllm.distributed.parallel_state import destroy_model_parallel
+        """Free the model and its cache; a process group that vLLM made goes with them, one that was there before stays."""
+        from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
 
-        core = self._llm.llm_engine.engine_core.engine_core
-        core.model_executor.shutdown()
-        core.scheduler.shutdown()
-        del self._llm
+        if self._llm is None:
+            return
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
         destroy_model_parallel()
-        gc.unfreeze()
-        gc.collect()
+        if self._owns_group:
+            destroy_distributed_environment()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check(self, prompts: Sequence[Sequence[int]], room: int) -> None:
+        for index, prompt in enumerate(prompts):
+            if not 0 < len(prompt) <= self.max_model_len - room:
+                raise ValueError(f"prompt {index} has {len(prompt)} tokens; 1 to {self.max_model_len - room} fit max_model_len")
 
     def _run(self, prompts: list[list[int]], settings: list[Any]) -> list[Any]:
-        if not prompts:
-            return []
-        from vllm import TokensPrompt
-
-        return self._llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], settings, use_tqdm=False)
+        return self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], settings, use_tqdm=False)
 
 
-def _completion(output: Any) -> Completion:
-    return Completion(list(output.token_ids), None if output.logprobs is None else _own(output.logprobs), output.finish_reason == "stop")
-
-
-def _own(flat: Any) -> list[float]:
-    """The chosen token's value at each position: vLLM puts it first."""
-    return [flat.logprobs[begin] if begin < end else 0.0 for begin, end in zip(flat.start_indices, flat.end_indices)]
-
-
-def _mix(seed: int, index: int) -> int:
-    """A seed of 63 bits of its own for every (seed, index): SplitMix64's finaliser."""
-    x = (seed * 0x9E3779B97F4A7C15 + (index + 1) * 0xD1B54A32D192ED03) & (2**64 - 1)
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (x ^ (x >> 31)) >> 1
+def _environment(threads: int) -> dict[str, str]:
+    """What vLLM reads when it is imported or makes an engine."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads),
+    }
 
 
 @contextmanager
-def _guests_manners() -> Iterator[None]:
-    """vLLM seeds every global generator and disables torch.set_num_threads: put both back, the process may belong to a trainer."""
-    import random
+def _undisturbed_process() -> Iterator[None]:
+    """vLLM seeds every global generator and replaces `torch.set_num_threads` for good: undo both, a trainer may live here too."""
+    import torch
 
-    import numpy as np
-
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.set_num_threads
+    set_num_threads, states = torch.set_num_threads, (random.getstate(), np.random.get_state(), torch.get_rng_state())
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
-        torch.set_num_threads = before[3]
+        torch.set_num_threads = set_num_threads
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _completion(output: Any) -> Completion:
+    return Completion(list(output.token_ids), None if output.logprobs is None else _flat(output.logprobs, skip=0),
+                      output.finish_reason == "stop")
+
+
+def _flat(logprobs: Any, skip: int) -> list[float]:
+    """The log-probability of the token itself at each position: the first entry of each in vLLM's flat layout."""
+    return [logprobs.logprobs[start] for start in logprobs.start_indices[skip:]]

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stagecraft.contract.params import params
+from stagecraft.inference.memory import kv_cache_bytes, read_config
 
 LOOPBACK = "127.0.0.1"
 
@@ -16,7 +17,7 @@ LOOPBACK = "127.0.0.1"
 # and nothing when the prompt has closed the block already (enable_thinking=false). Tool calls are JSON between markers (Hermes).
 # JSON without white space of the model's choosing: a grammar lets a weak model indent until its tokens are spent.
 CHAT = ("--reasoning-parser", "nemotron_v3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
-        "--structured-outputs-config", '{"disable_any_whitespace":true}')
+        "--structured-outputs-config", '{"backend":"xgrammar","disable_any_whitespace":true}')
 
 
 @params
@@ -27,7 +28,6 @@ class Settings:
         name: the model's name on the API.
         max_model_len: tokens of prompt and answer.
         max_num_seqs: sequences in one batch.
-        kv_cache_bytes: memory for attention keys and values and Mamba states.
         dtype: what the engine computes in.
         draft_tokens: tokens drafted by multi-token prediction before each verification; 0 turns it off.
         threads: OpenMP threads of the engine.
@@ -37,8 +37,7 @@ class Settings:
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=50)]
     max_model_len: Annotated[int, Field(gt=1)]
     max_num_seqs: Annotated[int, Field(gt=0)]
-    kv_cache_bytes: Annotated[int, Field(gt=0)]
-    dtype: Literal["float32", "bfloat16", "auto"]
+    dtype: Literal["float32", "bfloat16"]
     draft_tokens: Annotated[int, Field(ge=0, le=8)]
     threads: Annotated[int, Field(gt=0)]
     startup_seconds: Annotated[float, Field(gt=0)]
@@ -56,10 +55,15 @@ def speculation(draft_tokens: int) -> list[str]:
 
 
 def local_arguments(model: Path, settings: Settings, port: int) -> list[str]:
-    """vLLM's arguments for one lean server on the loopback interface of this machine."""
+    """vLLM's arguments for one lean server on the loopback interface of this machine.
+
+    Raises:
+        UserError: the model's config.json cannot be read.
+    """
+    cache = kv_cache_bytes(read_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens)
     return [
         "--model", str(model), "--served-model-name", settings.name, "--host", LOOPBACK, "--port", str(port),
         "--dtype", settings.dtype, "--enforce-eager", "--max-model-len", str(settings.max_model_len),
-        "--max-num-seqs", str(settings.max_num_seqs), "--kv-cache-memory-bytes", str(settings.kv_cache_bytes),
+        "--max-num-seqs", str(settings.max_num_seqs), "--kv-cache-memory-bytes", str(cache),
         *CHAT, *speculation(settings.draft_tokens),
     ]

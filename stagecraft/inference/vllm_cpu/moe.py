@@ -36,13 +36,13 @@ class SquaredReluExperts(CPUUnquantizedExperts):
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Nothing to repack: the matrix products read the weights as they lie."""
 
-    def round_input(self, x: Tensor) -> Tensor:
-        """What a quantised checkpoint does to the input of the up projection."""
-        return x
+    def round_input(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """What a quantised checkpoint does to the inputs of the up projections; `expert` [rows] says whose input a row is."""
+        return rows
 
-    def round_hidden(self, x: Tensor) -> Tensor:
-        """What a quantised checkpoint does to the input of the down projection."""
-        return x
+    def round_hidden(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """What a quantised checkpoint does to the inputs of the down projections."""
+        return rows
 
     def apply(self, output: Tensor, hidden_states: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
               activation: MoEActivation, global_num_experts: int, expert_map: Tensor | None, a1q_scale: Tensor | None,
@@ -53,9 +53,10 @@ class SquaredReluExperts(CPUUnquantizedExperts):
         flat = topk_ids.reshape(-1)
         order = torch.argsort(flat, stable=True)
         ends = torch.bincount(flat, minlength=w1.shape[0]).cumsum(0).to(torch.int32)
-        rows = self.round_input(hidden_states).index_select(0, order // choices)
+        expert = flat[order]
+        rows = self.round_input(hidden_states.index_select(0, order // choices), expert)
         hidden = torch.nn.functional.grouped_mm(rows, w1.transpose(1, 2), offs=ends).relu_().square_()
-        sorted_rows = torch.nn.functional.grouped_mm(self.round_hidden(hidden), w2.transpose(1, 2), offs=ends)
+        sorted_rows = torch.nn.functional.grouped_mm(self.round_hidden(hidden, expert), w2.transpose(1, 2), offs=ends)
         by_token = torch.empty_like(sorted_rows)
         by_token[order] = sorted_rows
         by_token = by_token.view(-1, choices, output.shape[-1])

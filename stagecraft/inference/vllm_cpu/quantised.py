@@ -1,175 +1,188 @@
-"""ModelOpt checkpoints (FP8, NVFP4, mixed per layer) computed on a CPU in the compute dtype, float32 by default.
+"""ModelOpt checkpoints in FP8 and NVFP4 on a CPU: weights dequantised once at load, activations rounded in every call.
 
-Weights are dequantised once when loaded; the inputs of quantised operators are rounded at every call to what the checkpoint's
-format and scales can represent. So the results are those of a GPU with these formats up to the order of summation.
-
+The results are those of the format up to the order of summation, every operator with the scales that the checkpoint gives it.
 Upstream, vLLM 0.32.0:
-  model_executor/layers/quantization/modelopt.py:441,764,1612  `get_supported_act_dtypes` leave float32 out (config/vllm.py:908
-      then refuses the model)
+  model_executor/layers/quantization/modelopt.py:441,764,1612  `get_supported_act_dtypes` leave float32 out
   model_executor/kernels/linear/__init__.py:462  the FP8 kernels for CPUs need AMX tiles and leave activations unrounded
-  model_executor/kernels/linear/__init__.py:574  `_POSSIBLE_NVFP4_KERNELS` has no CPU entry
+  model_executor/kernels/linear/__init__.py:574  `_POSSIBLE_NVFP4_KERNELS` has no entry for CPUs
   model_executor/layers/fused_moe/oracle/{fp8,nvfp4}.py  no backend for experts without a gate on a CPU
-  model_executor/layers/quantization/modelopt.py:582  `ModelOptFp8MoEMethod._setup_kernel` does not hand the weights to the
-      experts once they are complete, as the NVFP4 method does at 1085
-  _custom_ops.py:1889  `static_scaled_fp8_quant` has no CPU kernel; fused projections with unequal scales are requantised with it
+  model_executor/layers/quantization/modelopt.py:630  one input scale for all experts of a layer, the largest: an expert that sees
+      small inputs then rounds them in steps made for another
+  model_executor/layers/quantization/modelopt.py:2117  fused projections with unequal scales are quantised a second time
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from vllm import _custom_ops
-from vllm.model_executor.kernels import linear
-from vllm.model_executor.kernels.linear.nvfp4.base import NvFp4LinearKernel, NvFp4LinearLayerConfig
-from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import FP8ScaledMMLinearKernel, FP8ScaledMMLinearLayerConfig
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
-from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
+from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CONFIG
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
+from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend, make_unquantized_moe_kernel
 from vllm.model_executor.layers.quantization import modelopt
-from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8StaticTensorSym, kNvfp4Dynamic
+from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8StaticTensorSym, kNvfp4Dynamic, kNvfp4Static
 from vllm.model_executor.utils import replace_parameter
-from vllm.platforms.interface import PlatformEnum
 
 from stagecraft.inference.vllm_cpu.moe import SquaredReluExperts
 from stagecraft.numerics import nvfp4
-from stagecraft.numerics.rounding import E4M3_MAX, e2m1, e4m3
+from stagecraft.numerics.rounding import e2m1, e4m3
+
+UNSET = torch.finfo(torch.float32).min  # a merged layer stored as one tensor fills the first of its scales only
 
 
 def round_fp8(x: Tensor, scale: Tensor) -> Tensor:
-    """Nearest multiples of `scale` (float32 []) by an E4M3 number; shape and dtype of `x`."""
+    """`x` rounded to E4M3 in units of `scale`, which broadcasts against it; shape and dtype of `x`."""
     return (e4m3(x.float() / scale) * scale).to(x.dtype)
 
 
 def round_nvfp4(x: Tensor, scale: Tensor) -> Tensor:
-    """Nearest NVFP4 numbers, blocks of 16 along the last dimension, tensor scale `scale` (float32 []); shape and dtype of `x`."""
-    blocks = x.float().unflatten(-1, (-1, nvfp4.BLOCK))
-    magnitudes = blocks.abs()
-    scales = nvfp4.block_scales(magnitudes.amax(-1, keepdim=True), scale).float() * scale
-    return (e2m1(magnitudes / scales) * scales).copysign(blocks).flatten(-2).to(x.dtype)
+    """`x` [..., n] rounded to NVFP4 in blocks along the last dimension with tensor scale `scale`, which broadcasts against it."""
+    blocks, scale = x.float().unflatten(-1, (-1, nvfp4.BLOCK)), scale.unsqueeze(-1)
+    magnitude = blocks.abs()
+    unit = nvfp4.block_scales(magnitude.amax(-1, keepdim=True), scale).float() * scale
+    return (e2m1(magnitude / unit) * unit).copysign(blocks).flatten(-2).to(x.dtype)
 
 
-class Fp8Linear(FP8ScaledMMLinearKernel):
-    """y = round(x) @ dequantised(W)^T with static scales, one per tensor."""
+class RoundingExperts(SquaredReluExperts):
+    """Dequantised experts whose inputs are rounded, each with its expert's scale."""
 
-    @classmethod
-    def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
-        return True, None
+    def set_scales(self, rounding: Callable[[Tensor, Tensor], Tensor], layer: torch.nn.Module) -> None:
+        """Take the scales [experts] of the inputs from the loaded `layer`."""
+        self.rounding = rounding
+        self.input_scale, self.hidden_scale = (
+            getattr(layer, name).detach().float().reshape(-1, 1).clone() for name in ("w13_input_scale", "w2_input_scale"))
 
-    @classmethod
-    def can_implement(cls, c: FP8ScaledMMLinearLayerConfig) -> tuple[bool, str | None]:
-        static = c.weight_quant_key == c.activation_quant_key == kFp8StaticTensorSym
-        return static, None if static else "serves static scales, one per tensor, only"
+    def round_input(self, rows: Tensor, expert: Tensor) -> Tensor:
+        return self.rounding(rows, self.input_scale[expert])
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        weight = layer.weight.float() * layer.weight_scale  # [in, out]: upstream transposes FP8 weights
-        layer.dequantised = weight.t().contiguous().to(self.config.out_dtype)
+    def round_hidden(self, rows: Tensor, expert: Tensor) -> Tensor:
+        return self.rounding(rows, self.hidden_scale[expert])
+
+
+def _fp8_experts(layer: torch.nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return tuple((getattr(layer, f"{name}_weight").float() * getattr(layer, f"{name}_weight_scale").view(-1, 1, 1)).to(dtype)
+                 for name in ("w13", "w2"))
+
+
+def _nvfp4_experts(layer: torch.nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return tuple(nvfp4.dequantize(getattr(layer, f"{name}_weight").data, getattr(layer, f"{name}_weight_scale").data,
+                                  getattr(layer, f"{name}_weight_scale_2").data.view(-1, 1, 1), dtype) for name in ("w13", "w2"))
+
+
+def _process_experts(upstream: Callable[..., None], dequantise: Callable[..., tuple[Tensor, Tensor]],
+                     rounding: Callable[[Tensor, Tensor], Tensor], self: Any, layer: torch.nn.Module) -> None:
+    """`process_weights_after_loading` of a ModelOpt MoE method."""
+    if self.experts_cls is not RoundingExperts:
+        return upstream(self, layer)
+    w13, w2 = dequantise(layer, self.moe.in_dtype)
+    replace_parameter(layer, "w13_weight", w13)
+    replace_parameter(layer, "w2_weight", w2)
+    self.moe_quant_config = FUSED_MOE_UNQUANTIZED_CONFIG
+    self.moe_kernel = make_unquantized_moe_kernel(
+        quant_config=self.moe_quant_config, moe_config=self.moe, backend=UnquantizedMoeBackend.CPU, experts_cls=RoundingExperts,
+        routing_tables=layer._expert_routing_tables())
+    self.moe_kernel.fused_experts.set_scales(rounding, layer)
+    return None
+
+
+def _select(upstream: Callable[..., Any], backend: Any) -> Callable[..., Any]:
+    def select(config: Any, *args: Any, **kwargs: Any) -> Any:
+        if config.activation == MoEActivation.RELU2_NO_MUL:
+            return backend, RoundingExperts
+        return upstream(config, *args, **kwargs)
+
+    return select
+
+
+def _experts_quant_config(upstream: Callable[..., Any], self: Any, layer: torch.nn.Module) -> Any:
+    return FUSED_MOE_UNQUANTIZED_CONFIG if self.experts_cls is RoundingExperts else upstream(self, layer)
+
+
+class DequantisedLinear:
+    """In place of a kernel: a merged layer's parts keep their own scales."""
+
+    def __init__(self, spec: Any):
+        self.nvfp4 = spec.weight == kNvfp4Static
+        self.rounding = {kFp8StaticTensorSym: round_fp8, kNvfp4Dynamic: round_nvfp4, None: None}[spec.activation]
+
+    def input_quant_key(self) -> None:
+        """No key: the operator before hands its results over unrounded."""
+
+    def prepare(self, layer: torch.nn.Module, dtype: torch.dtype) -> None:
+        """Turn the loaded parameters into one weight of `dtype` and the rounding of the inputs."""
+        widths = torch.tensor(layer.logical_widths)
+        if self.nvfp4:
+            tensor_scale = _filled(layer.weight_scale_2).repeat_interleave(widths)[:, None]
+            weight = nvfp4.dequantize(layer.weight.data, layer.weight_scale.data, tensor_scale, dtype)
+        else:
+            weight = (layer.weight.float() * _filled(layer.weight_scale).repeat_interleave(widths)[:, None]).to(dtype)
+        self.weight, self.widths = weight, layer.logical_widths
+        self.input_scales = _filled(layer.input_scale) if self.rounding else torch.ones(1)
+        if (self.input_scales == self.input_scales[0]).all():
+            self.input_scales = self.input_scales[:1]
 
     def apply_weights(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(round_fp8(x, layer.input_scale), layer.dequantised, bias)
-
-    def apply_scaled_mm(self, **_: Any) -> Tensor:
-        raise NotImplementedError("Fp8Linear replaces apply_weights as a whole")
-
-
-class Nvfp4Linear(NvFp4LinearKernel):
-    """y = round(x) @ dequantised(W)^T, block scales of the input found at every call."""
-
-    @classmethod
-    def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
-        return True, None
-
-    @classmethod
-    def can_implement(cls, config: NvFp4LinearLayerConfig) -> tuple[bool, str | None]:
-        return True, None
-
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        layer.dequantised = nvfp4.dequantize(layer.weight, layer.weight_scale, layer.weight_global_scale, torch.get_default_dtype())
-
-    def apply_weights(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        rounded = round_nvfp4(x, layer.input_global_scale) if hasattr(layer, "input_global_scale") else x
-        return F.linear(rounded, layer.dequantised.to(x.dtype), bias)
+        if not self.rounding:
+            return F.linear(x, self.weight, bias)
+        if len(self.input_scales) == 1:
+            return F.linear(self.rounding(x, self.input_scales), self.weight, bias)
+        shards = zip(self.input_scales, self.weight.split(self.widths))
+        parts = [F.linear(self.rounding(x, scale.view(1)), weight) for scale, weight in shards]
+        return torch.cat(parts, -1) if bias is None else torch.cat(parts, -1) + bias
 
 
-class Fp8Experts(SquaredReluExperts):
-    """Experts with FP8 weights and inputs; the input scale is the largest of all experts, as upstream's GPU kernels have it."""
-
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        for name in ("w13", "w2"):
-            scale = getattr(layer, f"{name}_weight_scale").float().reshape(-1, 1, 1)
-            replace_parameter(layer, f"{name}_weight", (getattr(layer, f"{name}_weight").float() * scale).to(layer.orig_dtype))
-
-    def round_input(self, x: Tensor) -> Tensor:
-        return round_fp8(x, self.quant_config.a1_scale)
-
-    def round_hidden(self, x: Tensor) -> Tensor:
-        return round_fp8(x, self.quant_config.a2_scale)
+def _filled(scale: Tensor) -> Tensor:
+    return torch.where(scale == UNSET, scale[0], scale).detach().float().clone()
 
 
-class Nvfp4Experts(SquaredReluExperts):
-    """Experts with NVFP4 weights and inputs; the inputs' tensor scale is the largest of all experts, as upstream has it."""
-
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        for name in ("w13", "w2"):
-            tensor_scale = getattr(layer, f"{name}_weight_scale_2").float().reshape(-1, 1, 1)
-            weight = nvfp4.dequantize(getattr(layer, f"{name}_weight"), getattr(layer, f"{name}_weight_scale"), tensor_scale)
-            replace_parameter(layer, f"{name}_weight", weight.to(layer.params_dtype))
-
-    def round_input(self, x: Tensor) -> Tensor:
-        return round_nvfp4(x, 1 / self.quant_config.a1_gscale)
-
-    def round_hidden(self, x: Tensor) -> Tensor:
-        return round_nvfp4(x, 1 / self.quant_config.a2_gscale)
+def _ours(spec: Any) -> bool:
+    known = (kFp8StaticTensorSym, kFp8StaticTensorSym), (kNvfp4Static, kNvfp4Dynamic), (kNvfp4Static, None)
+    return (spec.weight, spec.activation) in known
 
 
-def scaled_fp8_quant(input: Tensor, scale: Tensor | None = None, num_token_padding: int | None = None, scale_ub: Tensor | None = None,
-                     use_per_token_if_dynamic: bool = False, output: Tensor | None = None,
-                     group_shape: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-    """`_custom_ops.scaled_fp8_quant` for one scale per tensor or, dynamically, per token."""
-    if num_token_padding or scale_ub is not None or (scale is not None and scale.numel() > 1):
-        raise NotImplementedError("FP8 quantisation on a CPU: one scale per tensor, or dynamic scales without padding or bound")
-    if scale is None:
-        amax = input.abs().amax(-1, keepdim=True) if use_per_token_if_dynamic else input.abs().amax().reshape(1)
-        scale = (amax.float() / E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-    rounded = (input.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    return (rounded if output is None else output.copy_(rounded)), scale
+def _with_float32(upstream: Callable[[Any], list[torch.dtype]]) -> Callable[[Any], list[torch.dtype]]:
+    return lambda self: [*upstream(self), torch.float32]
 
 
 def mend() -> None:
-    _add_float32()
-    linear._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU].insert(0, Fp8Linear)
-    linear.register_linear_kernel(Nvfp4Linear, PlatformEnum.CPU, "nvfp4")
-    _custom_ops.scaled_fp8_quant = scaled_fp8_quant
-    _add_experts()
-
-
-def _add_float32() -> None:
+    """Serve ModelOpt's FP8 and NVFP4 linear layers, and its experts without a gate, on CPU."""
     for config in (modelopt.ModelOptFp8Config, modelopt.ModelOptNvFp4Config, modelopt.ModelOptMixedPrecisionConfig):
-        upstream = config.get_supported_act_dtypes
-        config.get_supported_act_dtypes = lambda self, upstream=upstream: [*upstream(self), torch.float32]
+        config.get_supported_act_dtypes = _with_float32(config.get_supported_act_dtypes)
+    method = modelopt.ModelOptLinearMethod
+    upstream_select, upstream_create = modelopt.select_linear_kernel, method.create_weights
+    upstream_finish = method.process_weights_after_loading
+
+    def select(spec: Any, *args: Any, **kwargs: Any) -> Any:
+        return DequantisedLinear(spec) if _ours(spec) else upstream_select(spec, *args, **kwargs)
+
+    def create(self: Any, layer: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        upstream_create(self, layer, *args, **kwargs)
+        for name in ("weight_scale_2", "input_scale"):  # modelopt.py leaves these of NVFP4 uninitialised
+            if isinstance(self.kernel, DequantisedLinear) and getattr(layer, name, None) is not None:
+                getattr(layer, name).data.fill_(UNSET)
+
+    def process(self: Any, layer: torch.nn.Module) -> None:
+        if isinstance(self.kernel, DequantisedLinear):
+            self.kernel.prepare(layer, self.out_dtype)
+        else:
+            upstream_finish(self, layer)
+
+    modelopt.select_linear_kernel, method.create_weights, method.process_weights_after_loading = select, create, process
+    modelopt.select_fp8_moe_backend = _select(modelopt.select_fp8_moe_backend, Fp8MoeBackend.EMULATION)
+    modelopt.select_nvfp4_moe_backend = _select(modelopt.select_nvfp4_moe_backend, NvFp4MoeBackend.EMULATION)
+    for experts, dequantise, rounding in ((modelopt.ModelOptFp8MoEMethod, _fp8_experts, round_fp8),
+                                          (modelopt.ModelOptNvFp4FusedMoE, _nvfp4_experts, round_nvfp4)):
+        upstream_process, upstream_config = experts.process_weights_after_loading, experts.get_fused_moe_quant_config
+        experts.process_weights_after_loading = _method(partial(_process_experts, upstream_process, dequantise, rounding))
+        experts.get_fused_moe_quant_config = _method(partial(_experts_quant_config, upstream_config))
 
 
-def _add_experts() -> None:
-    upstream_fp8, upstream_nvfp4 = modelopt.select_fp8_moe_backend, modelopt.select_nvfp4_moe_backend
-    upstream_setup = modelopt.ModelOptFp8MoEMethod._setup_kernel
-
-    def select_fp8(config: FusedMoEConfig, weight_key: object, activation_key: object, **rest: Any) -> tuple[Any, type]:
-        if config.activation == MoEActivation.RELU2_NO_MUL and weight_key == activation_key == kFp8StaticTensorSym:
-            return Fp8MoeBackend.EMULATION, Fp8Experts
-        return upstream_fp8(config=config, weight_key=weight_key, activation_key=activation_key, **rest)
-
-    def select_nvfp4(config: FusedMoEConfig, weight_key: object, activation_key: object) -> tuple[Any, type]:
-        if config.activation == MoEActivation.RELU2_NO_MUL and activation_key == kNvfp4Dynamic:
-            return NvFp4MoeBackend.EMULATION, Nvfp4Experts
-        return upstream_nvfp4(config=config, weight_key=weight_key, activation_key=activation_key)
-
-    def setup(self: modelopt.ModelOptFp8MoEMethod, layer: torch.nn.Module, *weights: Tensor) -> None:
-        upstream_setup(self, layer, *weights)
-        if self.experts_cls is Fp8Experts:
-            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
-
-    modelopt.select_fp8_moe_backend, modelopt.select_nvfp4_moe_backend = select_fp8, select_nvfp4
-    modelopt.ModelOptFp8MoEMethod._setup_kernel = setup
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A `partial` is no descriptor: a plain function becomes a method."""
+    return lambda self, layer: function(self, layer)

@@ -1,0 +1,59 @@
+"""vLLM as a guest in a process that belongs to a trainer: what it takes at start, and at the end, is given back."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def manners() -> Iterator[None]:
+    """Around everything that starts or reloads an engine.
+
+    vLLM seeds the global generators (v1/worker/cpu_worker.py, `set_random_seed`), replaces torch.set_num_threads by a function
+    that warns, and binds all memory of the process to one NUMA node; imports warn about what is no fault of the user.
+    """
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    set_num_threads = torch.set_num_threads
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        torch.set_rng_state(generators[2])
+        torch.set_num_threads = set_num_threads
+
+
+def shut_down(llm: Any, *, keep_process_group: bool) -> None:
+    """Free an in-process engine.
+
+    Args:
+        llm: a vllm.LLM with its engine core in this process.
+        keep_process_group: torch.distributed was there before the engine: EngineCore.shutdown (v1/engine/core.py:839) would
+            destroy it, so the engine's parts are shut down one by one.
+    """
+    from vllm.distributed import parallel_state
+
+    client = llm.llm_engine.engine_core
+    if keep_process_group:
+        client._finalizer.detach()
+        client.engine_core.model_executor.shutdown()
+        client.engine_core.scheduler.shutdown()
+        parallel_state.destroy_model_parallel()
+        parallel_state._WORLD.destroy()
+        parallel_state._WORLD = parallel_state._NODE_COUNT = None
+        gc.unfreeze()
+    else:
+        client.shutdown()
+    gc.collect()
