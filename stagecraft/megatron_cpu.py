@@ -119,7 +119,8 @@ def _triton_at_import() -> Iterator[None]:
                 return lambda *args, **kwargs: args[0] if len(args) == 1 and callable(args[0]) and not kwargs else (lambda kernel: kernel)
             return type(name, (), {"__init__": lambda self, *args, **kwargs: None})
 
-    names = ("triton", "triton.language", "triton.language.extra", "triton.language.extra.libdevice", "triton.runtime", "triton.runtime.cache")
+    names = ("triton", "triton.language", "triton.language.extra", "triton.language.extra.libdevice", "triton.runtime",
+             "triton.runtime.cache")
     modules = {}
     for name in names:
         module = Placeholder(name)
@@ -154,7 +155,7 @@ def _import_megatron() -> None:
     for name in ("megatron.core", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ON_CPU:
-        import megatron.core  # noqa: F401
+        import megatron.core
 
         return
     _cuda_means_cpu()

@@ -43,8 +43,9 @@ class Params:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-        if self.global_batch % (self.micro_batch * self.processes):
-            raise ValueError(f"global_batch {self.global_batch} is no multiple of micro_batch x processes = {self.micro_batch * self.processes}")
+        together = self.micro_batch * self.processes
+        if self.global_batch % together:
+            raise ValueError(f"global_batch {self.global_batch} is no multiple of micro_batch x processes = {together}")
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ValueError(f"warmup_steps + decay_steps = {self.warmup_steps + self.decay_steps} is more than steps {self.steps}")
         if self.min_lr > self.lr:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from stagecraft.megatron_cpu import ON_CPU
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from components.pretrain.params import Params
-from stagecraft import megatron_cpu
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.tokenizer import load_tokenizer
-from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine import loop, parallel
 from stagecraft.engine.datasets import batch_of, open_blend
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 
@@ -40,45 +41,22 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
               "vocab_size": len(tokenizer), "seed": params.seed}
     rows = open_blend(corpus, "train", samples=params.steps * params.global_batch, cache=work / "index", **common)
     trainer = Trainer(
-        params.architecture,
-        Optimization(lr=params.lr, min_lr=params.min_lr, steps=params.steps, warmup_steps=params.warmup_steps, decay_steps=params.decay_steps,
-                     weight_decay=params.weight_decay, clip=params.clip),
-        max_sequence_length=params.sequence_length, precision=params.precision, mtp_depths=params.mtp_depths,
-        mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss)
+        params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length, precision=params.precision,
+        mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate,
+        aux_loss=params.aux_loss)
     if log:
         announce(params, trainer, log)
-    checkpoints.resume(work / "checkpoints", trainer)
-    if log:
-        log.rewind(trainer.steps_done)
     per_rank = params.global_batch // world
-    started, first = time.monotonic(), trainer.steps_done
 
-    def do_step() -> StepResult:
+    def step() -> StepResult:
         start = trainer.steps_done * params.global_batch + rank * per_rank
-        return trainer.step([batch_of(rows, range(at, at + params.micro_batch)) for at in range(start, start + per_rank, params.micro_batch)])
+        starts = range(start, start + per_rank, params.micro_batch)
+        return trainer.step([batch_of(rows, range(at, at + params.micro_batch)) for at in starts])
 
-    def save_when_due() -> None:
-        if trainer.steps_done % params.checkpoint_every == 0 and trainer.steps_done < params.steps:
-            checkpoints.save(work / "checkpoints", trainer)
-
-    if log is None:
-        while trainer.steps_done < params.steps:
-            do_step()
-            save_when_due()
-    else:
-        with log.bar("pretrain", params.steps, done=first) as bar:
-            while trainer.steps_done < params.steps:
-                result = do_step()
-                mtp = {f"mtp_loss_{depth}": loss for depth, loss in enumerate(result.mtp_losses, 1)}
-                rate = (trainer.steps_done - first) * params.global_batch * params.sequence_length / (time.monotonic() - started)
-                log.step(trainer.steps_done, loss=result.loss, lr=result.lr, grad_norm=result.grad_norm, **mtp)
-                bar.advance(loss=result.loss, tokens_per_second=rate)
-                save_when_due()
-    elapsed = time.monotonic() - started
+    rate = loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log)
     heldout_loss = evaluate(trainer, params, corpus, work, common)
-    result = Result(
-        trainer.weights(), sum(p.numel() for p in trainer.module.parameters()), heldout_loss, bytes_per_token(corpus, tokenizer),
-        (params.steps - first) * params.global_batch * params.sequence_length / elapsed if params.steps > first else 0.0)
+    parameters = sum(parameter.numel() for parameter in trainer.module.parameters())
+    result = Result(trainer.weights(), parameters, heldout_loss, bytes_per_token(corpus, tokenizer), rate)
     parallel.shutdown()
     return result
 
@@ -92,7 +70,7 @@ def announce(params: Params, trainer: Trainer, log: RunLog) -> None:
             formats[name] = formats.get(name, 0) + 1
     dtype = str(trainer.config.params_dtype).removeprefix("torch.")
     actual = f"emulated: values rounded exactly, products in {dtype}" if params.precision == "nvfp4" else dtype
-    device = "CPU" if megatron_cpu.ON_CPU else torch.cuda.get_device_name()
+    device = "CPU" if ON_CPU else torch.cuda.get_device_name()
     log.note(f"precision {params.precision} ({actual}) on {device}; layers per format: "
              + ", ".join(f"{name} {count}" for name, count in sorted(formats.items())))
     log.record(precision_requested=params.precision, precision_actual=actual, layers_per_format=formats, device=device,
@@ -109,8 +87,6 @@ def evaluate(trainer: Trainer, params: Params, corpus: Path, work: Path, common:
 
 def bytes_per_token(corpus: Path, tokenizer: object) -> float:
     """UTF-8 bytes of held-out text per token, end-of-document tokens counted."""
-    import json
-
     bytes_, tokens = 0, 0
     with (corpus / "heldout" / "text.jsonl").open() as stream:
         for line in stream:

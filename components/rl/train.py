@@ -6,6 +6,7 @@ import json
 import random
 import time
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ from stagecraft.model.config import Architecture
 FROZEN = ("router",)
 
 
-def train(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, model: Path, log: RunLog) -> dict[str, Tensor]:
+def train(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, model: Path,
+          log: RunLog) -> dict[str, Tensor]:
     """Run GRPO; returns the canonical tensors, the MTP block as it came."""
     parallel.initialize(params.seed)
     tokenizer = load_tokenizer(corpus / "tokenizer")
     rows = read_prompts(corpus / "tasks" / "rl.jsonl", tokenizer, params)
-    trainer = Trainer(architecture, Optimization(lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps, betas=(0.9, 0.999),
-                                                 clip=params.clip, min_lr=params.lr),
+    trainer = Trainer(architecture, Optimization(lr=params.lr, min_lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps,
+                                                 betas=(0.9, 0.999), clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, expert_bias_rate=0.0, aux_loss=0.0)
     checkpoints.resume(log.work / "checkpoints", trainer)
     log.rewind(trainer.steps_done)
@@ -57,13 +59,14 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
             clock.append(time.monotonic())
             engine.update_weights(trainer.weights().items())
             clock.append(time.monotonic())
-            seconds = dict(zip(("seconds_generate", "seconds_update", "seconds_handover"), (b - a for a, b in zip(clock, clock[1:]))))
-            log.step(trainer.steps_done, **summary(samples), **values, **seconds)
+            seconds = dict(zip(("seconds_generate", "seconds_update", "seconds_handover"), (b - a for a, b in pairwise(clock))))
+            drawn = summary(samples)
+            log.step(trainer.steps_done, **drawn, **values, **seconds)
             for sample in samples[:max(0, params.rollouts_kept - kept)]:
                 stream.write(json.dumps(sample.record(step)) + "\n")
                 kept += 1
             stream.flush()
-            bar.advance(reward=summary(samples)["reward"])
+            bar.advance(reward=drawn["reward"], mismatch=values["mismatch"])
             if trainer.steps_done % params.checkpoint_every == 0 and trainer.steps_done < params.steps:
                 checkpoints.save(log.work / "checkpoints", trainer)
     engine.close()
@@ -76,7 +79,7 @@ def update(trainer: Trainer, loss: PolicyLoss, packs: list[Batch], params: Param
     """One optimizer step over the packs; a step whose groups all agree changes nothing."""
     if not packs:
         trainer.steps_done += 1
-        return {"loss": 0.0, "grad_norm": 0.0, **{name: 0.0 for name in PolicyLoss.REPORTED}}
+        return {"loss": 0.0, "grad_norm": 0.0, **dict.fromkeys(PolicyLoss.REPORTED, 0.0)}
     result = trainer.step(packs, loss)
     spoken = max(result.sums["spoken"], 1)
     return {"loss": result.loss, "grad_norm": result.grad_norm, **{name: result.sums[name] / spoken for name in PolicyLoss.REPORTED}}

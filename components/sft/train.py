@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from stagecraft.data.chat import encode_demonstration
 from stagecraft.data.packing import pack_bins
 from stagecraft.data.tasks import read_rows
 from stagecraft.data.tokenizer import load_tokenizer
-from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine import loop, parallel
 from stagecraft.engine.packs import packed_batch
-from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from stagecraft.engine.trainer import Batch, Optimization, StepResult, Trainer
 from stagecraft.model.config import Architecture
 
 Conversation = tuple[list[int], list[int]]
@@ -34,7 +33,7 @@ class Result:
     conversations: int
     epochs: float
     packing_efficiency: float
-    tokens_per_second: float
+    tokens_per_second: float  # of the assistant's, the ones with a loss
 
 
 class Packs:
@@ -61,52 +60,22 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
     parallel.initialize(params.seed)
     rank, world = dist.get_rank(), dist.get_world_size()
     packs = Packs(read_conversations(corpus), params.pack_tokens, params.seed)
-    trainer = Trainer(
-        architecture,
-        Optimization(lr=params.lr, min_lr=params.min_lr, steps=params.steps, warmup_steps=params.warmup_steps, decay_steps=params.decay_steps,
-                     weight_decay=params.weight_decay, clip=params.clip),
-        max_sequence_length=params.pack_tokens, weights=weights, mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale)
-    checkpoints.resume(work / "checkpoints", trainer)
-    first, started, tokens = trainer.steps_done, time.monotonic(), 0
+    trainer = Trainer(architecture, Optimization.of(params), max_sequence_length=params.pack_tokens, weights=weights,
+                      mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale)
     if log:
-        log.rewind(first)
         log.note(f"{len(packs.conversations)} conversations in {len(packs.bins)} packs of {params.pack_tokens} tokens, "
                  f"{packs.efficiency:.1%} full")
 
-    def do_step() -> dict[str, float]:
-        nonlocal tokens
+    def step() -> StepResult:
         start = trainer.steps_done * params.packs_per_step
-        batches = [packs[index] for index in range(start + rank, start + params.packs_per_step, world)]
-        result = trainer.step(batches)
-        tokens += sum(batch.tokens.numel() for batch in batches) * world
-        mtp = {f"mtp_loss_{depth}": loss for depth, loss in enumerate(result.mtp_losses, 1)}
-        return {"loss": result.loss, "lr": result.lr, "grad_norm": result.grad_norm, **mtp}
+        return trainer.step([packs[index] for index in range(start + rank, start + params.packs_per_step, world)])
 
-    def save_when_due() -> None:
-        if trainer.steps_done % params.checkpoint_every == 0 and trainer.steps_done < params.steps:
-            checkpoints.save(work / "checkpoints", trainer)
-
-    if log is None:
-        while trainer.steps_done < params.steps:
-            do_step()
-            save_when_due()
-    else:
-        with log.bar("sft", params.steps, done=first) as bar:
-            while trainer.steps_done < params.steps:
-                values = do_step()
-                log.step(trainer.steps_done, **values)
-                bar.advance(loss=values["loss"], tokens_per_second=tokens / (time.monotonic() - started))
-                save_when_due()
-    packs_seen = params.steps * params.packs_per_step / len(packs.bins)
-    result = Result(canonical(trainer, weights), len(packs.conversations), packs_seen, packs.efficiency,
-                    tokens / (time.monotonic() - started) if tokens else 0.0)
+    rate = loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log)
+    epochs = params.steps * params.packs_per_step / len(packs.bins)
+    # An MTP block that the trainer did not build is taken over unchanged.
+    result = Result({**weights, **trainer.weights()}, len(packs.conversations), epochs, packs.efficiency, rate)
     parallel.shutdown()
     return result
-
-
-def canonical(trainer: Trainer, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The trained tensors; those the trainer did not build (an MTP block left out) are taken over unchanged."""
-    return {**weights, **trainer.weights()}
 
 
 def read_conversations(corpus: Path) -> list[Conversation]:

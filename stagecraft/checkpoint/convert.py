@@ -70,8 +70,8 @@ def from_hf(architecture: Architecture, tensors: Mapping[str, Tensor], mtp: bool
     state = {megatron: tensors[hf] for hf, megatron in same_names(a, mtp).items()}
     for letter, hf, megatron in _layers(a, mtp):
         if letter == "*":
-            q, k, v = (tensors[f"{hf}mixer.{name}_proj.weight"].view(a.num_key_value_heads, -1, a.head_dim, a.hidden_size) for name in "qkv")
-            state[f"{megatron}self_attention.linear_qkv.weight"] = torch.cat([q, k, v], 1).reshape(-1, a.hidden_size)
+            heads = [tensors[f"{hf}mixer.{name}_proj.weight"].view(a.num_key_value_heads, -1, a.head_dim, a.hidden_size) for name in "qkv"]
+            state[f"{megatron}self_attention.linear_qkv.weight"] = torch.cat(heads, 1).reshape(-1, a.hidden_size)
         elif letter == "E":
             for name in ("up", "down"):
                 stack = [tensors[f"{hf}mixer.experts.{expert}.{name}_proj.weight"] for expert in range(a.n_routed_experts)]

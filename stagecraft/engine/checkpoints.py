@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from megatron.core import dist_checkpointing
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_json
 from stagecraft.engine.trainer import Trainer
-from megatron.core import dist_checkpointing
 
 KEEP = 2
 _STATE = "trainer.json"

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import stagecraft.megatron_cpu  # noqa: F401
+
 import numpy as np
 import torch
-
-import stagecraft.megatron_cpu  # noqa: F401  (before megatron)
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
 from stagecraft.contract.errors import UserError
 from stagecraft.engine.trainer import Batch
 
@@ -19,9 +20,8 @@ from stagecraft.engine.trainer import Batch
 class _Ids:
     """The two token ids that GPTDataset asks a tokenizer for; documents end with `</s>` already."""
 
-    unique_identifiers = {"class": "stagecraft"}
-
     def __init__(self, eod: int, pad: int, vocab_size: int):
+        self.unique_identifiers = {"class": "stagecraft"}
         self.eod, self.pad, self.vocab_size = eod, pad, vocab_size
 
 

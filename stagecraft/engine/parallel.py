@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
+from stagecraft.megatron_cpu import ON_CPU
+
 import torch
 import torch.distributed as dist
-
-from stagecraft import megatron_cpu
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
@@ -17,11 +17,11 @@ def initialize(seed: int, *, tensor: int = 1, pipeline: int = 1, expert: int = 1
     if not dist.is_initialized():
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if "RANK" in os.environ:
-            if not megatron_cpu.ON_CPU:
+            if not ON_CPU:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("gloo" if megatron_cpu.ON_CPU else "nccl")
+            dist.init_process_group("gloo" if ON_CPU else "nccl")
         else:
-            dist.init_process_group("gloo" if megatron_cpu.ON_CPU else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group("gloo" if ON_CPU else "nccl", store=dist.HashStore(), rank=0, world_size=1)
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, expert_model_parallel_size=expert,

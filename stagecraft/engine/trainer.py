@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from stagecraft.megatron_cpu import bind_adam
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-
-from stagecraft import megatron_cpu
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+from torch import Tensor
+
 from stagecraft.checkpoint.convert import from_hf, to_hf
 from stagecraft.engine.adam import FusedAdam
 from stagecraft.model.build import build_model, transformer_config
@@ -24,7 +25,7 @@ from stagecraft.model.config import Architecture
 from stagecraft.model.packing import Packed
 from stagecraft.model.products import set_noise
 
-megatron_cpu.bind_adam(FusedAdam)
+bind_adam(FusedAdam)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Optimization:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
+
+    @classmethod
+    def of(cls, params: Any) -> Optimization:
+        """From a stage's parameters, which name the same things; what they do not name keeps its default."""
+        return cls(**{item.name: getattr(params, item.name) for item in fields(cls) if hasattr(params, item.name)})
 
 
 @dataclass
@@ -89,8 +95,7 @@ class Trainer:
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(not any(part in name for part in frozen))
         self.model = DistributedDataParallel(
-            self.config, DistributedDataParallelConfig(overlap_grad_reduce=False, grad_reduce_in_fp32=True, use_distributed_optimizer=False),
-            self.module)
+            self.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), self.module)
         self.model.broadcast_params()
         self.config.finalize_model_grads_func = finalize_model_grads
         o = optimization

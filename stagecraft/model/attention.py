@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import stagecraft.megatron_cpu  # noqa: F401
+
 import torch
 import torch.nn.functional as F
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-import stagecraft.megatron_cpu  # noqa: F401  (before megatron)
-from megatron.core.transformer.module import MegatronModule
 from stagecraft.model.packing import Packed
 
 

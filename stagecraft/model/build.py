@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
+from stagecraft.megatron_cpu import ON_CPU, bind_kernels, bind_modules
 
-from stagecraft import megatron_cpu
+import torch
 from megatron.core import parallel_state
 from megatron.core.activations import squared_relu
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -30,6 +30,7 @@ from megatron.core.transformer.multi_token_prediction import (
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer, TransformerLayerSubmodules
+
 from stagecraft.model.attention import ScaledDotProductAttention
 from stagecraft.model.config import Architecture
 from stagecraft.model.experts import GroupedExperts
@@ -37,8 +38,8 @@ from stagecraft.model.layers import DuplicatedLinear, QuantizedColumnParallelLin
 from stagecraft.model.mamba import GatedRMSNorm, split_conv_scan
 from stagecraft.model.precision import recipe
 
-megatron_cpu.bind_kernels(split_conv_scan=split_conv_scan, gated_norm=GatedRMSNorm)
-megatron_cpu.bind_modules(norm=RMSNorm, duplicated_linear=DuplicatedLinear)
+bind_kernels(split_conv_scan=split_conv_scan, gated_norm=GatedRMSNorm)
+bind_modules(norm=RMSNorm, duplicated_linear=DuplicatedLinear)
 
 
 def transformer_config(architecture: Architecture, *, precision: str = "bf16", dtype: torch.dtype = torch.float32, mtp_depths: int = 0,
@@ -65,7 +66,7 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         moe_router_topk_scaling_factor=a.routed_scaling_factor, moe_router_load_balancing_type="seq_aux_loss",
         moe_aux_loss_coeff=aux_loss, moe_router_dtype="fp32", moe_token_dispatcher_type="alltoall",
         mamba_state_dim=a.ssm_state_size, mamba_head_dim=a.mamba_head_dim, mamba_num_groups=a.n_groups, mamba_num_heads=a.mamba_num_heads,
-        is_hybrid_model=True, use_cpu_initialization=megatron_cpu.ON_CPU, transformer_impl="local", params_dtype=dtype, pipeline_dtype=dtype,
+        is_hybrid_model=True, use_cpu_initialization=ON_CPU, transformer_impl="local", params_dtype=dtype, pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16, bias_dropout_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False,
         calculate_per_token_loss=True, quant_recipe=RecipeConfig.from_config_dict(quant_recipe) if quant_recipe else None,
         **({"mtp_num_layers": mtp_depths, "mtp_loss_scaling_factor": mtp_loss_scale, "mtp_use_repeated_layer": True} if mtp_depths else {}),

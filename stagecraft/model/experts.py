@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import stagecraft.megatron_cpu  # noqa: F401
 
-import stagecraft.megatron_cpu  # noqa: F401  (before megatron)
+import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.transformer.module import MegatronModule
+from torch import Tensor, nn
+
 from stagecraft.model.precision import format_of
 from stagecraft.model.products import GroupedProduct
 

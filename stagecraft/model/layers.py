@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import stagecraft.megatron_cpu  # noqa: F401
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-import stagecraft.megatron_cpu  # noqa: F401  (before megatron)
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
+from torch import Tensor, nn
+
 from stagecraft.model.precision import format_of
 from stagecraft.model.products import LinearProduct
 

@@ -24,7 +24,8 @@ def causal_conv(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, seq_idx_BL: Te
     return y
 
 
-def chunked_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, chunk_size: int, seq_idx: Tensor | None = None) -> Tensor:
+def chunked_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, chunk_size: int,
+                 seq_idx: Tensor | None = None) -> Tensor:
     """y_t = C_t h_t + D x_t with h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, and h = 0 before each sequence.
 
     Args:
@@ -35,10 +36,10 @@ def chunked_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tens
     Returns:
         [b, l, h, p] float32.
     """
-    b, l, h, p = x.shape
+    b, length, h, p = x.shape
     g, n = B.shape[2:]
-    r, q = h // g, min(chunk_size, l)
-    pad = -l % q
+    r, q = h // g, min(chunk_size, length)
+    pad = -length % q
     skip = x * D.view(h, 1)
     if pad:
         x, B, C = (F.pad(t, (0, 0, 0, 0, 0, pad)) for t in (x, B, C))
@@ -77,7 +78,7 @@ def chunked_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tens
         states = Bc.unsqueeze(3).transpose(-1, -2) @ (X * to_end.unsqueeze(-1))  # b c g r n p
         entering = (between @ states.permute(0, 2, 3, 1, 4, 5).reshape(b, g, r, c, n * p)).view(b, g, r, c, n, p).permute(0, 3, 1, 2, 4, 5)
         y = y + (Cc.unsqueeze(3) @ entering) * from_start.unsqueeze(-1)
-    return y.permute(0, 1, 4, 2, 3, 5).reshape(b, c * q, h, p)[:, :l] + skip
+    return y.permute(0, 1, 4, 2, 3, 5).reshape(b, c * q, h, p)[:, :length] + skip
 
 
 def split_conv_scan(zxbcdt: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, chunk_size: int, *,
@@ -94,15 +95,16 @@ def split_conv_scan(zxbcdt: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor, 
     """
     if norm_before_gate or activation != "silu" or headdim is None:
         raise NotImplementedError("Nemotron-H gates with silu after the scan and normalises after the gate")
-    b, l, width = zxbcdt.shape
+    b, length, width = zxbcdt.shape
     h = dt_bias.numel()
     inner = h * headdim
     n = (width - 2 * inner - h) // (2 * ngroups)
     z, xbc, dt = zxbcdt.split([inner, inner + 2 * ngroups * n, h], -1)
     x, B, C = F.silu(causal_conv(xbc, conv1d_weight, conv1d_bias, seq_idx)).split([inner, ngroups * n, ngroups * n], -1)
-    y = chunked_scan(x.float().view(b, l, h, headdim), F.softplus(dt.float() + dt_bias), A.float(), B.float().view(b, l, ngroups, n),
-                     C.float().view(b, l, ngroups, n), D.float(), chunk_size, seq_idx)
-    return y.to(zxbcdt.dtype).reshape(b, l, inner) * F.silu(z)
+    B, C = (t.float().view(b, length, ngroups, n) for t in (B, C))
+    dt = F.softplus(dt.float() + dt_bias)
+    y = chunked_scan(x.float().view(b, length, h, headdim), dt, A.float(), B, C, D.float(), chunk_size, seq_idx)
+    return y.to(zxbcdt.dtype).reshape(b, length, inner) * F.silu(z)
 
 
 class GatedRMSNorm(nn.Module):

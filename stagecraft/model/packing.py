@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import stagecraft.megatron_cpu  # noqa: F401
 
-import stagecraft.megatron_cpu  # noqa: F401  (before megatron)
+import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
 
 
 @dataclass

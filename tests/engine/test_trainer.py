@@ -1,0 +1,135 @@
+"""The training engine: what it optimises, and that an interruption leaves no trace."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from stagecraft.contract.errors import UserError
+from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine.adam import FusedAdam
+from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from tests.architectures import tiny
+
+SCHEDULE = Optimization(lr=2e-3, min_lr=1e-4, steps=12, warmup_steps=3, decay_steps=4, weight_decay=0.1)
+
+
+def new_trainer(**options):
+    parallel.initialize(seed=7)
+    return Trainer(tiny(), SCHEDULE, max_sequence_length=64, **{"precision": "nvfp4", "mtp_depths": 2, **options})
+
+
+def batch(seed, rows=2):
+    row = torch.randint(0, 60, (rows, 17), generator=torch.Generator().manual_seed(seed)).repeat(1, 4)[:, :65]
+    return Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous(), torch.ones(rows, 64))
+
+
+def test_adam_equals_torch():
+    torch.manual_seed(0)
+    ours = [torch.randn(5, 7, requires_grad=True), torch.randn(3, requires_grad=True)]
+    theirs = copy.deepcopy(ours)
+    a, b = FusedAdam(ours, lr=0.01, weight_decay=0.1), torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1)
+    for step in range(20):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.sin(p.detach() * (step + 1))
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q in zip(ours, theirs):
+        torch.testing.assert_close(p, q)
+
+
+def test_the_schedule_warms_up_stays_and_decays_by_the_square_root():
+    trainer = new_trainer(precision="bf16", mtp_depths=0)
+    rates = [trainer.step([batch(0)]).lr for _ in range(SCHEDULE.steps)]
+    expected = [2e-3 * s / 3 if s <= 3 else 2e-3 if s <= 8 else 1e-4 + (1 - math.sqrt((s - 8) / 4)) * 1.9e-3 for s in range(1, 13)]
+    assert rates == pytest.approx(expected)
+
+
+def test_it_learns():
+    trainer = new_trainer()
+    results = [trainer.step([batch(0)]) for _ in range(SCHEDULE.steps)]
+    assert results[-1].loss < results[0].loss - 0.5
+    assert results[-1].mtp_losses[0] < results[0].mtp_losses[0]
+
+
+def test_loss_is_a_mean_over_tokens_whatever_the_microbatches():
+    whole, parts = batch(3, rows=4), [batch(3, rows=4) for _ in range(2)]
+    whole.loss_mask[0, 10:] = 0
+    for part, rows in zip(parts, (slice(0, 1), slice(1, 4))):
+        part.tokens, part.labels, part.loss_mask = part.tokens[rows], part.labels[rows], whole.loss_mask[rows]
+    one = new_trainer(precision="bf16", mtp_depths=0, aux_loss=0.0).step([whole])
+    trainer = new_trainer(precision="bf16", mtp_depths=0, aux_loss=0.0)
+    trainer.config.num_microbatches_with_partial_activation_checkpoints = None
+    two = trainer.step(parts)
+    assert two.loss == pytest.approx(one.loss, rel=1e-5)
+    assert two.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+
+
+def test_resumed_steps_equal_uninterrupted_ones_bit_for_bit(tmp_path):
+    straight = new_trainer()
+    expected = []
+    for step in range(8):
+        expected.append(straight.step([batch(step)]))
+        if step == 3:
+            checkpoints.save(tmp_path, straight)
+    resumed = new_trainer()
+    checkpoints.resume(tmp_path, resumed)
+    assert [resumed.step([batch(step)]) for step in range(4, 8)] == expected[4:]
+    for name, tensor in resumed.weights().items():
+        assert torch.equal(tensor, straight.weights()[name]), name
+
+
+def test_an_unfinished_checkpoint_is_none_and_old_ones_go(tmp_path):
+    trainer = new_trainer(precision="bf16", mtp_depths=0)
+    (tmp_path / ".step-00000009.tmp").mkdir(parents=True)
+    assert checkpoints.resume(tmp_path, trainer) is None
+    for step in range(3):
+        trainer.step([batch(step)])
+        checkpoints.save(tmp_path, trainer)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000002", "step-00000003"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    trainer = new_trainer(precision="bf16", mtp_depths=0)
+    trainer.step([batch(0)])
+    checkpoints.save(tmp_path, trainer)
+    for path in (tmp_path / "step-00000001").glob("*.distcp"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="step-00000001"):
+        checkpoints.resume(tmp_path, trainer)
+
+
+RANK = """
+import json, sys
+from tests.engine.test_trainer import *
+def main():
+    import torch.distributed as dist
+    trainer = new_trainer(precision="bf16")
+    rank = dist.get_rank()
+    whole = [batch(step, rows=4) for step in range(4)]
+    for b in whole:
+        b.loss_mask[0, 5:] = 0
+    mine = [Batch(*(t[2 * rank:2 * rank + 2] for t in (b.tokens, b.labels, b.loss_mask))) for b in whole]
+    results = [trainer.step([b if dist.get_world_size() == 1 else m]) for b, m in zip(whole, mine)]
+    if rank == 0:
+        print("RESULT", json.dumps([[r.loss, r.grad_norm, r.tokens] for r in results]))
+main()
+"""
+
+
+def test_two_processes_equal_one():
+    def run(ranks):
+        import json
+
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python",
+                               sys.executable, "-c", RANK], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.split("RESULT")[1])
+
+    for one, two in zip(run(1), run(2)):
+        assert two == pytest.approx(one, rel=1e-5)

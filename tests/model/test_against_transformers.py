@@ -1,0 +1,66 @@
+"""Megatron's model exported to the canonical checkpoint gives the logits of transformers' NemotronHForCausalLM, and comes back."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from stagecraft.checkpoint.canonical import read_checkpoint, write_checkpoint
+from stagecraft.checkpoint.convert import from_hf
+from stagecraft.engine.trainer import Optimization, Trainer
+from tests.architectures import architecture, tiny
+from tests.checkpoints import tiny_tokenizer
+
+
+def trainer_of(shapes, **options):
+    trainer = Trainer(shapes, Optimization(lr=1e-3, steps=10), max_sequence_length=128, **options)
+    with torch.no_grad():  # away from the initial values, so that a forgotten tensor shows
+        for name, parameter in trainer.module.named_parameters():
+            parameter.mul_(3) if parameter.dim() > 1 and "embedding" not in name else parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in trainer.module.named_buffers():
+            if name.endswith("expert_bias"):
+                buffer.normal_(0, 0.1)
+    return trainer
+
+
+@pytest.fixture
+def tokenizer_directory(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+@pytest.mark.parametrize("shapes", [architecture(), tiny(vocab_size=2048, hybrid_override_pattern="EM*ME")], ids=["laptop", "tiny"])
+def test_logits_equal_transformers(tmp_path, tokenizer_directory, shapes):
+    trainer = trainer_of(shapes, mtp_depths=2)
+    write_checkpoint(tmp_path / "model", shapes, trainer.weights().items(), tokenizer_directory)
+    oracle = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    ids = torch.randint(0, 2048, (2, 100))
+    trainer.module.eval()
+    with torch.no_grad():
+        ours = trainer.module(ids, torch.zeros_like(ids), None)
+        theirs = oracle(input_ids=ids).logits
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, tokenizer_directory):
+    shapes = tiny(vocab_size=2048)
+    trainer = trainer_of(shapes, mtp_depths=1)
+    write_checkpoint(tmp_path / "model", shapes, trainer.weights().items(), tokenizer_directory)
+    read_shapes, tensors = read_checkpoint(tmp_path / "model")
+    assert read_shapes == shapes
+    state = {name: tensor for name, tensor in trainer.module.state_dict().items() if tensor is not None}
+    found = from_hf(shapes, tensors)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_the_checkpoint_has_the_names_vllm_reads_for_mtp(tmp_path, tokenizer_directory):
+    shapes = tiny(vocab_size=2048)
+    write_checkpoint(tmp_path / "model", shapes, trainer_of(shapes, mtp_depths=2).weights().items(), tokenizer_directory)
+    names = set(load_file(tmp_path / "model" / "model.safetensors"))
+    assert {"mtp.layers.0.eh_proj.weight", "mtp.layers.1.final_layernorm.weight", "mtp.layers.1.mixer.experts.7.up_proj.weight"} <= names
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["mtp_hybrid_override_pattern"] == "*E" and config["time_step_min"] == 0.0 and config["eos_token_id"] == 4

@@ -1,0 +1,59 @@
+"""Packed sequences give the losses and the gradients they give alone: nothing of one reaches another."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stagecraft.data.packing import pack_bins
+from stagecraft.engine.packs import packed_batch
+from stagecraft.engine.trainer import Optimization, Trainer
+from tests.architectures import tiny
+
+
+def losses_and_gradients(trainer, batches):
+    trainer.module.zero_grad()
+    losses = []
+    for batch in batches:
+        out = trainer.module(batch.tokens, torch.zeros_like(batch.tokens), None, labels=batch.labels, packed_seq_params=batch.packed)
+        (out * batch.loss_mask).sum().backward()
+        losses.append((out * batch.loss_mask).detach().flatten())
+    return torch.cat(losses), [p.grad.clone() for p in trainer.module.parameters() if p.grad is not None]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(2, 40), min_size=2, max_size=7), st.integers(0, 999))
+def test_packed_equals_alone(lengths, seed):
+    torch.manual_seed(seed)
+    trainer = Trainer(tiny(), Optimization(lr=1e-3, steps=1), max_sequence_length=512, aux_loss=0.0)
+    sequences = [(torch.randint(0, 256, (n,)).tolist(), [0] + [1] * (n - 1)) for n in lengths]
+    together = losses_and_gradients(trainer, [packed_batch(sequences)])
+    alone = losses_and_gradients(trainer, [packed_batch([sequence]) for sequence in sequences])
+    torch.testing.assert_close(together[0], alone[0], atol=1e-5, rtol=1e-5)
+    for packed, separate in zip(together[1], alone[1]):
+        torch.testing.assert_close(packed, separate, atol=1e-4, rtol=1e-3)
+
+
+def test_mtp_targets_stop_at_the_boundary():
+    torch.manual_seed(0)
+    trainer = Trainer(tiny(), Optimization(lr=1e-3, steps=1), max_sequence_length=512, mtp_depths=2, aux_loss=0.0)
+    first, second, other = ((torch.randint(0, 256, (20,)).tolist(), [1] * 20) for _ in range(3))
+
+    def gradient_of_first(neighbour):
+        batch = packed_batch([first, neighbour])
+        batch.loss_mask[:, 19:] = 0
+        trainer.module.zero_grad()
+        out = trainer.module(batch.tokens, torch.zeros_like(batch.tokens), None, labels=batch.labels, loss_mask=batch.loss_mask,
+                             packed_seq_params=batch.packed)
+        (out * batch.loss_mask).sum().backward()
+        return trainer.module.mtp.layers[0].eh_proj.weight.grad.clone()
+
+    torch.testing.assert_close(gradient_of_first(second), gradient_of_first(other), atol=1e-5, rtol=1e-4)
+
+
+@given(st.lists(st.integers(1, 100), max_size=200), st.integers(100, 300))
+def test_bins_hold_everything_once_and_no_two_could_be_one(lengths, capacity):
+    bins = pack_bins(lengths, capacity)
+    assert sorted(i for bin_ in bins for i in bin_) == list(range(len(lengths)))
+    fill = sorted(sum(lengths[i] for i in bin_) for bin_ in bins)
+    assert all(total <= capacity for total in fill)
+    assert len(fill) < 2 or fill[0] + fill[1] > capacity
