@@ -1,14 +1,12 @@
-"""vLLM inside this process: rollouts, evaluation and weight updates without a server in between.
+"""vLLM inside this process: rollouts, evaluation and weight updates, beside a trainer that shares the process or alone.
 
-One engine computes in one dtype on one device. vLLM is imported when the first engine is made, never with this module.
+One engine computes in one dtype. vLLM is imported when the first engine is made, never with this module.
 """
 
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,21 +15,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stagecraft.contract.errors import UserError
-from stagecraft.inference.checkpoint_facts import cache_bytes, read_config
+from stagecraft.inference import guest
+from stagecraft.inference.memory import kv_cache_bytes, read_config
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over by reference
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads stay where the trainer's are
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_HOST_IP": "127.0.0.1",  # one process: no name lookups
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One answer.
 
     Attributes:
-        token_ids: what was generated, the stop token included.
-        logprobs: natural log-probability of each under the model itself (temperature one), None unless asked for.
+        token_ids: what was generated; a stop token is the last of them.
+        logprobs: natural log-probability of each token under the distribution it was drawn from; None unless asked for.
         finished: a stop token ended it; False if `max_tokens` or the context did.
     """
 
@@ -44,6 +50,8 @@ class Engine:
     """A model loaded by vLLM in this process.
 
     Equal checkpoints, arguments and calls give equal tokens, also for sampling: every request draws from a generator of its own.
+    The process group, the random generators and the memory policy of a trainer in the same process stay as they were found; the
+    number of threads becomes `threads`.
 
     Args:
         model: a canonical checkpoint, plain or quantised by ModelOpt.
@@ -55,39 +63,49 @@ class Engine:
         threads: CPU threads of matrix products.
 
     Raises:
-        UserError: `model` is no checkpoint, or cannot draft and was asked to.
+        UserError: `model` is no checkpoint, cannot be served, or cannot draft and was asked to.
     """
 
     def __init__(self, model: Path, *, max_model_len: int, max_num_seqs: int, dtype: str = "float32", seed: int = 0,
                  draft_tokens: int = 0, threads: int = 1):
-        config = read_config(model)
+        config = read_config(Path(model))
         if draft_tokens and not config.get("num_nextn_predict_layers"):
             raise UserError("the checkpoint has no MTP block to draft with", where=str(model), mend="set draft_tokens to 0")
         self.max_model_len, self._seed, self._drafts = max_model_len, seed, draft_tokens > 0
-        os.environ.update(_environment(threads))
-        with _undisturbed_process():
+        os.environ.update(ENVIRONMENT)
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        with guest.manners():
             import torch
+            from safetensors import SafetensorError
             from vllm import LLM
 
             torch.set_num_threads(threads)
-            self._owns_group = not torch.distributed.is_initialized()
-            self._llm = LLM(
-                model=str(model), dtype=dtype, seed=seed, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max(2048, max_model_len, max_num_seqs * (1 + draft_tokens)), enforce_eager=True,
-                skip_tokenizer_init=True, generation_config="vllm", enable_prefix_caching=False, disable_log_stats=not draft_tokens,
-                logprobs_mode="raw_logprobs", async_scheduling=False,
-                kv_cache_memory_bytes=cache_bytes(config, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-                                                  draft_tokens=draft_tokens, element_bytes=ELEMENT_BYTES[dtype]),
-                speculative_config={"method": "mtp", "num_speculative_tokens": draft_tokens} if draft_tokens else None,
-            )
+            self._group_was_there = torch.distributed.is_initialized()
+            try:
+                self._llm = LLM(
+                    model=str(model), dtype=dtype, seed=seed, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
+                    # One step prefills every prompt of a batch.
+                    max_num_batched_tokens=max_model_len * max_num_seqs, enforce_eager=True,
+                    skip_tokenizer_init=True, generation_config="vllm", enable_prefix_caching=False, disable_log_stats=not draft_tokens,
+                    logprobs_mode="processed_logprobs", async_scheduling=False, use_tqdm_on_load=False,
+                    kv_cache_memory_bytes=kv_cache_bytes(config, max_model_len, max_num_seqs, dtype, draft_tokens),
+                    speculative_config={"method": "mtp", "num_speculative_tokens": draft_tokens} if draft_tokens else None,
+                )
+            except (ValueError, KeyError, OSError, NotImplementedError, SafetensorError) as error:
+                raise UserError(f"vLLM cannot serve this checkpoint: {error}", where=str(model),
+                                mend="check its config.json and weights, or run the stage that writes it again") from error
 
-    def generate(self, prompts: Sequence[Sequence[int]], *, temperature: float, max_tokens: int, stop_token_ids: Sequence[int],
-                 n: int = 1, seed: int | None = None, logprobs: bool = False) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Sequence[int]], *, temperature: float, max_tokens: int, n: int = 1,
+                 stop_token_ids: Sequence[int] = (), seed: int | None = None, logprobs: bool = False) -> list[list[Completion]]:
         """Continue every prompt `n` times, until a stop token or `max_tokens`.
 
         Args:
-            temperature: 0 is greedy (then n must be 1, for n answers would be one answer).
+            prompts: token ids.
+            temperature: 0 is greedy (then n must be 1, for n answers would be one answer); 1 is the model's own distribution.
+            stop_token_ids: the first of them ends a completion and is part of it. No other token ends one.
             seed: of this call's sampling; the engine's own if None.
+            logprobs: return the log-probability of each token after temperature.
 
         Returns:
             for each prompt its completions.
@@ -99,15 +117,17 @@ class Engine:
 
         if temperature == 0 and n > 1:
             raise ValueError("greedy answers are all the same: n must be 1 at temperature 0")
-        self._check(prompts, room=1)
-        seeds = iter(np.random.SeedSequence(self._seed if seed is None else seed).generate_state(len(prompts) * n, np.uint64).tolist())
-        outputs = self._run([list(prompt) for prompt in prompts for _ in range(n)], [
+        self._check(prompts)
+        count = len(prompts) * n
+        seeds = np.random.SeedSequence(self._seed if seed is None else seed).generate_state(count, np.uint64) >> np.uint64(1)
+        settings = [
             SamplingParams(temperature=temperature, max_tokens=max_tokens, stop_token_ids=list(stop_token_ids), ignore_eos=True,
                            detokenize=False, logprobs=0 if logprobs else None, flat_logprobs=logprobs,
-                           seed=None if temperature == 0 else next(seeds) >> 1)
-            for _ in range(len(prompts) * n)])
+                           seed=None if temperature == 0 else own)
+            for own in seeds.tolist()]
+        outputs = self._run([prompt for prompt in prompts for _ in range(n)], settings)
         completions = [_completion(output.outputs[0]) for output in outputs]
-        return [completions[start:start + n] for start in range(0, len(completions), n)]
+        return [completions[start:start + n] for start in range(0, count, n)]
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Natural log-probability of every token after the first, given those before it.
@@ -117,15 +137,18 @@ class Engine:
         """
         from vllm import SamplingParams
 
-        self._check(sequences, room=1)
-        asked = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False, prompt_logprobs=0, flat_logprobs=True)
-        outputs = self._run([list(sequence) for sequence in sequences], [asked] * len(sequences))
-        return [_flat(output.prompt_logprobs, skip=1) for output in outputs]
+        self._check(sequences)
+        settings = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False, prompt_logprobs=0, flat_logprobs=True)
+        return [_flat(output.prompt_logprobs, skip=1) for output in self._run(sequences, [settings] * len(sequences))]
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace weights in place; names and shapes as in the checkpoint's files (`mtp.*` too, when drafting)."""
-        weights = list(weights)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        """Replace weights in place; names and shapes as in the checkpoint's files.
+
+        The MTP block keeps its weights: drafts may be accepted less often, what is generated does not depend on them.
+        """
+        with guest.manners():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+        self._llm.reset_prefix_cache()
 
     def draft_statistics(self) -> tuple[int, int, list[int]]:
         """Since the start: (drafts, drafted tokens, accepted tokens by position in the draft); zeros without drafting."""
@@ -137,15 +160,9 @@ class Engine:
 
     def close(self) -> None:
         """Free the model and its cache; a process group that vLLM made goes with them, one that was there before stays."""
-        from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
-
-        if self._llm is None:
-            return
-        self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
-        destroy_model_parallel()
-        if self._owns_group:
-            destroy_distributed_environment()
+        if self._llm is not None:
+            guest.shut_down(self._llm, keep_process_group=self._group_was_there)
+            self._llm = None
 
     def __enter__(self) -> Engine:
         return self
@@ -153,37 +170,13 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _check(self, prompts: Sequence[Sequence[int]], room: int) -> None:
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         for index, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= self.max_model_len - room:
-                raise ValueError(f"prompt {index} has {len(prompt)} tokens; 1 to {self.max_model_len - room} fit max_model_len")
+            if not 0 < len(prompt) < self.max_model_len:
+                raise ValueError(f"prompt {index} has {len(prompt)} tokens; 1 to {self.max_model_len - 1} fit max_model_len")
 
-    def _run(self, prompts: list[list[int]], settings: list[Any]) -> list[Any]:
-        return self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], settings, use_tqdm=False)
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """What vLLM reads when it is imported or makes an engine."""
-    return {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1", "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads),
-    }
-
-
-@contextmanager
-def _undisturbed_process() -> Iterator[None]:
-    """vLLM seeds every global generator and replaces `torch.set_num_threads` for good: undo both, a trainer may live here too."""
-    import torch
-
-    set_num_threads, states = torch.set_num_threads, (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    try:
-        yield
-    finally:
-        torch.set_num_threads = set_num_threads
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+    def _run(self, prompts: Sequence[Sequence[int]], settings: list[Any]) -> list[Any]:
+        return self._llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], settings, use_tqdm=False) if prompts else []
 
 
 def _completion(output: Any) -> Completion:

@@ -1,4 +1,4 @@
-"""How much memory the caches of one engine need, from the shapes in config.json."""
+"""What a served checkpoint's config.json says: whether it is one, and how much memory its sequences need."""
 
 from __future__ import annotations
 
@@ -9,39 +9,49 @@ from typing import Any
 
 from stagecraft.contract.errors import UserError
 
-_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_BLOCK = 128  # vLLM's attention block on CPU, in tokens; it grows where a Mamba state is larger
+BLOCK = 128  # tokens per block of the attention cache, vLLM's choice on a CPU
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # of vLLM's CPU attention
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def read_config(model: Path) -> dict[str, Any]:
-    """config.json of a checkpoint.
+    """config.json of a canonical checkpoint.
 
     Raises:
-        UserError: there is none, or it is no JSON.
+        UserError: `model` is no `nemotron_h` checkpoint with weights, or vLLM cannot serve its head size.
     """
-    path = model / "config.json"
+    mend = "give a checkpoint directory, such as artifacts/aligned"
     try:
-        return json.loads(path.read_text())
+        config = json.loads((model / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError("not a checkpoint: it has no config.json", where=str(model), mend=mend) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"no checkpoint can be read here ({error})", where=str(path),
-                        mend="give the directory of a Hugging Face checkpoint") from error
+        raise UserError(f"unreadable config.json: {error}", where=str(model), mend=mend) from None
+    if not isinstance(config, dict) or config.get("model_type") != "nemotron_h":
+        raise UserError("config.json is not that of a nemotron_h model", where=str(model), mend=mend)
+    if not any(model.glob("*.safetensors")):
+        raise UserError("a checkpoint without weights: it has no *.safetensors file", where=str(model), mend=mend)
+    if config["head_dim"] not in HEAD_SIZES:
+        raise UserError(f"head size {config['head_dim']} cannot be served", where=str(model),
+                        mend=f"train with one of {', '.join(map(str, HEAD_SIZES))}")
+    return config
 
 
 def kv_cache_bytes(config: dict[str, Any], max_model_len: int, max_num_seqs: int, dtype: str, draft_tokens: int = 0) -> int:
-    """Bytes that hold the caches of `max_num_seqs` sequences of full length, so that none is ever put back.
+    """Bytes of cache in which `max_num_seqs` sequences of `max_model_len` tokens fit at the same time.
 
-    vLLM keeps all layers' caches in pages of one size: the larger of an attention block and a Mamba state. A sequence takes
-    ceil(length / block) pages of each attention layer and one of each Mamba layer, one more of these for every draft token.
+    vLLM keeps all layers' caches in pages of one size, the larger of an attention block and a Mamba state. A sequence takes a page
+    per attention layer and block, and one per Mamba layer plus one for every drafted token. Layers are put into groups of equal
+    size: hence both kinds are counted as the longer one, rounded up.
     """
-    size = _SIZES[dtype]
-    pattern = config["hybrid_override_pattern"]
+    size = ELEMENT_BYTES[dtype]
+    pattern = config["hybrid_override_pattern"] + (config.get("mtp_hybrid_override_pattern", "") if draft_tokens else "")
     attention, mamba = pattern.count("*"), pattern.count("M")
-    attention += draft_tokens and config.get("mtp_hybrid_override_pattern", "").count("*")
-    inner = config["mamba_num_heads"] * config["mamba_head_dim"]
-    window = (config["conv_kernel"] - 1 + draft_tokens) * (inner + 2 * config["n_groups"] * config["ssm_state_size"]) * size
-    state = window + inner * config["ssm_state_size"] * _SIZES[config.get("mamba_ssm_cache_dtype") or dtype]
     token = 2 * config["num_key_value_heads"] * config["head_dim"] * size
-    block = max(_BLOCK, _BLOCK * ceil(state / (token * _BLOCK))) if mamba else _BLOCK
-    pages = attention * ceil((max_model_len + draft_tokens) / block) + mamba * (1 + draft_tokens)
-    # Layers are put into groups of equal size, filled up: at most twice the pages, and a page that stays empty.
-    return 2 * (pages * max_num_seqs + len(pattern)) * block * token
+    inner = config["mamba_num_heads"] * config["mamba_head_dim"]
+    convolution = (inner + 2 * config["n_groups"] * config["ssm_state_size"]) * (config["conv_kernel"] - 1 + draft_tokens) * size
+    state = 4 * inner * config["ssm_state_size"] + convolution
+    block = BLOCK * ceil(max(BLOCK * token, state) / (BLOCK * token))  # vLLM lengthens blocks to the size of a Mamba state
+    group = max(1, min(attention, mamba) or max(attention, mamba))
+    pages = group * (ceil(attention / group) * ceil((max_model_len + draft_tokens) / block) + ceil(mamba / group) * (2 + draft_tokens))
+    return block * token * (pages * max_num_seqs + 2 * group)
