@@ -2,7 +2,7 @@
 
 from stagecraft.model.config import Architecture
 
-LAPTOP = dict(
+LAPTOP = dict(  # noqa: C408
     hybrid_override_pattern="M*EM*E", hidden_size=128, vocab_size=2048, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
     mamba_num_heads=8, mamba_head_dim=32, ssm_state_size=16, n_groups=1, conv_kernel=4, chunk_size=32, n_routed_experts=32,
     num_experts_per_tok=2, moe_intermediate_size=128, moe_latent_size=64, moe_shared_expert_intermediate_size=256,

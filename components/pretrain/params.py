@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stagecraft.contract.params import params
+from stagecraft.engine.optimizers import OPTIMIZERS
 from stagecraft.model.config import Architecture
 from stagecraft.model.precision import PRECISIONS
 
@@ -29,6 +30,8 @@ class Params:
     global_batch: Positive
     micro_batch: Positive
     steps: Positive
+    optimizer: str
+    muon_lr_scale: Annotated[float, Field(gt=0)]
     lr: Annotated[float, Field(gt=0)]
     min_lr: Share
     warmup_steps: Count
@@ -41,6 +44,8 @@ class Params:
     heldout_rows: Positive
 
     def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
         together = self.micro_batch * self.processes

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stagecraft.contract.params import params
+from stagecraft.engine.optimizers import OPTIMIZERS
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -22,6 +23,8 @@ class Params:
     pack_tokens: Positive
     packs_per_step: Positive
     steps: Positive
+    optimizer: str
+    muon_lr_scale: Annotated[float, Field(gt=0)]
     lr: Annotated[float, Field(gt=0)]
     min_lr: Share
     warmup_steps: Count
@@ -33,6 +36,8 @@ class Params:
     checkpoint_every: Positive
 
     def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
         if self.packs_per_step % self.processes:
             raise ValueError(f"packs_per_step {self.packs_per_step} is no multiple of processes {self.processes}")
         if self.warmup_steps + self.decay_steps > self.steps:

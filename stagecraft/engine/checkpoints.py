@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from megatron.core import dist_checkpointing
 
 from stagecraft.contract.errors import UserError
@@ -53,7 +54,7 @@ def resume(directory: Path, trainer: Trainer) -> dict[str, Any] | None:
         trainer.module.load_state_dict(loaded["model"])
         trainer.optimizer.load_state_dict(loaded["optimizer"])
         trainer.scheduler.load_state_dict(state["scheduler"])
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # the latter is a BaseException
         raise UserError(f"unreadable checkpoint: {type(error).__name__}: {str(error)[:200]}", where=str(newest),
                         mend="delete this directory to go on from the one before it") from error
     trainer.steps_done = state["step"]

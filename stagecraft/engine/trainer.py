@@ -19,7 +19,7 @@ from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelpe
 from torch import Tensor
 
 from stagecraft.checkpoint.convert import from_hf, to_hf
-from stagecraft.engine.adam import FusedAdam
+from stagecraft.engine.optimizers import FusedAdam
 from stagecraft.model.build import build_model, transformer_config
 from stagecraft.model.config import Architecture
 from stagecraft.model.packing import Packed
@@ -30,10 +30,15 @@ bind_adam(FusedAdam)
 
 @dataclass(frozen=True)
 class Optimization:
-    """Optimizer and schedule. Rates are per step; `decay_steps` of minus-sqrt decay end at `min_lr` (0: constant after warm-up)."""
+    """Optimizer and schedule. Rates are per step; `decay_steps` of minus-sqrt decay end at `min_lr` (0: constant after warm-up).
+
+    `optimizer`: "adamw", or "muon" for the matrices of the layers with `muon_lr_scale` times the rate, AdamW for the rest.
+    """
 
     lr: float
     steps: int
+    optimizer: str = "adamw"
+    muon_lr_scale: float = 1.0
     min_lr: float = 0.0
     warmup_steps: int = 0
     decay_steps: int = 0
@@ -94,6 +99,8 @@ class Trainer:
             self.load_weights(weights)
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(not any(part in name for part in frozen))
+            if optimization.optimizer == "muon" and parameter.dim() == 2 and "embedding" not in name and "output_layer" not in name:
+                parameter.muon = optimization.muon_lr_scale
         self.model = DistributedDataParallel(
             self.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), self.module)
         self.model.broadcast_params()

@@ -88,8 +88,8 @@ class Architecture:
             "attention_bias": False,
             "mamba_proj_bias": False,
             "tie_word_embeddings": False,
-            # Megatron and vLLM do not clamp the time step; transformers clamps at time_step_min.
-            "time_step_min": 0.0,
+            # Megatron and vLLM do not clamp the time step; transformers clamps at time_step_min, whose logarithm it takes.
+            "time_step_min": 1e-12,
             "time_step_limit": [0.0, 1e30],
             "residual_in_fp32": False,
             "use_cache": True,

@@ -11,7 +11,7 @@ import torch
 
 from stagecraft.contract.errors import UserError
 from stagecraft.engine import checkpoints, parallel
-from stagecraft.engine.adam import FusedAdam
+from stagecraft.engine.optimizers import FusedAdam, orthogonalise
 from stagecraft.engine.trainer import Batch, Optimization, Trainer
 from tests.architectures import tiny
 
@@ -41,6 +41,29 @@ def test_adam_equals_torch():
         b.step()
     for p, q in zip(ours, theirs):
         torch.testing.assert_close(p, q)
+
+
+def test_muon_equals_torch():
+    torch.manual_seed(0)
+    ours = [torch.randn(24, 8, requires_grad=True), torch.randn(8, 24, requires_grad=True)]
+    theirs = copy.deepcopy(ours)
+    for p in ours:
+        p.muon = 3.0
+    a, b = FusedAdam(ours, lr=0.01, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.03, weight_decay=0.1, momentum=0.95)
+    for step in range(5):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.sin(p.detach() * (step + 1))
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q in zip(ours, theirs):
+        torch.testing.assert_close(p, q, atol=2e-2, rtol=2e-2)  # torch orthogonalises in bfloat16
+
+
+def test_orthogonalised_singular_values_are_near_one():
+    for shape in ((16, 40), (40, 16), (3, 16, 40)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(1))))
+        assert 0.6 < values.min() and values.max() < 1.3
 
 
 def test_the_schedule_warms_up_stays_and_decays_by_the_square_root():
@@ -105,7 +128,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 RANK = """
-import json, sys
+import json
+import stagecraft.megatron_cpu
 from tests.engine.test_trainer import *
 def main():
     import torch.distributed as dist

@@ -25,7 +25,7 @@ def test_grouped_product_is_one_linear_layer_per_expert():
     x, w, bounds = torch.randn(40, 16), torch.randn(4, 24, 16), [0, 7, 7, 30, 40]
 
     def separate(x, w):
-        return torch.cat([x[start:end] @ w[expert].t() for expert, (start, end) in enumerate(zip(bounds, bounds[1:]))])
+        return torch.cat([x[start:end] @ w[expert].t() for expert, (start, end) in enumerate(pairwise(bounds))])
 
     for ours, theirs in zip(gradients(lambda x, w: GroupedProduct.apply(x, w, bounds, None), x, w), gradients(separate, x, w)):
         torch.testing.assert_close(ours, theirs)

@@ -1,6 +1,7 @@
 """GRPO's formulas against arithmetic by hand and a reference in float64."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ def process_group():
 def test_advantages_by_hand():
     found = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]))
     spread = math.sqrt((4 * 0.25) / 3)
-    assert found[0].tolist() == pytest.approx([(1 - 1 / 3) / spread, (0 - 2 / 3) / spread, (0 - 2 / 3) / spread, (1 - 1 / 3) / spread], rel=1e-4)
+    expected = [(1 - 1 / 3) / spread, (0 - 2 / 3) / spread, (0 - 2 / 3) / spread, (1 - 1 / 3) / spread]
+    assert found[0].tolist() == pytest.approx(expected, rel=1e-4)
     assert found[1].tolist() == [0, 0, 0, 0]
 
 
@@ -39,7 +41,7 @@ def test_advantages_sum_to_zero_and_ignore_scale_and_offset(rewards, scale, offs
 def reference(logits, batch, rollout, loss):
     """Token by token in float64."""
     total, bounds = 0.0, batch.packed.cu_seqlens_q.tolist()
-    for start, end in zip(bounds, bounds[1:]):
+    for start, end in pairwise(bounds):
         spoken = [t for t in range(start, end) if batch.loss_mask[0, t]]
         own = {t: (logits[0, t].double() / loss.temperature).log_softmax(-1)[batch.labels[0, t]].item() for t in spoken}
         if abs(sum(own[t] - rollout.generator_logprobs[t].item() for t in spoken)) > loss.mismatch_limit:

@@ -1,0 +1,80 @@
+"""AdamW, and Muon for matrices, with the state layout of Transformer Engine's FusedAdam: one step count per parameter group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OPTIMIZERS = ("adamw", "muon")
+_MOMENTUM, _ITERATIONS = 0.95, 5
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), over whole lists of tensors at once.
+
+    A parameter with an attribute `muon` (the factor on the learning rate) takes Muon's step instead (Jordan et al. 2024): Nesterov
+    momentum, orthogonalised. `exp_avg` is then the momentum; `exp_avg_sq` exists only because megatron-core's template of the
+    state, from which checkpoints are loaded, has it for every parameter.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0.0, adam_w_mode: bool = True, **unused: Any):
+        if not adam_w_mode:
+            raise NotImplementedError("only decoupled weight decay")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            group["step"] = group.get("step", 0) + 1
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight] = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+            self._adam(group, [p for p in weights if not hasattr(p, "muon")])
+            self._muon(group, [p for p in weights if hasattr(p, "muon")])
+
+    def _adam(self, group: dict[str, Any], weights: Sequence[Tensor]) -> None:
+        if not weights:
+            return
+        gradients = [p.grad for p in weights]
+        means = [self.state[p]["exp_avg"] for p in weights]
+        squares = [self.state[p]["exp_avg_sq"] for p in weights]
+        (beta1, beta2), step = group["betas"], group["step"]
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        scale = torch._foreach_sqrt(squares)
+        torch._foreach_div_(scale, math.sqrt(1 - beta2**step))
+        torch._foreach_add_(scale, group["eps"])
+        torch._foreach_addcdiv_(weights, means, scale, -group["lr"] / (1 - beta1**step))
+
+    def _muon(self, group: dict[str, Any], weights: Sequence[Tensor]) -> None:
+        for weight in weights:
+            momentum = self.state[weight]["exp_avg"].lerp_(weight.grad, 1 - _MOMENTUM)
+            direction = orthogonalise(weight.grad.lerp(momentum, _MOMENTUM))
+            rate = group["lr"] * weight.muon
+            weight.mul_(1 - rate * group["weight_decay"])
+            weight.add_(direction, alpha=-rate * math.sqrt(max(1.0, weight.shape[-2] / weight.shape[-1])))
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly: singular values end near one.
+
+    Five Newton-Schulz iterations of the quintic of Jordan et al. (2024, "Muon: an optimizer for hidden layers"), in the matrix's
+    dtype. Shape [rows, columns] or [..., rows, columns].
+    """
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    x = matrix if wide else matrix.transpose(-1, -2)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.transpose(-1, -2)
+        x = 3.4445 * x + (2.0315 * (gram @ gram) - 4.7750 * gram) @ x
+    return x if wide else x.transpose(-1, -2)
