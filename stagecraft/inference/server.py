@@ -24,7 +24,7 @@ LAST_LINES = 15
 STOP_SECONDS = 10.0
 
 
-class ServerDied(RuntimeError):
+class ServerDiedError(RuntimeError):
     """The server ended, or did not become healthy; the message holds the last lines of its log."""
 
 
@@ -39,7 +39,7 @@ class Server:
 
     Raises:
         UserError: the directory is no checkpoint, or the port is taken.
-        ServerDied: on entering the block.
+        ServerDiedError: on entering the block.
     """
 
     def __init__(self, model: Path, settings: Settings, log: Path, port: int = 0):
@@ -78,14 +78,14 @@ class Server:
         """Return once the server answers.
 
         Raises:
-            ServerDied: it ended first, or `startup_seconds` passed.
+            ServerDiedError: it ended first, or `startup_seconds` passed.
         """
         deadline = time.monotonic() + self.settings.startup_seconds
         while not self.healthy():
             if not self.alive():
-                raise ServerDied(self._last_words(f"ended with status {self._process.returncode} before it was healthy"))
+                raise ServerDiedError(self._last_words(f"ended with status {self._process.returncode} before it was healthy"))
             if time.monotonic() > deadline:
-                raise ServerDied(self._last_words(f"was not healthy after {self.settings.startup_seconds:g} seconds"))
+                raise ServerDiedError(self._last_words(f"was not healthy after {self.settings.startup_seconds:g} seconds"))
             time.sleep(0.2)
 
     def healthy(self) -> bool:
@@ -104,10 +104,10 @@ class Server:
         """Block for as long as the server lives.
 
         Raises:
-            ServerDied: it ended.
+            ServerDiedError: it ended.
         """
         self._process.wait()
-        raise ServerDied(self._last_words(f"ended with status {self._process.returncode}"))
+        raise ServerDiedError(self._last_words(f"ended with status {self._process.returncode}"))
 
     def terminate(self) -> None:
         """Ask the server to end; does not wait."""

@@ -1,0 +1,21 @@
+"""Fresh task prompts to ask the server: drawn here, because a served model has no corpus beside it."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from stagecraft.data.tasks import FAMILIES
+
+
+def draw_rows(per_family: int, seed: int) -> list[dict[str, Any]]:
+    """Task rows, `per_family` of every family, families in turn; the same seed gives the same."""
+    streams = {family: Random(f"serve/{seed}/{family}") for family in FAMILIES}
+    rows = []
+    for number in range(per_family):
+        for family, random in streams.items():
+            task = FAMILIES[family](random)
+            row = {"id": f"serve-{family}-{number}", "family": family, "messages": [{"role": "user", "content": task.prompt}],
+                   "verifier": task.verifier}
+            rows.append({**row, "tools": list(task.tools)} if task.tools else row)
+    return rows

@@ -1,0 +1,68 @@
+"""What is done with the servers while they are up: the checks, the comparison with and without drafts, the load test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from openai import OpenAI
+from tokenizers import Tokenizer
+
+from components.serve.checks import ask, check_answers, check_schema, check_streaming, check_tool_call
+from components.serve.drafts import acceptance, compare
+from components.serve.loadtest import measure
+from components.serve.params import Params
+from components.serve.prompts import draw_rows
+from stagecraft.contract.runlog import RunLog
+from stagecraft.inference.server import Server
+
+
+def inspect(plain: Server, drafting: Server, params: Params, log: RunLog, part_done: Callable[[], None]) -> dict[str, Any]:
+    """Check and measure the servers.
+
+    Args:
+        plain: the server without drafts.
+        drafting: the server with drafts, as it is to be deployed; `plain` itself when there are none.
+        part_done: called after the checks and after the load test.
+
+    Returns:
+        the report: `checks`, `answers`, `mtp`, `load`, `load_without_mtp`, see the functions these come from.
+
+    Raises:
+        CheckFailedError: see components.serve.checks.
+    """
+    name, check = params.server.name, params.check
+    rows = draw_rows(check.prompts_per_family, params.seed)
+    tokenizer = Tokenizer.from_file(str(plain.model / "tokenizer.json"))
+
+    def ask_all(server: Server, gaps: bool) -> list[Any]:
+        with _client(server) as client:
+            return [ask(client, name, row, check.max_tokens, gaps) for row in rows]
+
+    drafts = params.server.draft_tokens
+    with ThreadPoolExecutor(2) as pool:  # one request at a time on each server: what is in a batch beside it cannot touch an answer
+        with_drafts = pool.submit(ask_all, drafting, False) if drafts else None
+        answers = ask_all(plain, True)
+        drafted = with_drafts.result() if with_drafts else answers
+    report = {"answers": {**check_answers(rows, answers, tokenizer), "prompts": len(rows)}}
+    report["mtp"] = {"draft_tokens": drafts, "identical": compare(rows, answers, drafted, check.tie) / len(rows),
+                     **(acceptance(drafting.url, drafts) if drafts else {"mean_accepted_length": 1.0, "acceptance_by_position": []})}
+    if report["mtp"]["identical"] < 1:
+        log.note(f"{report['mtp']['identical']:.1%} of the answers with drafts are identical; the others part at a tie "
+                 f"(below {check.tie:g} nats)")
+    with _client(drafting) as client:
+        report["checks"] = {"streaming": check_streaming(client, name, rows[0], check.max_tokens, tokenizer),
+                            "schema": check_schema(client, name), "tool_call": check_tool_call(client, name)}
+    part_done()
+
+    report["load"] = measure(drafting.url, name, rows, params.load)
+    report["load_without_mtp"] = measure(plain.url, name, rows, params.load) if drafts else report["load"]
+    for level in report["load"]:
+        log.step(int(level["concurrency"]), curve="load", **{key: value for key, value in level.items() if key != "concurrency"})
+    part_done()
+    return report
+
+
+def _client(server: Server) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)

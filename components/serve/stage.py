@@ -1,0 +1,71 @@
+"""Serve: the promoted model on vLLM's OpenAI server, checked, measured, and written down as a deployment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from components.serve.deployment import PORT, arguments, objects, write_manifest
+from components.serve.params import Params
+from components.serve.promotion import promoted
+from stagecraft.contract.files import write_json
+from stagecraft.contract.runlog import RunLog
+
+__all__ = ["Params", "main"]
+
+
+def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, Any]:
+    """Start the promoted model, see that it serves, measure it, write its deployment, stop it.
+
+    Two servers run side by side, with drafts by multi-token prediction and without: the answers must be the same.
+
+    Args:
+        inputs: `aligned`, `fp8`, `nvfp4` (checkpoints with a manifest) and `evaluation` (with promotion.json).
+        outputs: `serving`, a directory: vllm_args.json, deployment.yaml, report.json.
+
+    Returns:
+        `promoted`, `tokens_per_second` (the best concurrency's), `time_to_first_token_ms_p50` and `_p95` (at the lowest concurrency),
+        `inter_token_ms`, `mtp_mean_accepted_length` (tokens a verification step yields, 1 + accepted drafts; 1 without drafts),
+        `mtp_acceptance_<position>`, `mtp_identical` (share of answers that equal those without drafts token for token),
+        `tokens_per_second_without_mtp`, `exact_match` (over the prompts asked here), `tool_calls`.
+
+    Raises:
+        UserError: nothing was promoted, or the checkpoint cannot be read.
+        ServerDiedError: a server did not come up; its last lines are in the message.
+        CheckFailedError: it came up and does not serve as it should.
+    """
+    from components.serve.session import inspect
+    from stagecraft.inference.server import Server, running
+    from stagecraft.inference.server_settings import local_arguments
+
+    model, verdict = promoted(inputs)
+    log.note(f"serving {verdict['promoted']}: {verdict['reason']}")
+    settings = params.server
+    plain = Server(model, replace(settings, draft_tokens=0), log.work / "plain.log")
+    drafting = Server(model, settings, log.work / "drafting.log") if settings.draft_tokens else plain
+    servers = [plain, drafting] if settings.draft_tokens else [plain]
+    with log.bar("start, check, measure", total=3, unit="part") as bar:
+        with running(*servers):
+            bar.advance()
+            report = inspect(plain, drafting, params, log, bar.advance)
+
+    out, deployed = outputs["serving"], params.deployment
+    write_json(out / "report.json", {"promoted": verdict["promoted"], "digest": verdict["digest"], **report})
+    write_json(out / "vllm_args.json", {
+        "checked_here": local_arguments(model, settings, PORT),
+        "deployed": arguments(settings.name, deployed, settings.draft_tokens),
+    })
+    write_manifest(out / "deployment.yaml", objects(settings.name, deployed, settings.draft_tokens, verdict))
+    best = max(report["load"], key=lambda level: level["tokens_per_second"])
+    alone = report["load"][0]
+    log.record(engine="vllm", compute_dtype=settings.dtype, served=verdict["promoted"])
+    return {
+        "promoted": verdict["promoted"], "tokens_per_second": best["tokens_per_second"],
+        "tokens_per_second_without_mtp": max(level["tokens_per_second"] for level in report["load_without_mtp"]),
+        "time_to_first_token_ms_p50": alone["ttft_ms_p50"], "time_to_first_token_ms_p95": alone["ttft_ms_p95"],
+        "inter_token_ms": alone["itl_ms_mean"],
+        "mtp_mean_accepted_length": report["mtp"]["mean_accepted_length"], "mtp_identical": report["mtp"]["identical"],
+        **{f"mtp_acceptance_{place}": share for place, share in enumerate(report["mtp"]["acceptance_by_position"], 1)},
+        **report["answers"],
+    }
