@@ -14,7 +14,7 @@ DOCUMENTS = [[5, 6, 2], [], [7] * 300 + [2], [2]]
 @pytest.fixture(scope="module")
 def megatron():
     """Megatron's module; the engine's shim first, so that megatron-core imports on a machine without CUDA."""
-    import stagecraft.engine.megatron_cpu  # noqa: F401
+    import stagecraft.megatron_cpu  # noqa: F401
     from megatron.core.datasets import indexed_dataset
 
     return indexed_dataset
