@@ -10,16 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
 
 from stagecraft.contract.errors import UserError
 from stagecraft.inference import guest
 from stagecraft.inference.memory import kv_cache_bytes, read_config
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over by reference
@@ -50,8 +50,8 @@ class Engine:
     """A model loaded by vLLM in this process.
 
     Equal checkpoints, arguments and calls give equal tokens, also for sampling: every request draws from a generator of its own.
-    The process group, the random generators and the memory policy of a trainer in the same process stay as they were found; the
-    number of threads becomes `threads`.
+    The process group, the random generators, the number of threads and the memory policy of a trainer in the same process stay
+    as they were found.
 
     Args:
         model: a canonical checkpoint, plain or quantised by ModelOpt.
@@ -60,7 +60,8 @@ class Engine:
         dtype: of weights, activations and attention cache: float32, bfloat16 or float16.
         seed: of sampling, unless a call gives its own.
         draft_tokens: tokens drafted by the checkpoint's MTP block per step; 0 turns speculative decoding off.
-        threads: CPU threads of matrix products.
+        threads: OpenMP threads while the engine computes. More than one pays only for models of many millions of parameters, and only
+            with as many idle cores: on a busy machine two threads were seen to take ten times as long as one.
 
     Raises:
         UserError: `model` is no checkpoint, cannot be served, or cannot draft and was asked to.
@@ -75,13 +76,11 @@ class Engine:
         os.environ.update(ENVIRONMENT)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        with guest.manners():
-            import torch
+        self._threads, self._group_was_there = threads, torch.distributed.is_initialized()
+        with guest.arrival(), guest.at_work(threads):
             from safetensors import SafetensorError
             from vllm import LLM
 
-            torch.set_num_threads(threads)
-            self._group_was_there = torch.distributed.is_initialized()
             try:
                 self._llm = LLM(
                     model=str(model), dtype=dtype, seed=seed, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
@@ -146,7 +145,7 @@ class Engine:
 
         The MTP block keeps its weights: drafts may be accepted less often, what is generated does not depend on them.
         """
-        with guest.manners():
+        with guest.arrival(), guest.at_work(self._threads):
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
         self._llm.reset_prefix_cache()
 
@@ -176,7 +175,10 @@ class Engine:
                 raise ValueError(f"prompt {index} has {len(prompt)} tokens; 1 to {self.max_model_len - 1} fit max_model_len")
 
     def _run(self, prompts: Sequence[Sequence[int]], settings: list[Any]) -> list[Any]:
-        return self._llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], settings, use_tqdm=False) if prompts else []
+        if not prompts:
+            return []
+        with guest.at_work(self._threads):
+            return self._llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], settings, use_tqdm=False)
 
 
 def _completion(output: Any) -> Completion:

@@ -15,14 +15,15 @@ import torch
 
 
 @contextmanager
-def manners() -> Iterator[None]:
-    """Around everything that starts or reloads an engine.
+def arrival() -> Iterator[None]:
+    """Around the start of an engine and the reloading of its weights.
 
-    vLLM seeds the global generators (v1/worker/cpu_worker.py, `set_random_seed`), replaces torch.set_num_threads by a function
-    that warns, and binds all memory of the process to one NUMA node; imports warn about what is no fault of the user.
+    vLLM seeds the global generators (v1/worker/cpu_worker.py:156), replaces torch.set_num_threads for good by a function that warns
+    (line 145) and binds all memory of the process to one NUMA node (line 70); its imports warn about what is no fault of the user.
     """
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
     set_num_threads = torch.set_num_threads
+    torch.ops._C.init_cpu_memory_env = lambda nodes: None
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -33,6 +34,24 @@ def manners() -> Iterator[None]:
         np.random.set_state(generators[1])
         torch.set_rng_state(generators[2])
         torch.set_num_threads = set_num_threads
+        del torch.ops._C.init_cpu_memory_env
+
+
+@contextmanager
+def at_work(threads: int) -> Iterator[None]:
+    """Around everything an engine computes: with its own number of threads, and without compiling.
+
+    The operators of a small model are microseconds long, so a team of OpenMP threads waits at barriers more than it computes, and
+    on a busy machine it waits for time slices. Of what vLLM wraps in torch.compile one function is met on a CPU, a comparison
+    (v1/sample/ops/logprobs.py:10), and a run of the C++ compiler costs more than it can ever save.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def shut_down(llm: Any, *, keep_process_group: bool) -> None:
