@@ -28,7 +28,6 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         "loss_first": curve[0]["loss"],
         "loss_last": sum(row["loss"] for row in tail) / len(tail),
         "conversations": result.conversations,
-        "epochs": result.epochs,
         "packing_efficiency": result.packing_efficiency,
         "tokens_per_second": result.tokens_per_second,
     }

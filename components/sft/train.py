@@ -14,7 +14,7 @@ from components.sft.params import Params
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.chat import encode_demonstration
-from stagecraft.data.packing import pack_bins
+from stagecraft.data.packing import pack_stream
 from stagecraft.data.tasks import read_rows
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
@@ -31,27 +31,40 @@ class Result:
 
     weights: dict[str, Tensor]
     conversations: int
-    epochs: float
     packing_efficiency: float
     tokens_per_second: float  # of the assistant's, the ones with a loss
 
 
 class Packs:
-    """The conversations, packed and shuffled anew for each epoch, as an endless sequence of packs."""
+    """The conversations in packs, `packs_per_step` at a time: every step is a random sample, every epoch a new shuffle."""
 
-    def __init__(self, conversations: list[Conversation], capacity: int, seed: int):
-        self.conversations, self.seed = conversations, seed
+    def __init__(self, conversations: list[Conversation], params: Params):
+        self.conversations, self.params = conversations, params
         self.lengths = [len(ids) - 1 for ids, _ in conversations]
-        self.bins = pack_bins(self.lengths, capacity)
-        self.efficiency = sum(self.lengths) / (capacity * len(self.bins))
-        self._epoch, self._order = -1, list(range(len(self.bins)))
+        self._steps: list[list[list[int]]] = []
+        self.epochs = 0
 
-    def __getitem__(self, index: int) -> Batch:
-        epoch, at = divmod(index, len(self.bins))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, list(range(len(self.bins)))
-            random.Random(f"{self.seed}/{epoch}").shuffle(self._order)
-        return packed_batch([self.conversations[i] for i in self.bins[self._order[at]]])
+    def __getitem__(self, step: int) -> list[list[int]]:
+        """The packs of a step, as indices of conversations."""
+        while step >= len(self._steps):
+            order = list(range(len(self.conversations)))
+            random.Random(f"{self.params.seed}/{self.epochs}").shuffle(order)
+            found = list(pack_stream(self.lengths, order, self.params.pack_tokens, self.params.packs_per_step))
+            if not found:
+                raise UserError(f"{len(order)} conversations do not fill one step of {self.params.packs_per_step} packs of "
+                                f"{self.params.pack_tokens} tokens", where="sft", mend="lower pack_tokens or packs_per_step")
+            self._steps += found
+            self.epochs += 1
+        return self._steps[step]
+
+    def batch(self, pack: list[int]) -> Batch:
+        """One pack as a microbatch."""
+        return packed_batch([self.conversations[index] for index in pack])
+
+    def efficiency(self, steps: int) -> float:
+        """Share of the places of the first `steps` steps that hold a token."""
+        used = sum(self.lengths[index] for step in range(steps) for pack in self[step] for index in pack)
+        return used / (steps * self.params.packs_per_step * self.params.pack_tokens)
 
 
 def train(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, work: Path, log: RunLog | None) -> Result:
@@ -59,21 +72,20 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
     torch.set_num_threads(1)
     parallel.initialize(params.seed)
     rank, world = dist.get_rank(), dist.get_world_size()
-    packs = Packs(read_conversations(corpus), params.pack_tokens, params.seed)
+    packs = Packs(read_conversations(corpus), params)
+    efficiency = packs.efficiency(params.steps)
     trainer = Trainer(architecture, Optimization.of(params), max_sequence_length=params.pack_tokens, weights=weights,
                       mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale)
     if log:
-        log.note(f"{len(packs.conversations)} conversations in {len(packs.bins)} packs of {params.pack_tokens} tokens, "
-                 f"{packs.efficiency:.1%} full")
+        log.note(f"{len(packs.conversations)} conversations, {params.packs_per_step} packs of {params.pack_tokens} tokens per step, "
+                 f"{efficiency:.1%} full; {packs.epochs} passes begun")
 
     def step() -> StepResult:
-        start = trainer.steps_done * params.packs_per_step
-        return trainer.step([packs[index] for index in range(start + rank, start + params.packs_per_step, world)])
+        return trainer.step([packs.batch(pack) for pack in packs[trainer.steps_done][rank::world]])
 
     rate = loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log)
-    epochs = params.steps * params.packs_per_step / len(packs.bins)
     # An MTP block that the trainer did not build is taken over unchanged.
-    result = Result({**weights, **trainer.weights()}, len(packs.conversations), epochs, packs.efficiency, rate)
+    result = Result({**weights, **trainer.weights()}, len(packs.conversations), efficiency, rate)
     parallel.shutdown()
     return result
 

@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import stagecraft.megatron_cpu  # noqa: F401
+
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.api import CheckpointException
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_json

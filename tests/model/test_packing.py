@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecraft.data.packing import pack_bins
+from stagecraft.data.packing import pack_bins, pack_stream
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from tests.architectures import tiny
@@ -60,3 +60,17 @@ def test_bins_hold_everything_once_and_no_two_could_be_one(lengths, capacity):
     fill = sorted(sum(lengths[i] for i in bin_) for bin_ in bins)
     assert all(total <= capacity for total in fill)
     assert len(fill) < 2 or fill[0] + fill[1] > capacity
+
+
+@given(st.lists(st.integers(1, 100), max_size=200), st.integers(100, 300), st.integers(1, 4), st.randoms())
+def test_a_stream_is_packed_in_its_order(lengths, capacity, bins, random):
+    order = list(range(len(lengths)))
+    random.shuffle(order)
+    groups = list(pack_stream(lengths, order, capacity, bins))
+    flat = [sorted(i for bin_ in group for i in bin_) for group in groups]
+    seen = 0
+    for group, indices in zip(groups, flat):
+        assert indices == sorted(order[seen:seen + len(indices)])
+        seen += len(indices)
+        assert len(group) == bins and all(sum(lengths[i] for i in bin_) <= capacity for bin_ in group)
+        assert all(sum(lengths[i] for i in bin_) + lengths[order[seen]] > capacity for bin_ in group)

@@ -1,5 +1,7 @@
 """Products in a recipe's precision: what they should be by the formulas, expert by expert, and which layer computes in what."""
 
+from itertools import pairwise
+
 import torch
 
 from stagecraft.model.build import build_model, transformer_config
