@@ -35,8 +35,10 @@ def register() -> None:
         prefill_conv,
         prefix_caching,
         quantised,
+        seeded_sampling,
         speculative_sampling,
     )
 
-    for defect in (moe, mamba_speculative, speculative_sampling, conv_repack, prefix_caching, quantised, kv_cache, prefill_conv):
+    for defect in (
+            moe, mamba_speculative, speculative_sampling, seeded_sampling, conv_repack, prefix_caching, quantised, kv_cache, prefill_conv):
         defect.mend()

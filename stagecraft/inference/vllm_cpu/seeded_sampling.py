@@ -48,6 +48,7 @@ def _finalise(bits: np.ndarray) -> np.ndarray:
 
 
 def mend() -> None:
+    """Number the draws of requests that have a seed."""
     upstream_add, upstream_sample = InputBatch.add_request, TopKTopPSampler.forward_cpu
 
     def add(self: InputBatch, request: CachedRequestState) -> int:
@@ -59,10 +60,15 @@ def mend() -> None:
 
     def sample(self: TopKTopPSampler, logits: Tensor, generators: dict[int, NumberedGenerator], k: Tensor | None,
                p: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if not generators or self.use_fp64_gumbel or self.logprobs_mode.startswith("processed"):
+        if not generators or self.use_fp64_gumbel:
             return upstream_sample(self, logits, generators, k, p)
-        seeds = torch.randint(0, 2**31, (len(logits),)) if len(generators) < len(logits) else torch.empty(len(logits), dtype=torch.int64)
+        logits = apply_top_k_top_p(logits, k, p)
+        processed = {"processed_logits": lambda: logits, "processed_logprobs": lambda: logits.log_softmax(-1, dtype=torch.float32)}
+        seeds = torch.empty(len(logits), dtype=torch.int64)
+        if len(generators) < len(logits):
+            seeds.random_(0, 2**31)
         seeds[list(generators)] = draw_seeds(list(generators.values()))
-        return torch.ops._C.fused_gumbel_argmax(apply_top_k_top_p(logits, k, p).float(), seeds), None
+        chosen = torch.ops._C.fused_gumbel_argmax(logits.float(), seeds)
+        return chosen, processed.get(self.logprobs_mode, lambda: None)()
 
     InputBatch.add_request, TopKTopPSampler.forward_cpu = add, sample

@@ -1,0 +1,113 @@
+"""The engine against transformers; sampling; weights replaced in place; mistakes."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stagecraft.contract.errors import UserError
+from stagecraft.inference.engine import Engine
+from tests.checkpoints import tiny_checkpoint
+from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, greedy, reference_logprobs
+
+PROMPTS = draw_prompts(20)  # more than fit one batch
+
+
+def test_greedy_tokens_and_their_logprobs_are_those_of_transformers(engine, transformer):
+    for prompt, (completion,) in zip(PROMPTS, engine.generate(PROMPTS, temperature=0, max_tokens=16, logprobs=True)):
+        assert completion.token_ids == greedy(transformer, prompt, 16)
+        expected = reference_logprobs(transformer, prompt + completion.token_ids)[-16:]
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+        assert not completion.finished
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logprobs_of_samples_are_of_the_distribution_sampled_from(engine, transformer, temperature):
+    groups = engine.generate(PROMPTS[:4], temperature=temperature, max_tokens=12, n=3, seed=5, logprobs=True)
+    for prompt, group in zip(PROMPTS, groups):
+        assert len({tuple(completion.token_ids) for completion in group}) == 3
+        for completion in group:
+            expected = reference_logprobs(transformer, prompt + completion.token_ids, temperature)[-12:]
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_samples_follow_the_distribution(engine, transformer):
+    """One step from one prompt, 2000 draws: chi-squared over the 20 likeliest tokens and the rest."""
+    prompt, draws = PROMPTS[3], 2000
+    with torch.no_grad():
+        probabilities = transformer(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    top = probabilities.topk(20)
+    drawn = [group.token_ids[0] for group in engine.generate([prompt], temperature=1.0, max_tokens=1, n=draws, seed=11)[0]]
+    counts = np.array([drawn.count(token) for token in top.indices.tolist()])
+    observed = np.append(counts, draws - counts.sum())
+    expected = draws * np.append(top.values.numpy(), 1 - top.values.sum().item())
+    assert ((observed - expected) ** 2 / expected).sum() < 45.3  # 99.9% of chi-squared with 20 degrees of freedom
+
+
+def test_equal_seeds_give_equal_samples_whatever_the_company(engine):
+    once = engine.generate(PROMPTS, temperature=1.0, max_tokens=8, seed=1)
+    assert engine.generate(PROMPTS, temperature=1.0, max_tokens=8, seed=1) == once
+    assert engine.generate(PROMPTS[:5], temperature=1.0, max_tokens=8, seed=1) == once[:5]
+    assert engine.generate(PROMPTS, temperature=1.0, max_tokens=8, seed=2) != once
+
+
+def test_logprobs_of_sequences_are_those_of_transformers(engine, transformer):
+    sequences = [*PROMPTS, [7], random.Random(1).sample(range(5, 2048), LENGTH - 1)]
+    for sequence, got in zip(sequences, engine.logprobs(sequences)):
+        torch.testing.assert_close(torch.tensor(got), reference_logprobs(transformer, sequence), atol=1e-4, rtol=0)
+
+
+def test_a_stop_token_ends_an_answer_and_belongs_to_it(engine):
+    (free,), = engine.generate(PROMPTS[:1], temperature=0, max_tokens=10)
+    stop = free.token_ids[4]
+    (stopped,), = engine.generate(PROMPTS[:1], temperature=0, max_tokens=10, stop_token_ids=[stop])
+    assert stopped.finished and stopped.token_ids == free.token_ids[:free.token_ids.index(stop) + 1]
+    assert engine.generate([], temperature=0, max_tokens=10) == []
+
+
+def test_updated_weights_are_a_fresh_engine_with_these_weights(checkpoint, tmp_path):
+    other = tiny_checkpoint(tmp_path / "other", seed=1)
+    asked = {"temperature": 1.0, "max_tokens": 12, "seed": 3, "logprobs": True}
+    with Engine(other, max_model_len=LENGTH, max_num_seqs=SEQUENCES) as fresh:
+        expected = fresh.generate(PROMPTS, **asked)
+    with Engine(checkpoint, max_model_len=LENGTH, max_num_seqs=SEQUENCES) as updated:
+        before = updated.generate(PROMPTS, **asked)
+        for _ in range(2):
+            updated.update_weights(load_file(other / "model.safetensors").items())
+            assert updated.generate(PROMPTS, **asked) == expected != before
+        updated.update_weights(load_file(checkpoint / "model.safetensors").items())
+        assert updated.generate(PROMPTS, **asked) == before
+
+
+@pytest.mark.parametrize(("prompts", "changes"), [([[]], {}), ([[5] * LENGTH], {}), ([[5]], {"n": 2})])
+def test_what_cannot_be_answered(engine, prompts, changes):
+    with pytest.raises(ValueError, match=r"tokens|greedy"):
+        engine.generate(prompts, **{"temperature": 0, "max_tokens": 4, **changes})
+
+
+def edit(checkpoint, directory, **changes):
+    shutil.copytree(checkpoint, directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+    return directory
+
+
+def test_mistakes_of_the_user_are_one_line(checkpoint, tmp_path):
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    data = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(data[:len(data) // 2])
+    unreadable = shutil.copytree(checkpoint, tmp_path / "unreadable")
+    (unreadable / "config.json").write_text("{")
+    for model, draft_tokens, sentence in [
+        (tmp_path / "nothing", 0, "no config.json"), (unreadable, 0, "unreadable config.json"), (broken, 0, "cannot serve"),
+        (edit(checkpoint, tmp_path / "head", head_dim=40), 0, "head size 40"),
+        (edit(checkpoint, tmp_path / "llama", model_type="llama"), 0, "nemotron_h"),
+        (edit(checkpoint, tmp_path / "no_mtp", num_nextn_predict_layers=0), 2, "no MTP block"),
+    ]:
+        with pytest.raises(UserError, match=sentence) as caught:
+            Engine(model, max_model_len=LENGTH, max_num_seqs=SEQUENCES, draft_tokens=draft_tokens)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,115 @@
+"""The plugin's kernels against the definitions, computed token by token."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm.platforms import current_platform
+
+from stagecraft.inference.vllm_cpu import mamba_speculative, moe, prefill_conv, seeded_sampling
+from tests.inference.recurrence import (
+    CHANNELS,
+    SLOTS,
+    WIDTH,
+    convolution_case,
+    recurrence_case,
+    reference_convolution,
+    reference_recurrence,
+)
+
+STEPS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=3).filter(lambda rows: sum(n for n, _ in rows))
+
+
+@settings(max_examples=30, deadline=None)
+@given(STEPS)
+def test_a_speculative_convolution_goes_on_from_the_accepted_tokens(rows):
+    case = convolution_case(*map(tuple, zip(*rows)))
+    expected, stored = reference_convolution(case)
+    states = case.states.clone()
+    got = mamba_speculative.convolve(case.x, states, case.weight, case.bias, "silu", case.slots, case.starts, case.accepted)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    for row, inputs in enumerate(stored):
+        if case.lengths[row]:
+            torch.testing.assert_close(states[int(case.slots[row, 0]), :, :inputs.shape[1]], inputs)
+    untouched = sorted(set(range(SLOTS)) - {int(case.slots[row, 0]) for row in range(len(rows)) if case.lengths[row]})
+    torch.testing.assert_close(states[untouched], case.states[untouched])
+
+
+@settings(max_examples=30, deadline=None)
+@given(STEPS)
+def test_a_speculative_recurrence_leaves_the_state_of_every_token(rows):
+    current_platform.import_kernels()
+    from vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm import selective_state_update
+
+    case = recurrence_case(*map(tuple, zip(*rows)))
+    expected, states = reference_recurrence(case)
+    state, out = case.state.clone(), torch.zeros_like(case.x)
+    mamba_speculative.update_states(selective_state_update, state, case.x, case.dt, case.A, case.B, case.C, case.D, case.dt_bias, True,
+                                    case.slots, case.starts, case.accepted, out)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(state, states, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=5).filter(lambda rows: sum(n for n, _ in rows)))
+def test_the_prefill_convolution_equals_upstreams(rows):
+    from vllm.model_executor.layers.mamba.ops.cpu.causal_conv1d import causal_conv1d_fn_cpu as upstream
+
+    g = torch.Generator().manual_seed(2)
+    lengths = torch.tensor([length for length, _ in rows])
+    x, states = torch.randn(CHANNELS, int(lengths.sum()), generator=g), torch.randn(SLOTS, CHANNELS, WIDTH - 1, generator=g)
+    weight, bias = torch.randn(CHANNELS, WIDTH, generator=g), torch.randn(CHANNELS, generator=g)
+    arguments = {"query_start_loc": F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32), "activation": "silu",
+                 "cache_indices": torch.tensor([7, 2, 9, 4, 5], dtype=torch.int32)[:len(rows)],
+                 "has_initial_state": torch.tensor([known for _, known in rows])}
+    theirs, ours = states.clone(), states.clone()
+    expected = upstream(x, weight, bias, theirs, **arguments)
+    torch.testing.assert_close(prefill_conv.convolve(x, weight, bias, ours, **arguments), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 64])
+def test_experts_equal_their_formula(tokens):
+    g = torch.Generator().manual_seed(3)
+    x, up, down = torch.randn(tokens, 16, generator=g), torch.randn(8, 24, 16, generator=g), torch.randn(8, 16, 24, generator=g)
+    chosen, share = torch.rand(tokens, 8, generator=g).argsort(1)[:, :2].to(torch.int32), torch.rand(tokens, 2, generator=g)
+    experts = moe.SquaredReluExperts.__new__(moe.SquaredReluExperts)
+    out = torch.full_like(x, torch.nan)
+    experts.apply(out, x, up, down, share, chosen, None, 8, None, None, None, None, None, None, False)
+    for token in range(tokens):
+        expected = sum(s * (down[e] @ (up[e] @ x[token]).relu().square()) for s, e in zip(share[token], chosen[token].tolist()))
+        torch.testing.assert_close(out[token], expected, atol=1e-3, rtol=1e-4)
+
+
+def numbered(seed: int) -> seeded_sampling.NumberedGenerator:
+    generator = seeded_sampling.NumberedGenerator()
+    generator.manual_seed(seed)
+    return generator
+
+
+def test_a_draw_taken_back_is_drawn_again():
+    generator = numbered(5)
+    first, second = (seeded_sampling.draw_seeds([generator]).item() for _ in range(2))
+    generator.set_offset(generator.get_offset() - 4)
+    assert seeded_sampling.draw_seeds([generator]).item() == second != first
+
+
+def test_draws_are_those_of_splitmix64_and_do_not_depend_on_company():
+    """By Python's own integers, from the paper: mix(mix(seed) + (number + 1) * golden ratio), its upper 31 bits."""
+    def mix(z: int) -> int:
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    several = [numbered(seed) for seed in (0, 1, 2**63 - 1)]
+    for number in range(3):
+        expected = [mix((mix(seed) + (number + 1) * 0x9E3779B97F4A7C15) % 2**64) >> 33 for seed in (0, 1, 2**63 - 1)]
+        assert seeded_sampling.draw_seeds(several).tolist() == expected
+
+
+def test_draws_are_uniform_over_neighbouring_seeds():
+    draws = seeded_sampling.draw_seeds([numbered(seed) for seed in range(4096)]).numpy() / 2**31
+    assert abs(draws.mean() - 0.5) < 5 / np.sqrt(12 * 4096)
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 5 / np.sqrt(4096)

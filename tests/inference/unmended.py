@@ -1,0 +1,104 @@
+"""Prints, as JSON, what vLLM does in a process without our plugin: {defect: still there?}. Run by test_upstream_defects.py."""
+
+import json
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+
+os.environ.update(VLLM_LOGGING_LEVEL="ERROR", VLLM_PLUGINS="")  # before vllm is imported
+
+import torch
+from vllm.model_executor.kernels.linear import _POSSIBLE_NVFP4_KERNELS
+from vllm.model_executor.layers import utils
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
+from vllm.model_executor.layers.mamba.abstract import MambaBase
+from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
+from vllm.model_executor.layers.mamba.ops.cpu.causal_conv1d import causal_conv1d_update_cpu
+from vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm import selective_state_update
+from vllm.model_executor.layers.quantization.modelopt import ModelOptFp8Config
+from vllm.platforms import current_platform
+from vllm.platforms.interface import PlatformEnum
+from vllm.utils.cpu_triton_utils import _expand_kernel_impl
+from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
+
+from tests.inference.recurrence import convolution_case, recurrence_case, reference_convolution, reference_recurrence
+
+
+def raises(kind: type[Exception], call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except kind:
+        return True
+    return False
+
+
+def experts_without_gate() -> bool:
+    return raises(NotImplementedError, lambda: FusedMoEConfig(
+        num_experts=4, experts_per_token=2, hidden_dim=64, intermediate_size=128, num_local_experts=4, num_logical_experts=4,
+        activation=MoEActivation.RELU2_NO_MUL, device="cpu", routing_method=RoutingMethodType.DeepSeekV3,
+        moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(), in_dtype=torch.float32))
+
+
+def convolution_forgets_accepted() -> bool:
+    case = convolution_case()
+    expected, _ = reference_convolution(case)
+    try:
+        got = causal_conv1d_update_cpu(case.x.clone(), case.states.clone(), case.weight, case.bias, "silu",
+                                       conv_state_indices=case.slots, query_start_loc=case.starts, num_accepted_tokens=case.accepted)
+    except RuntimeError:
+        return True
+    return not torch.allclose(got, expected, atol=1e-4)
+
+
+def recurrence_wrong_with_accepted() -> bool:
+    case = recurrence_case()
+    expected, states = reference_recurrence(case)
+    state, out = case.state.clone(), torch.zeros_like(case.x)
+    selective_state_update(state, case.x, case.dt, case.A, case.B, case.C, case.D, dt_bias=case.dt_bias, dt_softplus=True,
+                           state_batch_indices=case.slots, dst_state_batch_indices=case.slots, out=out,
+                           num_accepted_tokens=case.accepted, cu_seqlens=case.starts)
+    return not (torch.allclose(out, expected, atol=1e-4) and torch.allclose(state, states, atol=1e-4))
+
+
+def convolution_is_repacked() -> bool | None:
+    if not torch.cpu._is_avx512_bf16_supported():
+        return None
+    layer = torch.nn.Module()
+    layer.prefix, layer.weight = "model.layers.0.mixer.conv1d", torch.nn.Parameter(torch.randn(64, 1, 4).bfloat16())
+    storage = layer.weight.data_ptr()
+    utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    return layer.weight.data_ptr() != storage
+
+
+def temperatures_are_cut() -> bool:
+    expanded = torch.zeros(3)
+    _expand_kernel_impl(expanded, torch.tensor([0.5, 0.7]), torch.tensor([2, 3], dtype=torch.int32), 0, 0)
+    return not torch.equal(expanded, torch.tensor([0.5, 0.5, 0.7]))
+
+
+def cache_becomes_fp8() -> bool:
+    quantised = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"type": "float", "num_bits": 8, "dynamic": False}}
+    model = SimpleNamespace(hf_config=SimpleNamespace(quantization_config=quantised))
+    return "fp8" in resolve_kv_cache_dtype_string("auto", model)
+
+
+def main() -> None:
+    current_platform.import_kernels()
+    fp8 = ModelOptFp8Config("FP8", True, None, [])
+    print(json.dumps({
+        "moe": experts_without_gate(),
+        "mamba_speculative, convolution": convolution_forgets_accepted(),
+        "mamba_speculative, recurrence": recurrence_wrong_with_accepted(),
+        "conv_repack": convolution_is_repacked(),
+        "prefix_caching": MambaMixer2.get_kv_cache_spec is not MambaBase.get_kv_cache_spec,
+        "seeded_sampling": raises(RuntimeError, lambda: torch.Generator().get_offset()),
+        "speculative_sampling": temperatures_are_cut(),
+        "quantised, float32": torch.float32 not in fp8.get_supported_act_dtypes(),
+        "quantised, NVFP4 kernel": not _POSSIBLE_NVFP4_KERNELS.get(PlatformEnum.CPU),
+        "kv_cache": cache_becomes_fp8(),
+    }))
+
+
+if __name__ == "__main__":
+    main()
