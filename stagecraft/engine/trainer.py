@@ -110,9 +110,10 @@ class Trainer:
             optimizer="adam", lr=o.lr, min_lr=o.min_lr, weight_decay=o.weight_decay, adam_beta1=o.betas[0], adam_beta2=o.betas[1],
             clip_grad=o.clip, bf16=self.config.bf16, params_dtype=self.config.params_dtype), [self.model])
         self.scheduler = OptimizerParamScheduler(
-            self.optimizer, init_lr=0.0, max_lr=o.lr, min_lr=o.min_lr, lr_warmup_steps=o.warmup_steps, lr_decay_steps=o.steps,
-            lr_decay_style="WSD" if o.decay_steps else "constant", start_wd=o.weight_decay, end_wd=o.weight_decay, wd_incr_steps=0,
-            wd_incr_style="constant", wsd_decay_steps=o.decay_steps, lr_wsd_decay_style="minus_sqrt")
+            self.optimizer, init_lr=0.0, max_lr=o.lr, min_lr=o.min_lr, lr_warmup_steps=o.warmup_steps,
+            lr_decay_steps=max(o.steps, o.warmup_steps + 1), lr_decay_style="WSD" if o.decay_steps else "constant",
+            start_wd=o.weight_decay, end_wd=o.weight_decay, wd_incr_steps=0, wd_incr_style="constant",
+            wsd_decay_steps=o.decay_steps, lr_wsd_decay_style="minus_sqrt")
         self.steps_done = 0
 
     def step(self, batches: Sequence[Batch], loss: LossFunction | None = None) -> StepResult:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,15 +12,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
+from stagecraft.contract.params import parse, read_profile
 from stagecraft.model.config import Architecture
 from stagecraft.planning.parameters import count_bytes, count_parameters
 from tests.checkpoints import tiny_checkpoint
 
-SUPER_120B = Architecture(  # arXiv 2604.12374, table 1
-    hybrid_override_pattern="MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME",
-    hidden_size=4096, vocab_size=131072, num_attention_heads=32, num_key_value_heads=2, head_dim=128, mamba_num_heads=128,
-    mamba_head_dim=64, ssm_state_size=128, n_groups=8, n_routed_experts=512, num_experts_per_tok=22, moe_intermediate_size=2688,
-    moe_latent_size=1024, moe_shared_expert_intermediate_size=5376)
+ROOT = Path(__file__).parents[2]
+SUPER_120B = parse(Architecture, read_profile(ROOT / "params" / "super-120b.yaml")["pretrain"]["architecture"], "architecture")
 
 
 def test_the_published_model_counts_as_published():
