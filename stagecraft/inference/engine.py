@@ -77,7 +77,7 @@ class Engine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self._threads, self._group_was_there = threads, torch.distributed.is_initialized()
-        with guest.arrival(), guest.at_work(threads):
+        with guest.at_work(threads), guest.arrival():
             from safetensors import SafetensorError
             from vllm import LLM
 
@@ -145,7 +145,7 @@ class Engine:
 
         The MTP block keeps its weights: drafts may be accepted less often, what is generated does not depend on them.
         """
-        with guest.arrival(), guest.at_work(self._threads):
+        with guest.at_work(self._threads), guest.arrival():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
         self._llm.reset_prefix_cache()
 
