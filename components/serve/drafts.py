@@ -12,30 +12,59 @@ from components.serve.checks import Answer, CheckFailedError
 _PREFIX = "vllm:spec_decode_num_"
 
 
-def compare(rows: list[dict[str, Any]], plain: list[Answer], drafted: list[Answer], tie: float) -> int:
+def noise(alone: list[Answer], together: list[Answer]) -> float:
+    """How far rounding alone moves the gap between the two best tokens, in nats.
+
+    Args:
+        alone, together: answers of the server without drafts, asked one by one and all at once: equal but for the shapes of the
+            products. In float32 this is 1e-5; where activations are quantised, a value that rounds the other way moves much more.
+    """
+    moved = [0.0]
+    for one, other in zip(alone, together):
+        place = _parting(one, other)
+        moved += [abs(x - y) for x, y in zip(one.gaps[:place], other.gaps[:place])]
+        if place < min(len(one.gaps), len(other.gaps)):
+            moved.append(one.gaps[place] + other.gaps[place])  # the two best have changed places
+    return max(moved)
+
+
+def compare(rows: list[dict[str, Any]], plain: list[Answer], drafted: list[Answer], tie: float) -> float:
     """Greedy answers with drafts are those without.
 
-    Verification multiplies other shapes than plain decoding does, so that where two tokens are equally good rounding may pick
+    Verification multiplies other shapes than plain decoding does, so that where two tokens are nearly as good rounding may pick
     either; such a place, judged by the plain server's own gap, is a tie and no error.
 
+    Args:
+        rows: what was asked.
+        plain: answers without drafts, with gaps.
+        drafted: answers with drafts.
+        tie: nats below which a gap is a tie.
+
     Returns:
-        how many answers are identical, token for token; the others part at a tie.
+        the share of answers that are identical, token for token; the others part at a tie.
 
     Raises:
-        CheckFailedError: an answer parts where the plain server was sure.
+        CheckFailedError: an answer parts where the plain server was sure, or most of them part.
     """
-    identical = 0
+    parted = 0
     for row, one, other in zip(rows, plain, drafted):
         if one.tokens == other.tokens:
-            identical += 1
             continue
-        place = next((index for index, pair in enumerate(zip(one.tokens, other.tokens)) if pair[0] != pair[1]),
-                     min(len(one.tokens), len(other.tokens)))
+        place = _parting(one, other)
         if place >= len(one.gaps) or one.gaps[place] >= tie:
             gap = f"{one.gaps[place]:.3g} nats" if place < len(one.gaps) else "no second token"
             raise CheckFailedError(f"drafts changed the answer to {row['messages'][0]['content']!r} at token {place} (gap to the second "
-                                   f"best: {gap}): {one.tokens} without, {other.tokens} with them")
-    return identical
+                                   f"best: {gap}, a tie is below {tie:.3g}): {one.tokens} without, {other.tokens} with them")
+        parted += 1
+    if 2 * parted > len(rows):
+        raise CheckFailedError(f"drafts changed {parted} of {len(rows)} answers; rounding does not do that")
+    return 1 - parted / len(rows)
+
+
+def _parting(one: Answer, other: Answer) -> int:
+    """The first position whose tokens differ; the shorter length if there is none."""
+    pairs = enumerate(zip(one.tokens, other.tokens))
+    return next((place for place, (x, y) in pairs if x != y), min(len(one.tokens), len(other.tokens)))
 
 
 def acceptance(url: str, draft_tokens: int) -> dict[str, Any]:

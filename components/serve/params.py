@@ -20,8 +20,8 @@ class Check:
     Attributes:
         prompts_per_family: fresh task prompts a family, each asked with and without drafts.
         max_tokens: of an answer.
-        tie: natural-log-probability gap of the two best tokens below which it is rounding that picks one of them; answers that part
-            at such a place count as ties, anywhere else as an error.
+        tie: gap of the two best tokens, in nats, below which it is rounding that picks one of them: an answer that drafts change
+            at such a place is no error. At least that; twice what batching moves this model's gaps if that is more.
     """
 
     prompts_per_family: Positive

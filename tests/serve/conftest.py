@@ -1,0 +1,63 @@
+"""A tiny random model that an evaluation is said to have promoted, and one run of the stage on it."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from components.serve import stage
+from stagecraft.contract import manifest
+from stagecraft.contract.files import write_json
+from stagecraft.contract.params import load
+from stagecraft.contract.runlog import RunLog
+from stagecraft.data.tokenizer import CHAT_TEMPLATE
+from tests.checkpoints import tiny_checkpoint
+
+PROFILE = Path(__file__).parents[2] / "params.yaml"
+
+
+def params() -> stage.Params:
+    """The repository's parameters, with less of everything."""
+    whole = load(stage.Params, "serve", PROFILE)
+    return replace(whole, check=replace(whole.check, prompts_per_family=1, max_tokens=24),
+                   load=replace(whole.load, concurrencies=[1, 3], requests=1, max_tokens=8))
+
+
+def promote(root: Path, name: str | None, digest: str = "", reason: str = "made for the tests") -> None:
+    write_json(root / "evaluation" / "promotion.json",
+               {"promoted": name, "reason": reason, "digest": digest or None, "protocol_digest": "p" * 64})
+
+
+def inputs(root: Path) -> dict[str, Path]:
+    return {name: root / name for name in ("aligned", "fp8", "nvfp4", "evaluation")}
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Path:
+    """A directory with an artifact `aligned`, promoted."""
+    root = tmp_path_factory.mktemp("serve")
+    tiny_checkpoint(root / "aligned")
+    (root / "aligned" / "chat_template.jinja").write_text(CHAT_TEMPLATE.read_text())
+    digest = manifest.write(root / "aligned", stage="rl", params={}, inputs={}, code="", environment={}, metrics={})
+    promote(root, "aligned", digest)
+    return root
+
+
+@dataclass
+class Served:
+    """What one run of the stage wrote and returned."""
+
+    metrics: dict
+    out: Path
+
+    def read(self, name: str) -> dict:
+        return json.loads((self.out / name).read_text())
+
+
+@pytest.fixture(scope="session")
+def served(project) -> Served:
+    out, work = project / "serving", project / "work"
+    out.mkdir()
+    work.mkdir()
+    return Served(stage.main(params(), inputs(project), {"serving": out}, RunLog("serve", project / "plots", work)), out)

@@ -1,0 +1,89 @@
+"""The whole stage on a tiny random model: real servers, real requests; and what it says to a verdict it cannot serve."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import NemotronHForCausalLM
+
+from components.serve import stage
+from components.serve.checks import Answer, CheckFailedError
+from components.serve.drafts import compare, noise
+from components.serve.prompts import draw_rows
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.runlog import RunLog
+from stagecraft.data.tasks import FAMILIES
+from tests.serve.conftest import inputs, params, promote
+
+
+def test_metrics(served):
+    metrics = served.metrics
+    assert metrics["promoted"] == "aligned"
+    assert metrics["tokens_per_second"] > 0
+    assert 0 < metrics["time_to_first_token_ms_p50"] <= metrics["time_to_first_token_ms_p95"]
+    assert 1 <= metrics["mtp_mean_accepted_length"] <= 1 + params().server.draft_tokens
+    assert metrics["mtp_identical"] == 1.0  # float32: speculative decoding changes nothing
+    assert metrics["mtp_mean_accepted_length"] == pytest.approx(1 + metrics["mtp_acceptance_1"] + metrics["mtp_acceptance_2"])
+
+
+def test_report(served):
+    report = served.read("report.json")
+    assert report["checks"]["schema"].keys() == {"city", "days"}
+    assert report["checks"]["tool_call"] == {"name": "pay", "arguments": {"to": "Ann", "amount": 5}}
+    assert report["checks"]["streaming"]["pieces"] > 1
+    assert [level["concurrency"] for level in report["load"]] == [1, 3]
+    assert report["mtp"]["rounding_nats"] < 1e-3
+    assert report["mtp"]["drafts"] > 0
+
+
+def test_served_tokens_are_those_of_transformers(project, served):
+    tokenizer = Tokenizer.from_file(str(project / "aligned" / "tokenizer.json"))
+    model = NemotronHForCausalLM.from_pretrained(project / "aligned").eval()
+    asked = [answer for answer in served.read("report.json")["transcript"] if answer["family"] != "tool"]
+    assert len(asked) == len(FAMILIES) - 1
+    for answer in asked:
+        text = f"<|im_start|>user\n{answer['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+        prompt = tokenizer.encode(text, add_special_tokens=False).ids
+        ids = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24, eos_token_id=4)[0, len(prompt):].tolist()
+        assert answer["tokens"] == ids
+
+
+def test_nothing_promoted(tmp_path):
+    promote(tmp_path, None, reason="nothing is promoted: aligned beats sft by at least 5.0 points - found 1.0 points")
+    with pytest.raises(UserError, match=r"promotion.json: there is no model to serve: nothing is promoted: .* 1.0 points - see report"):
+        stage.main(params(), inputs(tmp_path), {}, RunLog("serve", tmp_path, tmp_path))
+
+
+def test_a_model_that_changed_since_it_was_evaluated(project, tmp_path):
+    promote(tmp_path, "aligned", digest="0" * 64)
+    with pytest.raises(UserError, match="not the one that was evaluated"):
+        stage.main(params(), {**inputs(tmp_path), "aligned": project / "aligned"}, {}, RunLog("serve", tmp_path, tmp_path))
+
+
+def test_prompts_are_drawn_by_the_seed_and_cover_every_family():
+    assert draw_rows(2, 1) == draw_rows(2, 1) != draw_rows(2, 2)
+    assert {row["family"] for row in draw_rows(1, 0)} == set(FAMILIES)
+    assert len({json.dumps(row["messages"]) for row in draw_rows(4, 0)}) == 4 * len(FAMILIES)
+
+
+def _answer(tokens, gaps):
+    return Answer(tokens=tokens, gaps=gaps, finished=True, message=None)
+
+
+def test_drafts_may_change_a_tie_and_nothing_else():
+    rows = [{"messages": [{"role": "user", "content": "x"}]}] * 2
+    plain = [_answer([5, 6, 7], [1.0, 1e-6, 1.0]), _answer([8], [2.0])]
+    assert compare(rows, plain, plain, tie=1e-3) == 1.0
+    assert compare(rows, plain, [_answer([5, 9, 9], []), plain[1]], tie=1e-3) == 0.5
+    for wrong in ([5, 6, 8], [5, 6], [9, 6, 7]):
+        with pytest.raises(CheckFailedError, match="drafts changed the answer to 'x'"):
+            compare(rows, plain, [_answer(wrong, []), plain[1]], tie=1e-3)
+    with pytest.raises(CheckFailedError, match="2 of 2"):
+        compare(rows, plain, [_answer([5, 9], []), _answer([1], [])], tie=5.0)
+
+
+def test_noise_is_the_largest_move_of_a_gap():
+    alone, together = [_answer([1, 2, 3], [1.0, 0.5, 0.2])], [_answer([1, 2, 4], [1.1, 0.5, 0.3])]
+    assert noise(alone, alone) == 0.0
+    assert noise(alone, together) == pytest.approx(0.5)  # the best and the second best changed places: 0.2 + 0.3
