@@ -6,8 +6,8 @@ Upstream, vLLM 0.32.0:
   model_executor/kernels/linear/__init__.py:462  the FP8 kernels for CPUs need AMX tiles and leave activations unrounded
   model_executor/kernels/linear/__init__.py:574  `_POSSIBLE_NVFP4_KERNELS` has no entry for CPUs
   model_executor/layers/fused_moe/oracle/{fp8,nvfp4}.py  no backend for experts without a gate on a CPU
-  model_executor/layers/quantization/modelopt.py:630  one input scale for all experts of a layer, the largest: an expert that sees
-      small inputs then rounds them in steps made for another
+  model_executor/layers/quantization/modelopt.py:630  one input scale for all experts of a layer, the largest (ModelOpt 0.47 writes
+      equal ones; where they differ, an expert with small inputs would round them in steps made for another)
   model_executor/layers/quantization/modelopt.py:2117  fused projections with unequal scales are quantised a second time
 """
 
