@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated
 
 from pydantic import Field
@@ -28,15 +29,19 @@ class QualityParams:
 
 @params
 class TaskParams:
-    """The synthetic tasks: rows per set, and for each family in use the share of flawed SFT demonstrations."""
+    """The synthetic tasks: rows per set; by family the share of flawed SFT demonstrations and its weight among the SFT rows (1)."""
 
     sft_rows: Positive
     rl_rows: Positive
     heldout_rows: Positive
     flawed: Annotated[dict[str, Share], Field(min_length=1)]
+    sft_weights: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_families(list(self.flawed))
+        check_families([*self.flawed, *self.sft_weights])
+        for family in self.sft_weights:
+            if family not in self.flawed:
+                raise ValueError(f"sft_weights names {family!r}, which `flawed` leaves out")
         if min(self.sft_rows, self.rl_rows, self.heldout_rows) < len(self.flawed):
             raise ValueError(f"fewer rows than the {len(self.flawed)} task families")
 

@@ -36,7 +36,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     with log.bar("curating", total=len(STEPS)) as bar:
         tasks = draw_splits(
             {"sft": params.tasks.sft_rows, "rl": params.tasks.rl_rows, "heldout": params.tasks.heldout_rows},
-            params.tasks.flawed, params.seed)
+            params.tasks.flawed, params.seed, params.tasks.sft_weights)
         assert_disjoint(tasks)
         for split, rows in tasks.items():
             write_rows(corpus / "tasks" / f"{split}.jsonl", rows)

@@ -23,7 +23,8 @@ VALUES = {
     "quality": {"min_characters": 100, "max_characters": 100_000, "max_line_characters": 2000, "min_letter_share": 0.6,
                 "min_ascii_share": 0.97, "max_repeated_share": 0.3},
     "near_duplicate_similarity": 0.75, "heldout_share": 0.1, "vocab_size": 512, "tokenizer_bytes": 1_000_000, "max_length": 256,
-    "tasks": {"sft_rows": 700, "rl_rows": 140, "heldout_rows": 70, "flawed": dict.fromkeys(FAMILIES, 0.4)},
+    "tasks": {"sft_rows": 700, "rl_rows": 140, "heldout_rows": 70, "flawed": dict.fromkeys(FAMILIES, 0.4),
+              "sft_weights": {}},
 }
 NOTES: list[str] = []
 
@@ -188,6 +189,8 @@ def test_too_little_text_for_the_vocabulary_or_the_split(tmp_path):
     ({"tasks": {**VALUES["tasks"], "flawed": {}}}, "tasks.flawed"),
     ({"tasks": {**VALUES["tasks"], "flawed": {"sort": 1.5}}}, "tasks.flawed.sort: Input should be less than or equal to 1"),
     ({"tasks": {**VALUES["tasks"], "heldout_rows": 3}}, "fewer rows than the 6 task families"),
+    ({"tasks": {**VALUES["tasks"], "flawed": {"sort": 0.5}, "sft_weights": {"tool": 1.0}}}, "sft_weights names 'tool'"),
+    ({"tasks": {**VALUES["tasks"], "sft_weights": {"tool": 0.0}}}, "tasks.sft_weights.tool"),
     ({"heldout_share": 0.0}, "curate.heldout_share"), ({"typo": 1}, "curate.typo: unknown key"),
     ({"quality": {**VALUES["quality"], "min_letter_share": "0.6"}}, "curate.quality.min_letter_share"),
 ])

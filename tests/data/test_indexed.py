@@ -15,6 +15,7 @@ DOCUMENTS = [[5, 6, 2], [], [7] * 300 + [2], [2]]
 def megatron():
     """Megatron's module; the engine's shim first, so that megatron-core imports on a machine without CUDA."""
     import stagecraft.megatron_cpu  # noqa: F401
+
     from megatron.core.datasets import indexed_dataset
 
     return indexed_dataset

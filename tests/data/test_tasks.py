@@ -1,6 +1,7 @@
 """Task families: good demonstrations verify, flawed ones do not, splits share no prompt, answers agree with an independent solver."""
 
 import re
+from collections import Counter
 from random import Random
 
 import pytest
@@ -32,7 +33,7 @@ def solve(family: str, prompt: str) -> str:
     if family == "sort":
         return " ".join(map(str, sorted(map(int, words))))
     if family == "lookup":
-        table, key = prompt.split(" Get ")
+        table, key = rest.split(" Get ")
         return dict(pair.split("=") for pair in table.split())[key]
     if head.startswith("Join with"):
         return SEPARATORS[head.split()[-1]].join(words)
@@ -109,6 +110,13 @@ def test_flawed_shares_are_met_and_marked():
         flawed = [row for row in members if row["mode"] == FLAWS[family][0]]
         assert len(flawed) / len(members) == pytest.approx(wanted, abs=0.06)  # 4 standard errors of 1000 draws
         assert all(verify(row, row["demonstration"]).score == (row["mode"] == "good" or family in RIGHT_BUT_WEAK) for row in members)
+
+
+def test_weights_divide_the_sft_rows_and_nothing_else():
+    rows = draw_splits({"sft": 650, "rl": 60, "heldout": 60}, SHARES, 0, {"arithmetic": 2.0, "tool": 0.5})
+    counted = {split: Counter(row["family"] for row in members) for split, members in rows.items()}
+    assert counted["sft"] == {**dict.fromkeys(FAMILIES, 100), "arithmetic": 200, "tool": 50}
+    assert counted["rl"] == counted["heldout"] == dict.fromkeys(FAMILIES, 10)
 
 
 def test_an_overlap_is_found():

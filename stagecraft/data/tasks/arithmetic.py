@@ -6,7 +6,8 @@ from random import Random
 
 from stagecraft.data.tasks.task import Task, assistant
 
-_TWO_DIGIT_SHARE = 0.75
+_TWO_DIGIT_SHARE = 0.9
+_SUM_SHARE = 0.6
 
 
 def arithmetic(random: Random) -> Task:
@@ -17,7 +18,7 @@ def arithmetic(random: Random) -> Task:
     """
     high = 99 if random.random() < _TWO_DIGIT_SHARE else 999
     a, b = random.randint(10, high), random.randint(10, high)
-    if random.random() < 0.5:
+    if random.random() < _SUM_SHARE:
         prompt, answer, working = f"{a}+{b}=?", a + b, working_of_sum(a, b)
     else:
         a, b = max(a, b), min(a, b)

@@ -37,5 +37,5 @@ def _first(random: Random) -> Task:
 
 
 def _double(random: Random) -> Task:
-    words = random.sample(NOUNS, random.randint(2, 3))
+    words = random.sample(NOUNS, 3)
     return text_task(f"Double: {' '.join(words)}", " ".join(f"{word} {word}" for word in words), " ".join(words * 2))

@@ -7,10 +7,12 @@ from random import Random
 from stagecraft.data.tasks.task import Task, text_task
 from stagecraft.data.tasks.words import NOUNS
 
+_THREE_WORDS_SHARE = 0.75
+
 
 def reverse(random: Random) -> Task:
     """Three or four distinct words in reverse order. Flawed: the words are copied in the order given."""
-    words = random.sample(NOUNS, random.randint(3, 4))
+    words = random.sample(NOUNS, 3 if random.random() < _THREE_WORDS_SHARE else 4)
     return text_task(f"Reverse: {' '.join(words)}", " ".join(reversed(words)), " ".join(words))
 
 
@@ -22,12 +24,12 @@ def sort(random: Random) -> Task:
 
 
 def lookup(random: Random) -> Task:
-    """The value of one key of a table of three. Flawed: the value of the key before it in the table (the last, for the first)."""
+    """The value of one key of a table of three, a digit. Flawed: the value of the key before it in the table (the last, for the first)."""
     keys = random.sample(NOUNS, 3)
-    values = random.sample(range(10, 100), len(keys))
+    values = random.sample(range(10), len(keys))
     asked = random.randrange(len(keys))
     table = " ".join(f"{key}={value}" for key, value in zip(keys, values))
-    return text_task(f"{table} Get {keys[asked]}", str(values[asked]), str(values[asked - 1]))
+    return text_task(f"Table: {table} Get {keys[asked]}", str(values[asked]), str(values[asked - 1]))
 
 
 def _join(numbers: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from random import Random
 from typing import Any
 
@@ -21,13 +22,15 @@ def check_families(names: list[str]) -> None:
         raise ValueError(f"unknown task family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
 
 
-def draw_splits(counts: dict[str, int], flawed: dict[str, float], seed: int) -> dict[str, list[dict[str, Any]]]:
+def draw_splits(counts: dict[str, int], flawed: dict[str, float], seed: int,
+                sft_weights: dict[str, float] | None = None) -> dict[str, list[dict[str, Any]]]:
     """Generate the task rows of every split.
 
     Args:
-        counts: rows per split (keys `heldout`, `rl`, `sft`), divided evenly over the families.
+        counts: rows per split (keys `heldout`, `rl`, `sft`), divided evenly over the families but for `sft_weights`.
         flawed: family -> share of its SFT demonstrations in the flawed style; its keys are the families in use.
         seed: each family draws from its own stream of it, so adding a family leaves the others' rows as they are.
+        sft_weights: family -> its weight in the division of the SFT rows; 1 where it is not named.
 
     Returns:
         split -> rows, shuffled. Only rows of `sft` have `demonstration` and `mode` (`good`, or the flaw's name).
@@ -36,14 +39,15 @@ def draw_splits(counts: dict[str, int], flawed: dict[str, float], seed: int) -> 
         UserError: a family has fewer distinct prompts than were asked for.
         ValueError: an unknown family.
     """
-    check_families(list(flawed))
+    check_families([*flawed, *(sft_weights or {})])
+    parts = {split: _divide(counts[split], dict.fromkeys(flawed, 1.0)) for split in SPLITS}
+    parts["sft"] = _divide(counts["sft"], {family: (sft_weights or {}).get(family, 1.0) for family in flawed})
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    for index, family in enumerate(flawed):
+    for family in flawed:
         random = Random(f"{seed}/{family}")
         seen: set[str] = set()
         for split in SPLITS:
-            share, rest = divmod(counts[split], len(flawed))
-            for _ in range(share + (index < rest)):
+            for _ in range(parts[split][family]):
                 task = _fresh(family, random, seen)
                 rows[split].append(_row(f"{family}-{len(seen) - 1:06d}", family, task))
                 if split == "sft":
@@ -69,6 +73,13 @@ def assert_disjoint(rows: dict[str, list[dict[str, Any]]]) -> None:
             if other != f"{split} row {row['id']}":
                 raise UserError(f"the prompt of {row['id']} occurs in {other} as well", where=f"tasks/{split}.jsonl",
                                 mend="remove one of the two rows")
+
+
+def _divide(count: int, weights: dict[str, float]) -> dict[str, int]:
+    """`count` in whole parts by weight: cumulative sums rounded, so that the parts add up."""
+    names, total = list(weights), sum(weights.values())
+    bounds = [0, *(round(count * part / total) for part in accumulate(weights.values()))]
+    return {name: bounds[index + 1] - bounds[index] for index, name in enumerate(names)}
 
 
 def _fresh(family: str, random: Random, seen: set[str]) -> Task:

@@ -26,8 +26,11 @@ class Task:
 
 
 def assistant(answer: str, thinking: str = "") -> str:
-    """An assistant's text: the think block (empty when there is nothing to think) and the answer."""
-    return f"<think>{thinking}</think>{answer}"
+    """An assistant's text in words: the think block (empty when there is nothing to think), a space and the answer.
+
+    The space makes the answer's first word the token it is in the prompt, where a space stands before it too.
+    """
+    return f"<think>{thinking}</think> {answer}"
 
 
 def text_task(prompt: str, answer: str, flawed: str, thinking: str = "") -> Task:

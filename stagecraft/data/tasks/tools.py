@@ -7,7 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from stagecraft.data.tasks.task import Task, assistant
+from stagecraft.data.tasks.task import Task
 from stagecraft.data.tasks.words import CITIES, NAMES, NOUNS
 
 Request = tuple[str, dict[str, Any]]
@@ -22,8 +22,8 @@ def tool(random: Random) -> Task:
     return Task(
         prompt=request,
         verifier={"kind": "tool_call", "name": name, "arguments": arguments},
-        good=assistant(_call(name=name, arguments=arguments)),
-        flawed=assistant(_call(name=name, args=arguments)),
+        good=_call(name=name, arguments=arguments),
+        flawed=_call(name=name, args=arguments),
         tools=({"type": "function", "function": {"name": name, "parameters": schema}},),
     )
 
@@ -52,4 +52,4 @@ TOOLS: dict[str, Callable[[Random], Request]] = {"pay": _pay, "weather": _weathe
 
 
 def _call(**members: Any) -> str:
-    return f"<tool_call>{json.dumps(members)}</tool_call>"
+    return f"<think></think><tool_call>{json.dumps(members)}</tool_call>"
