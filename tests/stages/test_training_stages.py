@@ -1,0 +1,103 @@
+"""The training stages at their smallest, as the commands that DVC runs: killed with SIGKILL and run again, they leave the same bits."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+CHANGES = {
+    "curate": {"sample_bytes": 400_000, "tokenizer_bytes": 200_000, "vocab_size": 640},
+    "pretrain": {"steps": 8, "warmup_steps": 2, "decay_steps": 2, "checkpoint_every": 2, "heldout_rows": 4, "sequence_length": 64},
+    "sft": {"steps": 8, "warmup_steps": 2, "decay_steps": 2, "checkpoint_every": 2, "pack_tokens": 512},
+    "rl": {"steps": 4, "warmup_steps": 1, "checkpoint_every": 1, "prompts_per_step": 4, "generations_per_prompt": 4},
+}
+
+
+def project(directory: Path) -> Path:
+    yaml = YAML()
+    profile = yaml.load(ROOT / "params.yaml")
+    for stage, changes in CHANGES.items():
+        profile[stage].update(changes)
+    profile["curate"]["tasks"].update(sft_rows=600, rl_rows=60, heldout_rows=60)
+    profile["pretrain"]["architecture"].update(vocab_size=640, hidden_size=64, n_routed_experts=8, mamba_num_heads=4)
+    directory.mkdir()
+    yaml.dump(profile, directory / "params.yaml")
+    return directory
+
+
+def start(stage: str, where: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", f"components.{stage}"], cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, start_new_session=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""})
+
+
+def run(stage: str, where: Path) -> dict:
+    process = start(stage, where)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output[-3000:]
+    return json.loads((where / "metrics" / f"{stage}.json").read_text())
+
+
+def kill_after_a_checkpoint(stage: str, where: Path) -> None:
+    process = start(stage, where)
+    deadline = time.monotonic() + 240
+    while not list((where / ".work" / stage).glob("*/checkpoints/step-*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (where / "metrics" / f"{stage}.json").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    where = project(tmp_path_factory.mktemp("straight") / "project")
+    return where, {stage: run(stage, where) for stage in ("curate", "pretrain", "sft", "rl")}
+
+
+def test_each_stage_leaves_an_artifact_with_its_figures(finished):
+    where, metrics = finished
+    assert metrics["pretrain"]["loss_last"] < metrics["pretrain"]["loss_first"]
+    assert metrics["sft"]["loss_last"] < metrics["sft"]["loss_first"]
+    assert metrics["sft"]["packing_efficiency"] > 0.85
+    assert metrics["rl"]["mismatch_max"] < 1e-4
+    assert metrics["rl"]["completions"] == 64 == len((where / "artifacts/aligned/rollouts.jsonl").read_text().splitlines())
+    for name in ("base", "sft", "aligned"):
+        manifest = json.loads((where / "artifacts" / name / "manifest.json").read_text())
+        assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= manifest["files"].keys()
+    recorded = json.loads((where / "artifacts/base/manifest.json").read_text())["environment"]
+    assert recorded["precision_requested"] == "nvfp4" and recorded["layers_per_format"]["nvfp4"] >= 4
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])
+def test_killed_and_run_again_gives_the_same_bits(finished, tmp_path, stage):
+    straight, _ = finished
+    made = {"pretrain": "base", "sft": "sft", "rl": "aligned"}[stage]
+    where = project(tmp_path / "project")
+    shutil.copytree(straight / "artifacts", where / "artifacts", ignore=shutil.ignore_patterns(made))
+    kill_after_a_checkpoint(stage, where)
+    run(stage, where)
+    for name in ("model.safetensors", *(["rollouts.jsonl"] if stage == "rl" else [])):
+        assert (where / "artifacts" / made / name).read_bytes() == (straight / "artifacts" / made / name).read_bytes(), name
+    curves = [json.dumps([line.split(",")[:3] for line in (root / "plots" / stage / "train.csv").read_text().splitlines()])
+              for root in (where, straight)]
+    assert curves[0] == curves[1]
+
+
+def test_a_vocabulary_that_is_not_the_tokenizers_is_one_line(finished, tmp_path):
+    straight, _ = finished
+    where = project(tmp_path / "project")
+    shutil.copytree(straight / "artifacts" / "corpus", where / "artifacts" / "corpus")
+    (where / "params.yaml").write_text((where / "params.yaml").read_text().replace("    vocab_size: 640", "    vocab_size: 2048"))
+    process = start("pretrain", where)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2 and "Traceback" not in output
+    assert "pretrain.architecture.vocab_size" in output and "640" in output
