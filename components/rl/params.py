@@ -7,11 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stagecraft.contract.params import params
-
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
+from stagecraft.engine.schedule import AboveZero, Count, Positive
 
 
 @params

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OPTIMIZERS = ("adamw", "muon")
 _MOMENTUM, _ITERATIONS = 0.95, 5
 
 

@@ -1,0 +1,42 @@
+"""Parameters that every supervised stage has: types of its numbers, optimizer and learning-rate schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stagecraft.contract.params import params
+
+OPTIMIZERS = ("adamw", "muon")
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+
+
+@params
+class Schedule:
+    """Warm-up to `lr`, stable, minus-sqrt decay to `min_lr` over the last `decay_steps` (0: constant). Rates are per step."""
+
+    steps: Positive
+    optimizer: str
+    muon_lr_scale: AboveZero
+    lr: AboveZero
+    min_lr: Share
+    warmup_steps: Count
+    decay_steps: Count
+    weight_decay: Share
+    clip: AboveZero
+    mtp_depths: Count
+    mtp_loss_scale: Share
+    checkpoint_every: Positive
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(f"warmup_steps + decay_steps = {self.warmup_steps + self.decay_steps} is more than steps {self.steps}")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
