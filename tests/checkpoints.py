@@ -61,7 +61,7 @@ def tiny_checkpoint(directory: Path, seed: int = 0, mtp: bool = True, pattern: s
     directory = Path(directory)
     config = NemotronHConfig(**{**ARCHITECTURE, "layers_block_type": NemotronHConfig._pattern_to_list(pattern), **overrides})
     model = NemotronHForCausalLM(config)
-    config.time_step_min = 0.0  # after construction: transformers initialises dt from log(time_step_min)
+    config.time_step_min = 1e-12  # after construction: transformers initialises dt from log(time_step_min)
     generator = torch.Generator().manual_seed(seed)
     _randomise(model, generator)
     model.to(dtype).save_pretrained(directory)

@@ -4,10 +4,10 @@ import inspect
 import subprocess
 import sys
 
+import stagecraft.megatron_cpu
+
 import pytest
 import torch
-
-import stagecraft.megatron_cpu
 
 pytestmark = pytest.mark.skipif(not stagecraft.megatron_cpu.ON_CPU, reason="the entries act on hosts without CUDA")
 

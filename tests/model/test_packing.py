@@ -11,13 +11,13 @@ from tests.architectures import tiny
 
 
 def losses_and_gradients(trainer, batches):
-    trainer.module.zero_grad()
+    trainer.model.zero_grad_buffer()
     losses = []
     for batch in batches:
         out = trainer.module(batch.tokens, torch.zeros_like(batch.tokens), None, labels=batch.labels, packed_seq_params=batch.packed)
         (out * batch.loss_mask).sum().backward()
         losses.append((out * batch.loss_mask).detach().flatten())
-    return torch.cat(losses), [p.grad.clone() for p in trainer.module.parameters() if p.grad is not None]
+    return torch.cat(losses), {name: p.main_grad.clone() for name, p in trainer.module.named_parameters()}
 
 
 @settings(max_examples=8, deadline=None)
@@ -29,8 +29,9 @@ def test_packed_equals_alone(lengths, seed):
     together = losses_and_gradients(trainer, [packed_batch(sequences)])
     alone = losses_and_gradients(trainer, [packed_batch([sequence]) for sequence in sequences])
     torch.testing.assert_close(together[0], alone[0], atol=1e-5, rtol=1e-5)
-    for packed, separate in zip(together[1], alone[1]):
-        torch.testing.assert_close(packed, separate, atol=1e-4, rtol=1e-3)
+    assert sum(gradient.norm() > 0 for gradient in together[1].values()) > 0.8 * len(together[1])
+    for name, packed in together[1].items():
+        torch.testing.assert_close(packed, alone[1][name], atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_mtp_targets_stop_at_the_boundary():
@@ -42,11 +43,12 @@ def test_mtp_targets_stop_at_the_boundary():
     def gradient_of_first(neighbour):
         batch = packed_batch([first, neighbour])
         batch.loss_mask[:, 19:] = 0
-        trainer.module.train().zero_grad()
+        trainer.module.train()
+        trainer.model.zero_grad_buffer()
         out = trainer.module(batch.tokens, torch.zeros_like(batch.tokens), None, labels=batch.labels, loss_mask=batch.loss_mask,
                              packed_seq_params=batch.packed)
         (out * batch.loss_mask).sum().backward()
-        return trainer.module.mtp.layers[0].eh_proj.weight.grad.clone()
+        return trainer.module.mtp.layers[0].eh_proj.weight.main_grad.clone()
 
     gradient = gradient_of_first(second)
     assert gradient.norm() > 0
