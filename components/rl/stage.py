@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from components.rl.params import Params
@@ -46,8 +47,9 @@ def plot_reward(log: RunLog) -> None:
     steps = [row["step"] for row in curve]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for key in sorted(key for row in curve[:1] for key in row if key.startswith("reward_")):
-        axes.plot(steps, [row[key] for row in curve], linewidth=0.8, alpha=0.7, label=key.removeprefix("reward_"))
+    for key in sorted({key for row in curve for key in row if key.startswith("reward_")}):
+        rewards = [row.get(key, math.nan) for row in curve]  # a step may draw no prompt of a family
+        axes.plot(steps, rewards, linewidth=0.8, alpha=0.7, label=key.removeprefix("reward_"))
     axes.plot(steps, [row["reward"] for row in curve], color="black", label="all families")
     axes.set_xlabel("step")
     axes.set_ylabel("mean reward of the completions drawn")

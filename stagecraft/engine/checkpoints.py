@@ -65,5 +65,8 @@ def resume(directory: Path, trainer: Trainer) -> dict[str, Any] | None:
 
 def _sharded(trainer: Trainer, loading: bool) -> dict[str, Any]:
     model = trainer.module.sharded_state_dict(prefix="")
+    if not loading:
+        for part in getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer]):
+            part.optimizer.initialise_state()
     metadata = {"chained_optim_avoid_prefix": True}
     return {"model": model, "optimizer": trainer.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)}

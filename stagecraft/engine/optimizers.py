@@ -33,11 +33,19 @@ class FusedAdam(torch.optim.Optimizer):
             if not weights:
                 continue
             group["step"] = group.get("step", 0) + 1
-            for weight in weights:
-                if not self.state[weight]:
-                    self.state[weight] = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+            self._initialise(weights)
             self._adam(group, [p for p in weights if not hasattr(p, "muon")])
             self._muon(group, [p for p in weights if hasattr(p, "muon")])
+
+    def initialise_state(self) -> None:
+        """Give every parameter its (zero) state: a checkpoint taken before the first step then has what loading it expects."""
+        for group in self.param_groups:
+            self._initialise(group["params"])
+
+    def _initialise(self, weights: Sequence[Tensor]) -> None:
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight] = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
 
     def _adam(self, group: dict[str, Any], weights: Sequence[Tensor]) -> None:
         if not weights:

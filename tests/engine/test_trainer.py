@@ -107,6 +107,14 @@ def test_resumed_steps_equal_uninterrupted_ones_bit_for_bit(tmp_path):
         assert torch.equal(tensor, straight.weights()[name]), name
 
 
+def test_a_checkpoint_from_before_the_first_step_can_be_resumed(tmp_path):
+    trainer = new_trainer(precision="bf16", mtp_depths=0)
+    checkpoints.save(tmp_path, trainer)
+    resumed = new_trainer(precision="bf16", mtp_depths=0)
+    assert checkpoints.resume(tmp_path, resumed) == {}
+    assert resumed.step([batch(0)]) == trainer.step([batch(0)])
+
+
 def test_an_unfinished_checkpoint_is_none_and_old_ones_go(tmp_path):
     trainer = new_trainer(precision="bf16", mtp_depths=0)
     (tmp_path / ".step-00000009.tmp").mkdir(parents=True)
