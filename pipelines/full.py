@@ -3,12 +3,8 @@
 from kfp import dsl
 
 from components.curate.component import curate
-from components.evaluate.component import evaluate
 from components.pretrain.component import pretrain
-from components.quantize.component import quantize
-from components.rl.component import rl
-from components.serve.component import serve
-from components.sft.component import sft
+from pipelines.after_base import after_base
 from stagecraft.contract.kfp_task import section
 
 
@@ -25,9 +21,5 @@ def full(
     """Each parameter is one stage's section of the profile, as JSON."""
     corpus = curate(params=curate_params).outputs["corpus"]
     base = pretrain(params=pretrain_params, corpus=corpus).outputs["base"]
-    tuned = sft(params=sft_params, corpus=corpus, base=base).outputs["sft"]
-    aligned = rl(params=rl_params, corpus=corpus, sft=tuned).outputs["aligned"]
-    small = quantize(params=quantize_params, corpus=corpus, aligned=aligned).outputs
-    evaluation = evaluate(params=evaluate_params, corpus=corpus, base=base, sft=tuned, aligned=aligned,
-                          fp8=small["fp8"], nvfp4=small["nvfp4"]).outputs["evaluation"]
-    serve(params=serve_params, aligned=aligned, fp8=small["fp8"], nvfp4=small["nvfp4"], evaluation=evaluation)
+    after_base(corpus, base, sft_params=sft_params, rl_params=rl_params, quantize_params=quantize_params,
+               evaluate_params=evaluate_params, serve_params=serve_params)

@@ -3,11 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Dataset, Model
 
-from components.evaluate.component import evaluate
-from components.quantize.component import quantize
-from components.rl.component import rl
-from components.serve.component import serve
-from components.sft.component import sft
+from pipelines.after_base import after_base
 from stagecraft.contract.kfp_task import section
 from stagecraft.contract.stages import PATHS
 
@@ -25,9 +21,5 @@ def post_training(
     """`corpus_uri` and `base_uri` name finished artifacts (directories with a manifest.json); the rest is as in the full pipeline."""
     corpus = dsl.importer(artifact_uri=corpus_uri, artifact_class=Dataset, reimport=False).output
     base = dsl.importer(artifact_uri=base_uri, artifact_class=Model, reimport=False).output
-    tuned = sft(params=sft_params, corpus=corpus, base=base).outputs["sft"]
-    aligned = rl(params=rl_params, corpus=corpus, sft=tuned).outputs["aligned"]
-    small = quantize(params=quantize_params, corpus=corpus, aligned=aligned).outputs
-    evaluation = evaluate(params=evaluate_params, corpus=corpus, base=base, sft=tuned, aligned=aligned,
-                          fp8=small["fp8"], nvfp4=small["nvfp4"]).outputs["evaluation"]
-    serve(params=serve_params, aligned=aligned, fp8=small["fp8"], nvfp4=small["nvfp4"], evaluation=evaluation)
+    after_base(corpus, base, sft_params=sft_params, rl_params=rl_params, quantize_params=quantize_params,
+               evaluate_params=evaluate_params, serve_params=serve_params)

@@ -29,10 +29,9 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     write_checkpoint(outputs["base"], params.architecture, result.weights.items(), tokenizer)
     curve = log.curve()
     plot_loss(log)
-    tail = curve[-max(1, len(curve) // 20):]
     return {
         "loss_first": curve[0]["loss"],
-        "loss_last": sum(row["loss"] for row in tail) / len(tail),
+        "loss_last": log.tail_mean("loss", share=0.05),
         "heldout_loss": result.heldout_loss,
         "heldout_bits_per_byte": result.heldout_loss / math.log(2) / result.bytes_per_token,
         "tokens": params.steps * params.global_batch * params.sequence_length,

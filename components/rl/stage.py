@@ -22,10 +22,9 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     (outputs["aligned"] / "rollouts.jsonl").write_bytes((log.work / "rollouts.jsonl").read_bytes())
     curve = log.curve()
     plot_reward(log)
-    tail = curve[-max(1, len(curve) // 10):]
     return {
         "reward_first": curve[0]["reward"],
-        "reward_last": sum(row["reward"] for row in tail) / len(tail),
+        "reward_last": log.tail_mean("reward", share=0.1),
         "mismatch_mean": sum(row["mismatch"] for row in curve) / len(curve),
         "mismatch_max": max(row["mismatch"] for row in curve),
         "completions": params.steps * params.prompts_per_step * params.generations_per_prompt,

@@ -23,10 +23,9 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         result = train(params, architecture, weights, inputs["corpus"], log.work, log)
     write_checkpoint(outputs["sft"], architecture, result.weights.items(), inputs["base"])
     curve = log.curve()
-    tail = curve[-max(1, len(curve) // 20):]
     return {
         "loss_first": curve[0]["loss"],
-        "loss_last": sum(row["loss"] for row in tail) / len(tail),
+        "loss_last": log.tail_mean("loss", share=0.05),
         "conversations": result.conversations,
         "packing_efficiency": result.packing_efficiency,
         "tokens_per_second": result.tokens_per_second,

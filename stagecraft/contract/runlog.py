@@ -88,6 +88,12 @@ class RunLog:
         """The points recorded so far, oldest first, those before a resume included."""
         return list(self._rows.get(curve, ()))
 
+    def tail_mean(self, key: str, share: float) -> float:
+        """The mean of `key` over the last `share` of the curve `train`, at least one point: an end less noisy than the last step."""
+        rows = self._rows["train"]
+        tail = rows[-max(1, int(len(rows) * share)):]
+        return sum(row[key] for row in tail) / len(tail)
+
     def note(self, message: str) -> None:
         """A line for the reader: a decision taken, a file skipped, a fallback and its reason."""
         for sink in self._sinks:

@@ -85,6 +85,6 @@ count, original = [], backend._compile
 backend._compile = lambda *a: count.append(1) or original(*a)
 for n in (16, 48, 640, 33): nvfp4.quantize_dequantize(torch.randn(n, n))
 for n in (16, 48, 640, 33): nvfp4.quantize_dequantize(torch.randn(n, 2 * n).t(), dim=-2)
-print(len(count), backend.name())
+print("variants", len(count), backend.name())
 """
-    assert python(script).split()[-2:] == ["2", "compiled"]
+    assert "variants 2 compiled" in python(script).splitlines()  # torch may print more at exit
