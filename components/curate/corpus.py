@@ -1,87 +1,129 @@
-"""The artifact's text side: held-out split, tokenizer, Megatron token files, held-out text."""
+"""The artifact's text side: Megatron token files by category and tier, the record of what lies where, held-out text, blends."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import xxhash
+import numpy as np
 from tokenizers import Tokenizer
 
-from components.curate.document import Document, size
+from components.curate.blend import Group, Portion, blend, entries, prefix
+from components.curate.catalogue import Catalogue
+from components.curate.document_qa import ask
+from components.curate.params import BlendParams
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.files import write_atomic, write_json
-from stagecraft.data.indexed import write_indexed
-from stagecraft.data.tokenizer import EOD, save_tokenizer, train_tokenizer
+from stagecraft.contract.files import write_json
+from stagecraft.data.indexed import IndexedWriter
+from stagecraft.data.lineage import SCHEMA, record_path
+from stagecraft.data.rows import RowWriter
+from stagecraft.data.tokenizer import EOD
 
+HELDOUT, LONG = "tokens/heldout", "tokens/long-document-qa"
 _BATCH = 64  # documents tokenised at a time
 
 
-def split_heldout(documents: list[Document], share: float) -> tuple[list[Document], list[Document]]:
-    """(train, heldout): a document is held out by a hash of its id, whatever else is in the corpus.
+@dataclass
+class TokenFile:
+    """One open token file with the record of its documents, and what it came to."""
 
-    Not by the id itself: the sample is the documents with the smallest ids.
+    tokens: IndexedWriter
+    records: RowWriter
+    bytes: int = 0
+    counted: tuple[int, int] = field(default=(0, 0))  # documents, tokens
+
+
+class TokenFiles:
+    """Token files that are written side by side."""
+
+    def __init__(self, directory: Path, tokenizer: Tokenizer):
+        self._directory, self._tokenizer = directory, tokenizer
+        self._end = tokenizer.token_to_id(EOD)
+        self.files: dict[str, TokenFile] = {}
+
+    def add(self, documents: Iterable[dict[str, Any]], where: Callable[[dict[str, Any]], str]) -> None:
+        """Tokenise documents, each into the file that `where` names."""
+        documents = iter(documents)
+        while batch := list(islice(documents, _BATCH)):
+            encodings = self._tokenizer.encode_batch_fast([document["text"] for document in batch], add_special_tokens=False)
+            for document, encoding in zip(batch, encodings):
+                file = self._open(where(document))
+                file.tokens.add([*encoding.ids, self._end])
+                file.records.add({**document, "tokens": len(encoding.ids) + 1})
+                file.bytes += len(document["text"].encode())
+
+    def close(self) -> dict[str, TokenFile]:
+        """Finish all files; `counted` is known then."""
+        for file in self.files.values():
+            file.records.close()
+            file.counted = file.tokens.close()
+        return dict(sorted(self.files.items()))
+
+    def _open(self, name: str) -> TokenFile:
+        if name not in self.files:
+            path = self._directory / name
+            self.files[name] = TokenFile(IndexedWriter(path, self._tokenizer.get_vocab_size()), RowWriter(record_path(path), SCHEMA))
+        return self.files[name]
+
+
+def write_tokens(directory: Path, tokenizer: Tokenizer, catalogue: Catalogue, heldout: np.ndarray, long_min_characters: int,
+                 done: Callable[[], None]) -> dict[str, TokenFile]:
+    """Write tokens/<category>-tier<n>, tokens/heldout, tokens/long-document-qa, each .bin, .idx and .documents.parquet, and
+    heldout/text.jsonl.
+
+    Args:
+        heldout: mask of the kept documents that are held out.
+        done: called after each of the three kinds.
+    """
+    train = catalogue.kept & ~heldout
+    files = TokenFiles(directory, tokenizer)
+    files.add(catalogue.iterate(train), lambda document: prefix((document["category"], document["tier"])))
+    done()
+    (directory / "heldout").mkdir()
+    with open(directory / "heldout" / "text.jsonl", "w") as stream:
+        files.add(_written(catalogue.iterate(heldout), stream.write), lambda _: HELDOUT)
+    done()
+    files.add(_questions(catalogue.iterate(train), long_min_characters), lambda _: LONG)
+    done()
+    return files.close()
+
+
+def write_blends(directory: Path, files: dict[str, TokenFile], params: BlendParams) -> dict[str, dict[Group, Portion]]:
+    """Write blend.json: [[token file, weight], ...] of `phase1`, `phase2`, `long` and `heldout`; returns the two phases.
 
     Raises:
-        UserError: one of the two would be empty.
+        UserError: a weight is for something that is not there.
     """
-    held = {document.id: xxhash.xxh64_intdigest(f"heldout/{document.id}".encode()) < share * 2**64 for document in documents}
-    heldout = [document for document in documents if held[document.id]]
-    train = [document for document in documents if not held[document.id]]
-    if not heldout or not train:
-        raise UserError(f"{len(documents)} documents are too few to hold out a share of {share}", where="curate.heldout_share",
-                        mend="give more documents or another share")
-    return train, heldout
+    tokens: dict[Group, int] = {}
+    for name, file in files.items():
+        if name not in (HELDOUT, LONG):
+            category, _, tier = name.removeprefix("tokens/").rpartition("-tier")
+            tokens[category, int(tier)] = file.counted[1]
+    phases = {name: blend(name, getattr(params, name), tokens, params.max_epochs) for name in ("phase1", "phase2")}
+    if params.long_share and LONG not in files:
+        raise UserError(f"no document of {params.long_min_characters} characters to ask about", where="curate.blend.long_min_characters",
+                        mend="make it smaller, or curate.blend.long_share 0")
+    long = [[LONG, params.long_share]] if params.long_share else []
+    write_json(directory / "blend.json", {
+        **{name: entries(portions) for name, portions in phases.items()},
+        "long": long + entries(phases["phase2"], 1 - params.long_share), "heldout": [[HELDOUT, 1.0]],
+    })
+    return phases
 
 
-def train_on(documents: list[Document], tasks: list[dict[str, Any]], vocab_size: int, sample_bytes: int) -> Tokenizer:
-    """Train the tokenizer on the first `sample_bytes` of the documents and on the text of the tasks.
-
-    The tasks are in the sample so that their words and the roles of the chat are few tokens; no held-out text is.
-    """
-    return train_tokenizer(_sample(documents, tasks, sample_bytes), vocab_size)
-
-
-def write_corpus(directory: Path, tokenizer: Tokenizer, train: list[Document], heldout: list[Document],
-                 max_length: int) -> dict[str, float]:
-    """Write tokenizer/, tokens/, blend.json and heldout/text.jsonl; returns the sizes that the stage reports."""
-    save_tokenizer(tokenizer, directory / "tokenizer", max_length)
-    vocab_size = tokenizer.get_vocab_size()
-    counted = {
-        split: write_indexed(directory / "tokens" / split, _encode(tokenizer, documents), vocab_size)
-        for split, documents in (("train", train), ("heldout", heldout))
-    }
-    write_json(directory / "blend.json", {split: [[f"tokens/{split}", 1.0]] for split in counted})
-    rows = ({"id": document.id, "source": document.source, "text": document.text} for document in heldout)
-    write_atomic(directory / "heldout" / "text.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    train_bytes, heldout_bytes = size(train), size(heldout)
-    return {
-        "documents": counted["train"][0], "bytes": train_bytes, "tokens": counted["train"][1],
-        "heldout_documents": counted["heldout"][0], "heldout_bytes": heldout_bytes, "heldout_tokens": counted["heldout"][1],
-        "bytes_per_token": round(heldout_bytes / (counted["heldout"][1] - counted["heldout"][0]), 4),
-        "vocab_size": vocab_size,
-    }
-
-
-def _sample(documents: list[Document], tasks: list[dict[str, Any]], sample_bytes: int) -> Iterator[str]:
-    for row in tasks:
-        tools = " ".join(f"{tool['function']['name']}({', '.join(tool['function']['parameters']['properties'])}: string integer)"
-                         for tool in row.get("tools", ()))
-        yield f"system\nTools: {tools}\nuser\n{row['messages'][0]['content']}\nassistant\n"
-        yield from row["demonstration"].removeprefix("<think>").split("</think>")
-    taken = 0
+def _written(documents: Iterator[dict[str, Any]], write: Callable[[str], object]) -> Iterator[dict[str, Any]]:
     for document in documents:
-        if taken >= sample_bytes:
-            return
-        taken += len(document.text)
-        yield document.text
+        write(json.dumps({key: document[key] for key in ("id", "source", "category", "text")}) + "\n")
+        yield document
 
 
-def _encode(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[list[int]]:
-    end = tokenizer.token_to_id(EOD)
-    for start in range(0, len(documents), _BATCH):
-        batch = [document.text for document in documents[start:start + _BATCH]]
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            yield [*encoding.ids, end]
+def _questions(documents: Iterator[dict[str, Any]], shortest: int) -> Iterator[dict[str, Any]]:
+    for document in documents:
+        if len(document["text"]) >= shortest:
+            text = ask(document["text"], document["id"])
+            if text is not None:
+                yield {**document, "text": text}

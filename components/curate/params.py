@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Annotated
+from dataclasses import field, fields
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from components.curate.categories import CATEGORIES
+from components.curate.rules.bounds import RuleBounds
 from stagecraft.contract.params import params
 from stagecraft.data.tasks import check_families
 from stagecraft.data.tokenizer import SMALLEST_VOCABULARY
@@ -25,6 +27,53 @@ class QualityParams:
     min_letter_share: Share
     min_ascii_share: Share
     max_repeated_share: Share
+
+
+@params
+class RuleParams:
+    """The published rule sets that texts other than code must pass, and where their bounds differ from datatrove's defaults."""
+
+    families: list[Literal["gopher", "repetition", "c4", "fineweb"]]
+    bounds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {item.name for item in fields(RuleBounds) if isinstance(item.default, int | float)}
+        for name in self.bounds:
+            if name not in known:
+                raise ValueError(f"rules.bounds names {name!r}; the bounds are {', '.join(sorted(known))}")
+
+
+@params
+class PhaseParams:
+    """The blend of one phase.
+
+    Args:
+        tokens: the phase trains on; with `max_epochs` it bounds how often a small category is repeated.
+        categories: category -> weight; empty: as much of each as there is.
+        tiers: factor for each of the five quality tiers, lowest first, within a category.
+    """
+
+    tokens: Positive
+    categories: dict[str, Annotated[float, Field(gt=0)]]
+    tiers: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=5, max_length=5)]
+
+    def __post_init__(self) -> None:
+        for name in self.categories:
+            if name not in CATEGORIES:
+                raise ValueError(f"unknown category {name!r}; the categories are {', '.join(CATEGORIES)}")
+        if not any(self.tiers):
+            raise ValueError("the factors of all tiers are 0")
+
+
+@params
+class BlendParams:
+    """What each phase of pre-training trains on."""
+
+    max_epochs: Annotated[float, Field(gt=0)]
+    phase1: PhaseParams
+    phase2: PhaseParams
+    long_min_characters: Positive  # documents at least this long become long-document questions
+    long_share: Share              # of the long-context blend; the rest is phase 2's
 
 
 @params
@@ -48,14 +97,36 @@ class TaskParams:
 
 @params
 class Params:
-    """Parameters of the stage; `input` is `system` (the text that is on every machine) or a directory."""
+    """Parameters of the stage.
+
+    Args:
+        input: `system`, `system+docs`, a directory, a file, or an fsspec URI.
+        sample_bytes: bytes of files to read, chosen by hash of their names.
+        shards: parts that are worked on, kept and redone each for itself.
+        workers: processes; the result does not depend on it.
+        memory_bytes: bound of the deduplication's index.
+        max_document_bytes: a longer row or file is reported as broken.
+        languages: ISO 639 codes to keep, of texts other than code; empty: all.
+        seeds: `default`, or a JSONL file of texts with their tiers that the quality classifier learns from.
+        tokenizer: `train`, or a directory with a Hugging Face tokenizer.
+    """
 
     seed: int
     input: Annotated[str, Field(min_length=1)]
     sample_bytes: Positive
+    shards: Positive
+    workers: Positive
+    memory_bytes: Positive
+    max_document_bytes: Positive
+    languages: list[str]
+    min_language_probability: Share
     quality: QualityParams
+    rules: RuleParams
     near_duplicate_similarity: Annotated[float, Field(ge=0.5, le=1)]
+    seeds: Annotated[str, Field(min_length=1)]
+    blend: BlendParams
     heldout_share: Annotated[float, Field(gt=0, lt=0.5)]
+    tokenizer: Annotated[str, Field(min_length=1)]
     vocab_size: Positive
     tokenizer_bytes: Positive
     max_length: Positive

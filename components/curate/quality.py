@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
-from dataclasses import replace
 
-from components.curate.document import Document
 from components.curate.params import QualityParams
 from stagecraft.data.tokenizer import MARKERS, SPECIAL
 
@@ -16,27 +13,40 @@ _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _BLANKS = re.compile(r"\n{4,}")
 _MARKUP = re.compile("|".join(map(re.escape, (*SPECIAL, *MARKERS))))
 _LETTERS = re.compile(r"[^\W\d_]|\s")
+_ASCII = re.compile(r"[\x00-\x7f]+")
+_PLAIN_LETTERS = bytes(code for code in range(128) if _LETTERS.match(chr(code)))
 
 
-def normalise(document: Document) -> Document:
+def normalise(text: str) -> str:
     """Unicode NFC, newlines as \\n, no control characters, no trailing blanks, at most two empty lines in a row."""
-    text = unicodedata.normalize("NFC", document.text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = _BLANKS.sub("\n\n\n", _TRAILING.sub("", _CONTROL.sub("", text)))
-    return replace(document, text=text.strip("\n") + "\n")
+    return text.strip("\n") + "\n"
 
 
-def quality_rules(bounds: QualityParams) -> dict[str, Callable[[str], bool]]:
-    """Rule name -> whether a text breaks it. Cheap rules come first; the first that is broken is the one counted."""
-    return {
-        "too_short": lambda text: len(text) < bounds.min_characters,
-        "too_long": lambda text: len(text) > bounds.max_characters,
-        "long_line": lambda text: max(map(len, text.split("\n"))) > bounds.max_line_characters,
-        # Such strings would become control tokens; a text about chat formats must not end a document or open a turn.
-        "control_markup": lambda text: _MARKUP.search(text) is not None,
-        "not_ascii": lambda text: len(text.encode("ascii", "ignore")) < bounds.min_ascii_share * len(text),
-        "few_letters": lambda text: len(_LETTERS.findall(text)) < bounds.min_letter_share * len(text),
-        "repetitive": lambda text: repeated_share(text) > bounds.max_repeated_share,
-    }
+def broken_bound(text: str, bounds: QualityParams) -> str | None:
+    """The first bound that a text of any kind is outside of, cheap ones first; None if it is within all."""
+    if len(text) < bounds.min_characters:
+        return "too_short"
+    if len(text) > bounds.max_characters:
+        return "too_long"
+    if max(map(len, text.split("\n"))) > bounds.max_line_characters:
+        return "long_line"
+    # Such strings would become control tokens; a text about chat formats must not end a document or open a turn.
+    if _MARKUP.search(text) is not None:
+        return "control_markup"
+    if not text.isascii() and len(text.encode("ascii", "ignore")) < bounds.min_ascii_share * len(text):
+        return "not_ascii"
+    if letters(text) < bounds.min_letter_share * len(text):
+        return "few_letters"
+    return "repetitive" if repeated_share(text) > bounds.max_repeated_share else None
+
+
+def letters(text: str) -> int:
+    """Number of letters and white-space characters."""
+    plain = text.encode("ascii", "ignore")
+    count = len(plain) - len(plain.translate(None, _PLAIN_LETTERS))
+    return count if len(plain) == len(text) else count + len(_LETTERS.findall(_ASCII.sub("", text)))
 
 
 def repeated_share(text: str) -> float:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from components.curate.corpus import split_heldout, train_on, write_corpus
+from components.curate.catalogue import Catalogue
+from components.curate.corpus import HELDOUT, TokenFile, write_blends, write_tokens
+from components.curate.decontamination import EvaluationIndex
 from components.curate.funnel import Funnel
 from components.curate.params import Params
-from components.curate.quality import normalise, quality_rules
-from components.curate.report import build_report
-from components.curate.sources import collect
-from stagecraft.contract.files import write_json
+from components.curate.plots import funnel_figure
+from components.curate.reading.listing import list_files
+from components.curate.report import build_report, render
+from components.curate.shards.plan import Shard, draw_sample, plan_shards
+from components.curate.shards.run import run_shards
+from components.curate.tiers.classifier import train
+from components.curate.tiers.seeds import default_seeds, read_seeds
+from components.curate.vocabulary import make_tokenizer
+from stagecraft.contract.code import code_digest
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.files import digest_of, sha256, write_atomic, write_json
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.tasks import assert_disjoint, draw_splits, write_rows
+from stagecraft.data.tokenizer import save_tokenizer
 
 __all__ = ["Params", "main"]
 
-STEPS = ("tasks", "reading", "cleaning", "near-duplicates", "tokenizer", "tokens")
+EVALUATION = ("heldout", "rl")  # the sets no training text may share a prompt with
+_SHARD_PARAMS = ("max_document_bytes", "languages", "min_language_probability", "quality", "rules")
+_LATER_STEPS = 6  # after the shards: deduplication, tokenizer, three kinds of token files, report
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
@@ -24,47 +38,97 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 
     Args:
         inputs: none; the text comes from `params.input`.
-        outputs: `corpus`, a directory: tokenizer/, tokens/, blend.json, heldout/text.jsonl, tasks/*.jsonl, report.json.
+        outputs: `corpus`, a directory: tokenizer/, tokens/, blend.json, heldout/text.jsonl, tasks/*.jsonl, report.json, report.html.
 
     Returns:
         documents, bytes, tokens, held-out sizes, bytes per token, documents removed by each step, rows of tasks.
 
     Raises:
-        UserError: no readable input, nothing left after the rules, too little text for the vocabulary.
+        UserError: no readable input, nothing left after the rules, too little text for the vocabulary, a weight for nothing.
     """
     corpus = outputs["corpus"]
-    with log.bar("curating", total=len(STEPS)) as bar:
-        tasks = draw_splits(
-            {"sft": params.tasks.sft_rows, "rl": params.tasks.rl_rows, "heldout": params.tasks.heldout_rows},
-            params.tasks.flawed, params.seed, params.tasks.sft_weights)
-        assert_disjoint(tasks)
-        for split, rows in tasks.items():
-            write_rows(corpus / "tasks" / f"{split}.jsonl", rows)
-        bar.advance()
+    results = log.cache
+    tasks = draw_tasks(params, corpus)
+    seeds = default_seeds() if params.seeds == "default" else read_seeds(Path(params.seeds))
+    train(seeds).save(results / "classifier.npz")
+    EvaluationIndex.build(evaluation_texts(tasks)).save(results / "evaluation.npz")
 
-        collection = collect(params.input, params.sample_bytes)
-        for name, why in collection.broken.items():
-            log.note(f"left out {name}: {why}")
+    files = list_files(params.input)
+    sample = draw_sample(files, params.sample_bytes)
+    shards = plan_shards(sample, params.shards, shard_basis(params, results))
+    with log.bar("curating", total=len(shards) + _LATER_STEPS) as bar:
+        worked = run_shards(shards, results, params, log.work / "datatrove", lambda done: bar.advance(done - bar.done))
+        log.note(f"{worked} of {len(shards)} shards worked through, the others' results were there")
+        catalogue, funnel = gather(shards, results, params, log)
         bar.advance()
-
-        funnel = Funnel([normalise(document) for document in collection.documents])
-        funnel.remove_exact_duplicates()
-        funnel.remove_breaking(quality_rules(params.quality))
-        funnel.remove_prompts({message["content"] for rows in tasks.values() for row in rows for message in row["messages"]})
+        heldout = catalogue.heldout(params.heldout_share)
+        if not heldout.any() or (heldout == catalogue.kept).all():
+            raise UserError(f"{len(catalogue)} documents are too few to hold out a share of {params.heldout_share}",
+                            where="curate.heldout_share", mend="give more documents or another share")
+        tokenizer = make_tokenizer(catalogue, catalogue.kept & ~heldout, tasks["sft"], params)
+        save_tokenizer(tokenizer, corpus / "tokenizer", params.max_length)
         bar.advance()
-
-        funnel.remove_near_duplicates(params.near_duplicate_similarity)
+        token_files = write_tokens(corpus, tokenizer, catalogue, heldout, params.blend.long_min_characters, bar.advance)
+        phases = write_blends(corpus, token_files, params.blend)
+        metrics = {**sizes(token_files, tokenizer.get_vocab_size()), **funnel.metrics(),
+                   **{f"tasks_{name}": len(rows) for name, rows in tasks.items()}}
+        report = build_report(params, files, sample, funnel, catalogue, token_files, phases, tasks, seeds, metrics)
+        write_json(corpus / "report.json", report)
+        for directory in (corpus, log.work):
+            write_atomic(directory / "report.html", render(report))
+        log.attach(log.work / "report.html")
+        log.figure("funnel", funnel_figure(report))
         bar.advance()
+    return metrics
 
-        train, heldout = split_heldout(funnel.documents, params.heldout_share)
-        tokenizer = train_on(train, tasks["sft"], params.vocab_size, params.tokenizer_bytes)
-        bar.advance()
 
-        sizes = write_corpus(corpus, tokenizer, train, heldout, params.max_length)
-        bar.advance()
+def draw_tasks(params: Params, corpus: Path) -> dict[str, list[dict[str, Any]]]:
+    """Draw the verifiable tasks and write tasks/<set>.jsonl."""
+    tasks = draw_splits(
+        {"sft": params.tasks.sft_rows, "rl": params.tasks.rl_rows, "heldout": params.tasks.heldout_rows},
+        params.tasks.flawed, params.seed, params.tasks.sft_weights)
+    assert_disjoint(tasks)
+    for split, rows in tasks.items():
+        write_rows(corpus / "tasks" / f"{split}.jsonl", rows)
+    return tasks
 
-    report = build_report(params, collection, funnel, tokenizer, tasks, sizes)
-    write_json(corpus / "report.json", report)
-    log.figure("funnel", funnel.figure())
-    return {**sizes, **funnel.metrics(), "broken_files": len(collection.broken),
-            **{f"tasks_{split}": len(rows) for split, rows in tasks.items()}}
+
+def evaluation_texts(tasks: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+    """Set -> its prompts: what no document may hold."""
+    return {name: ["\n".join(message["content"] for message in row["messages"]) for row in tasks[name]] for name in EVALUATION}
+
+
+def shard_basis(params: Params, results: Path) -> str:
+    """Hex digest of all that a shard's result depends on besides its files."""
+    values = asdict(params)
+    return digest_of([{name: values[name] for name in _SHARD_PARAMS}, sha256(results / "evaluation.npz"),
+                      sha256(results / "classifier.npz"), code_digest("curate")])
+
+
+def gather(shards: list[Shard], results: Path, params: Params, log: RunLog) -> tuple[Catalogue, Funnel]:
+    """Put the shards' results together and deduplicate across them.
+
+    Raises:
+        UserError: nothing could be read, or nothing is left; it names the rule that removed most.
+    """
+    directories = [results / shard.key for shard in shards]
+    funnel = Funnel.of(directories)
+    for name, why in funnel.broken.items():
+        log.note(f"left out {name}: {why}")
+    funnel.assert_left(params.input)
+    catalogue = Catalogue(directories)
+    tallies, funnel.clusters = catalogue.deduplicate(params.near_duplicate_similarity, params.memory_bytes)
+    funnel.steps += tallies
+    return catalogue, funnel
+
+
+def sizes(files: dict[str, TokenFile], vocab_size: int) -> dict[str, float]:
+    """What the corpus came to; `bytes_per_token` is that of held-out text."""
+    heldout = files[HELDOUT]
+    train = [file for name, file in files.items() if "-tier" in name]
+    return {
+        "documents": sum(file.counted[0] for file in train), "bytes": sum(file.bytes for file in train),
+        "tokens": sum(file.counted[1] for file in train),
+        "heldout_documents": heldout.counted[0], "heldout_bytes": heldout.bytes, "heldout_tokens": heldout.counted[1],
+        "bytes_per_token": round(heldout.bytes / (heldout.counted[1] - heldout.counted[0]), 4), "vocab_size": vocab_size,
+    }

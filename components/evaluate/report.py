@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from components.evaluate.gate import Verdict
 from components.evaluate.statistics import Estimate, wilson
 from components.evaluate.summary import Comparison, Score
+from stagecraft.contract.page import inline_svg, render_page
 
 EXAMPLES = 7
 STAGES = {"base": "pretrain", "sft": "sft", "aligned": "rl", "fp8": "quantize", "nvfp4": "quantize"}
@@ -29,10 +27,8 @@ def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verd
         figures: title -> SVG file's text.
         confidence: of the intervals shown.
     """
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=_percent, signed=_signed, number=_number, printable=_printable)
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        Path(__file__).with_name("report.html.j2"), {"percent": _percent, "signed": _signed, "number": _number},
         scores=scores, comparisons=comparisons, verdict=verdict, confidence=confidence,
         intervals={name: wilson(round(s.exact_match.value * s.exact_match.n), s.exact_match.n, confidence) for name, s in scores.items()},
         examples=_examples(results, rows), tasks=curation.get("tasks", {}), protocol=asdict(next(iter(scores.values())).protocol),
@@ -40,16 +36,6 @@ def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verd
         stages={name: (STAGES[name], _scalars(manifests[name].get("metrics", {}))) for name in scores},
         figures={title: inline_svg(text, f"figure{index}-", title) for index, (title, text) in enumerate(figures.items())},
     )
-
-
-def inline_svg(text: str, prefix: str, title: str) -> str:
-    """An SVG file's text fit to stand inside a page: no prolog, an accessible name, identifiers that clash with no other figure's."""
-    body = text[text.index("<svg"):]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="', f'id="{prefix}', body)
-    body = re.sub(r'href="#', f'href="#{prefix}', body)
-    body = body.replace("url(#", f"url(#{prefix}")
-    return body.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 
 def _examples(results: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,11 +61,6 @@ def _percent(estimate: Estimate) -> str:
 def _signed(estimate: Estimate | Any, scale: float = 1.0, digits: int = 1) -> str:
     value = estimate.value if isinstance(estimate, Estimate) else estimate.difference
     return f"{scale * value:+.{digits}f} ± {scale * estimate.stderr:.{digits}f}".replace("-", "−")
-
-
-def _printable(text: str) -> str:
-    """What a model made up may hold control characters, which no page may."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _number(value: float) -> str:

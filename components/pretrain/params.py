@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from stagecraft.contract.params import params
 from stagecraft.engine.schedule import Count, Positive, Schedule, Share
 from stagecraft.model.config import Architecture
@@ -16,6 +18,7 @@ class Params(Schedule):
     processes: Positive
     architecture: Architecture
     precision: str
+    blend: Literal["phase1", "phase2", "long"]
     sequence_length: Positive
     global_batch: Positive
     micro_batch: Positive

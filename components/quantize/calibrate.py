@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stagecraft.contract.errors import UserError
+from stagecraft.data.blend import read_blend
 from stagecraft.data.chat import encode_demonstration
 from stagecraft.data.indexed import read_indexed
 from stagecraft.data.tasks.rows import read_rows
@@ -35,12 +36,10 @@ def calibration_windows(corpus: Path, params: Calibration, vocab_size: int) -> t
     counts = [(round(n * params.conversations), n - round(n * params.conversations)) for n in (params.samples, params.heldout_samples)]
     spoken = _conversations(corpus, rng) if params.conversations else iter(())
     parts = []
-    for (talk, text), split in zip(counts, ("train", "heldout")):
+    for (talk, text), phase in zip(counts, ("phase1", "heldout")):
         rows = [_cut(spoken, talk, params.length, corpus / "tasks" / "sft.jsonl")] if talk else []
         if text:
-            documents = read_indexed(corpus / "tokens" / split)
-            shuffled = (documents[index] for index in rng.permutation(len(documents)))
-            rows.append(_cut(shuffled, text, params.length, corpus / "tokens" / f"{split}.bin"))
+            rows.append(_cut(_shuffled(read_blend(corpus, phase), rng), text, params.length, corpus / "blend.json"))
         parts.append(torch.from_numpy(np.concatenate(rows)))
     largest = int(max(part.max() for part in parts))
     if largest >= vocab_size:
@@ -53,6 +52,17 @@ def _conversations(corpus: Path, rng: np.random.Generator) -> Iterator[np.ndarra
     rows = read_rows(corpus / "tasks" / "sft.jsonl")
     tokenizer = load_tokenizer(corpus / "tokenizer")
     return (np.asarray(encode_demonstration(tokenizer, rows[index])[0]) for index in rng.permutation(len(rows)))
+
+
+def _shuffled(files: list[tuple[Path, float]], rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The documents of a blend in random order, those of weighty files earlier (Efraimidis and Spirakis 2006)."""
+    documents, weights = [], []
+    for prefix, weight in files:
+        members = read_indexed(prefix)
+        documents += members
+        weights += [weight / len(members)] * len(members)
+    order = np.argsort(rng.exponential(size=len(documents)) / np.asarray(weights), kind="stable")
+    return (documents[index] for index in order)
 
 
 def _cut(documents: Iterable[np.ndarray], rows: int, length: int, where: Path) -> np.ndarray:

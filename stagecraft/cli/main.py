@@ -1,4 +1,4 @@
-"""The `stagecraft` command: serve the promoted model, talk to it, open MLflow."""
+"""The `stagecraft` command: serve the promoted model, talk to it, trace a token, open MLflow."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stagecraft.contract.errors import exit_on_user_error
 COMMANDS = {
     "serve": "serve the promoted model on an OpenAI-compatible API until interrupted",
     "chat": "talk to the served model in the terminal",
+    "lineage": "which document a trained-on token comes from, and what that passed",
     "ui": "open MLflow's user interface on the record of the runs",
 }
 

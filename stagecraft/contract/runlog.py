@@ -58,6 +58,13 @@ class RunLog:
         self._rows: dict[str, list[dict[str, float]]] = {}
         self._load_curves()
 
+    @property
+    def cache(self) -> Path:
+        """A directory that outlives `work`: for parts of results, each under a key that names all it depends on."""
+        directory = self.work.parent.parent / "cache" / self.stage
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
     @contextmanager
     def bar(self, description: str, total: int, unit: str = "step", done: int = 0) -> Iterator[Bar]:
         """A live bar; `done` units are already behind us when resuming."""
@@ -113,6 +120,11 @@ class RunLog:
         for sink in self._sinks:
             sink.figure(path)
         return path
+
+    def attach(self, path: Path) -> None:
+        """Hand a file to the sinks that keep files; it must stay where it is until the stage ends (`work` is such a place)."""
+        for sink in self._sinks:
+            sink.figure(path)
 
     def close(self, status: str, metrics: dict[str, Any]) -> None:
         """Write the curves where `dvc plots` finds them and end every sink. `status`: FINISHED, FAILED or KILLED."""

@@ -25,42 +25,55 @@ _DTYPES = {4: np.dtype("<i4"), 8: np.dtype("<u2")}  # the two codes Megatron pic
 _LARGEST_FOR_U16 = 65500  # Megatron's bound, DType.optimal_dtype
 
 
-def write_indexed(prefix: Path, documents: Iterable[list[int]], vocab_size: int) -> tuple[int, int]:
-    """Write `prefix.bin` and `prefix.idx`, one sequence per document, the index last and atomically.
+class IndexedWriter:
+    """Writes `prefix.bin` document by document, and on `close` `prefix.idx`, atomically and last.
 
     Args:
         prefix: path without suffix.
-        documents: token ids of each document, its end-of-document token included.
         vocab_size: picks the stored type, uint16 below 65,500 tokens and int32 from there on.
-
-    Returns:
-        (documents, tokens) written.
-
-    Raises:
-        ValueError: a token id outside [0, vocab_size).
     """
-    code = 8 if vocab_size < _LARGEST_FOR_U16 else 4
-    dtype = _DTYPES[code]
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    lengths: list[int] = []
-    with prefix.with_suffix(".bin").open("wb") as stream:
-        for document in documents:
-            ids = np.asarray(document, dtype=np.int64)
-            if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-                raise ValueError(f"token id outside [0, {vocab_size}) in document {len(lengths)}")
-            stream.write(ids.astype(dtype).tobytes())
-            lengths.append(len(ids))
-        stream.flush()
-        os.fsync(stream.fileno())
-    sizes = np.asarray(lengths, dtype="<i8")
-    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]) * dtype.itemsize if len(sizes) else sizes
-    temporary = prefix.with_suffix(f".idx.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(_MAGIC + _HEAD.pack(1, code, len(lengths), len(lengths) + 1))
-        stream.write(sizes.astype("<i4").tobytes() + offsets.astype("<i8").tobytes())
-        stream.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
-    temporary.replace(prefix.with_suffix(".idx"))
-    return len(lengths), int(sizes.sum())
+
+    def __init__(self, prefix: Path, vocab_size: int):
+        self._prefix, self._vocab_size = prefix, vocab_size
+        self._code = 8 if vocab_size < _LARGEST_FOR_U16 else 4
+        self._lengths: list[int] = []
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = _with(prefix, ".bin").open("wb")
+
+    def add(self, document: list[int]) -> None:
+        """One document: one sequence of token ids, its end-of-document token included.
+
+        Raises:
+            ValueError: a token id outside [0, vocab_size).
+        """
+        ids = np.asarray(document, dtype=np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocab_size:
+            raise ValueError(f"token id outside [0, {self._vocab_size}) in document {len(self._lengths)}")
+        self._stream.write(ids.astype(_DTYPES[self._code]).tobytes())
+        self._lengths.append(len(ids))
+
+    def close(self) -> tuple[int, int]:
+        """(documents, tokens) written."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        sizes = np.asarray(self._lengths, dtype="<i8")
+        offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]) * _DTYPES[self._code].itemsize if len(sizes) else sizes
+        temporary = _with(self._prefix, f".idx.{os.getpid()}.tmp")
+        with temporary.open("wb") as stream:
+            stream.write(_MAGIC + _HEAD.pack(1, self._code, len(sizes), len(sizes) + 1))
+            stream.write(sizes.astype("<i4").tobytes() + offsets.astype("<i8").tobytes())
+            stream.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())
+        temporary.replace(_with(self._prefix, ".idx"))
+        return len(sizes), int(sizes.sum())
+
+
+def write_indexed(prefix: Path, documents: Iterable[list[int]], vocab_size: int) -> tuple[int, int]:
+    """Write all documents at once; see `IndexedWriter`."""
+    writer = IndexedWriter(prefix, vocab_size)
+    for document in documents:
+        writer.add(document)
+    return writer.close()
 
 
 def read_indexed(prefix: Path) -> list[np.ndarray]:
@@ -69,7 +82,7 @@ def read_indexed(prefix: Path) -> list[np.ndarray]:
     Raises:
         UserError: a file is missing, or the two do not fit each other.
     """
-    index, data = prefix.with_suffix(".idx"), prefix.with_suffix(".bin")
+    index, data = _with(prefix, ".idx"), _with(prefix, ".bin")
     mend = "run the stage that makes it: curate"
     try:
         raw = index.read_bytes()
@@ -90,3 +103,7 @@ def read_indexed(prefix: Path) -> list[np.ndarray]:
     tokens = np.memmap(data, dtype, "r") if size else np.empty(0, dtype)
     starts = offsets // dtype.itemsize
     return [tokens[start:start + length] for start, length in zip(starts, lengths)]
+
+
+def _with(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
-from stagecraft.contract.errors import UserError
+from stagecraft.data.blend import read_blend
 from stagecraft.engine.trainer import Batch
 
 
@@ -25,24 +24,20 @@ class _Ids:
         self.eod, self.pad, self.vocab_size = eod, pad, vocab_size
 
 
-def open_blend(corpus: Path, split: str, *, samples: int, sequence_length: int, seed: int, cache: Path, eod: int, pad: int,
+def open_blend(corpus: Path, phase: str, *, samples: int, sequence_length: int, seed: int, cache: Path, eod: int, pad: int,
                vocab_size: int) -> Any:
     """A dataset of `samples` rows of `sequence_length` tokens and their successors, in an order fixed by `seed`.
 
     Args:
-        corpus: the corpus artifact; its blend.json names the token files of `split` and their weights.
+        corpus: the corpus artifact; its blend.json names the token files of `phase` and their weights.
         cache: where the shuffled index is kept between attempts.
 
     Raises:
-        UserError: blend.json is missing or lists nothing for `split`.
+        UserError: blend.json is missing or lists nothing for `phase`.
     """
-    path = corpus / "blend.json"
-    try:
-        entries = json.loads(path.read_text())[split]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"no blend {split!r}: {type(error).__name__}", where=str(path), mend="run the curate stage again") from None
+    files = read_blend(corpus, phase)
     config = GPTDatasetConfig(
-        blend=([str(corpus / prefix) for prefix, _ in entries], [weight for _, weight in entries]), split="1,0,0", random_seed=seed,
+        blend=([str(prefix) for prefix, _ in files], [weight for _, weight in files]), split="1,0,0", random_seed=seed,
         sequence_length=sequence_length, tokenizer=_Ids(eod, pad, vocab_size), path_to_cache=str(cache), reset_position_ids=False,
         reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False)
     return BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config).build()[0]

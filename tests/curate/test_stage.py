@@ -1,9 +1,12 @@
 """The whole stage on a small directory: what is kept, what is told, and that two runs are one."""
 
 import json
+import shutil
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from random import Random
+from xml.etree import ElementTree
 
 import pyarrow
 import pytest
@@ -15,14 +18,20 @@ from stagecraft.contract.manifest import describe_files
 from stagecraft.contract.params import parse
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.indexed import read_indexed
+from stagecraft.data.lineage import document_at
 from stagecraft.data.tasks import FAMILIES, prompt_key, read_rows
 from stagecraft.data.tokenizer import load_tokenizer
 
+PHASE = {"tokens": 100_000, "categories": {}, "tiers": [1, 1, 1, 1, 1]}
 VALUES = {
-    "seed": 0, "input": "system", "sample_bytes": 10_000_000,
+    "seed": 0, "input": "system", "sample_bytes": 10_000_000, "shards": 3, "workers": 1, "memory_bytes": 100_000_000,
+    "max_document_bytes": 100_000, "languages": [], "min_language_probability": 0.6,
     "quality": {"min_characters": 100, "max_characters": 100_000, "max_line_characters": 2000, "min_letter_share": 0.6,
                 "min_ascii_share": 0.97, "max_repeated_share": 0.3},
-    "near_duplicate_similarity": 0.75, "heldout_share": 0.1, "vocab_size": 512, "tokenizer_bytes": 1_000_000, "max_length": 256,
+    "rules": {"families": [], "bounds": {}}, "near_duplicate_similarity": 0.75, "seeds": "default",
+    "blend": {"max_epochs": 4, "phase1": PHASE, "phase2": {**PHASE, "tiers": [1, 1, 1, 2, 3]},
+              "long_min_characters": 2000, "long_share": 0.2},
+    "heldout_share": 0.1, "tokenizer": "train", "vocab_size": 512, "tokenizer_bytes": 1_000_000, "max_length": 256,
     "tasks": {"sft_rows": 700, "rl_rows": 140, "heldout_rows": 70, "flawed": dict.fromkeys(FAMILIES, 0.4),
               "sft_weights": {}},
 }
@@ -44,11 +53,20 @@ def parameters(**changes) -> Params:
 
 
 def run(tmp_path: Path, name: str, **changes) -> tuple[Path, dict[str, float]]:
-    for part in ("corpus", "plots", "work"):
+    for part in ("corpus", "plots", "curate/work"):
         (tmp_path / name / part).mkdir(parents=True)
     NOTES.clear()
-    log = RunLog("curate", tmp_path / name / "plots", tmp_path / name / "work", [Notes()])
+    log = RunLog("curate", tmp_path / name / "plots", tmp_path / name / "curate" / "work", [Notes()])
     return tmp_path / name / "corpus", main(parameters(**changes), {}, {"corpus": tmp_path / name / "corpus"}, log)
+
+
+def rerun(tmp_path: Path, name: str, **changes) -> tuple[Path, dict[str, float]]:
+    """As `run`, with what an earlier run left in the cache."""
+    (tmp_path / name / "cache").rename(tmp_path / "cache")
+    shutil.rmtree(tmp_path / name)
+    (tmp_path / name).mkdir()
+    (tmp_path / "cache").rename(tmp_path / name / "cache")
+    return run(tmp_path, name, **changes)
 
 
 def prose(seed: int, lines: int = 30) -> str:
@@ -91,37 +109,55 @@ def corpus(texts, tmp_path_factory):
     return directory, metrics, list(NOTES)
 
 
+def funnel_of(directory: Path) -> dict[str, dict]:
+    return {step["step"]: step for step in json.loads((directory / "report.json").read_text())["funnel"]}
+
+
 def test_planted_documents_are_removed_by_the_right_step(corpus):
     directory, metrics, _ = corpus
-    removed = {key.removeprefix("removed_"): value for key, value in metrics.items() if key.startswith("removed_") and value}
-    assert removed == {"exact_duplicates": 5, "near_duplicates": 5, "too_short": 1, "task_prompts": 1}
-    report = json.loads((directory / "report.json").read_text())
-    assert report["funnel"][0]["documents"] == 40 + 10 + 2 + 4
+    funnel = funnel_of(directory)
+    removed = {entry["reason"]: entry["documents"] for step in funnel.values() for entry in step["removed"]}
+    assert removed == {"exact_duplicates": 5, "near_duplicates": 5, "too_short": 2, "in_rl": 1}
+    assert funnel["normalise"]["documents_in"] == 40 + 10 + 2 + 5
     assert metrics["documents"] + metrics["heldout_documents"] == 44
-    samples = {step["step"]: step.get("samples", []) for step in report["funnel"]}
-    assert samples["task_prompts"][0]["document"] == "input/prompt.txt"
-    assert all("similar to input/" in sample["why"] for sample in samples["near_duplicates"])
+    samples = {entry["reason"]: entry["samples"] for step in funnel.values() for entry in step["removed"]}
+    assert samples["in_rl"][0]["document"].endswith("prompt.txt") and prose(99)[:80] in samples["in_rl"][0]["text"]
+    assert all("similar to" in sample["why"] for sample in samples["near_duplicates"])
+    steps = list(funnel.values())
+    assert all(one["documents_out"] == two["documents_in"] for one, two in pairwise(steps))
 
 
 def test_broken_files_are_told_by_name(corpus):
     directory, metrics, notes = corpus
     broken = json.loads((directory / "report.json").read_text())["input"]["broken"]
-    assert {name.removeprefix("input/") for name in broken} == {
-        "binary.txt", "latin.txt", "rows.jsonl:2", "rows.jsonl:3", "rows.parquet:2", "other.parquet", "fake.parquet"}
-    assert metrics["broken_files"] == 7
-    assert len([note for note in notes if note.startswith("left out input/")]) == 7
+    assert {Path(name).name for name in broken} == {
+        "binary.txt", "rows.jsonl:2", "rows.jsonl:3", "rows.parquet:2", "other.parquet", "fake.parquet"}
+    assert metrics["broken_files"] == 6
+    assert len([note for note in notes if note.startswith("left out ")]) == 6
 
 
-def test_tokens_are_the_documents(corpus):
+def test_tokens_are_the_documents_and_the_records_say_which(corpus):
     directory, metrics, _ = corpus
     tokenizer = load_tokenizer(directory / "tokenizer")
     heldout = [json.loads(line) for line in (directory / "heldout" / "text.jsonl").read_text().splitlines()]
     stored = read_indexed(directory / "tokens" / "heldout")
     assert [tokenizer.decode(ids[:-1]) for ids in stored] == [row["text"] for row in heldout]
-    assert all(ids[-1] == 2 for ids in [*stored, *read_indexed(directory / "tokens" / "train")])
-    assert sum(map(len, read_indexed(directory / "tokens" / "train"))) == metrics["tokens"]
     assert metrics["heldout_bytes"] == sum(len(row["text"].encode()) for row in heldout)
-    assert json.loads((directory / "blend.json").read_text()) == {"train": [["tokens/train", 1.0]], "heldout": [["tokens/heldout", 1.0]]}
+    blends = json.loads((directory / "blend.json").read_text())
+    assert blends.keys() == {"phase1", "phase2", "long", "heldout"}
+    assert all(sum(weight for _, weight in entries) == pytest.approx(1) for entries in blends.values())
+    assert dict(blends["long"])["tokens/long-document-qa"] == 0.2
+    files = sorted(path.with_suffix("") for path in (directory / "tokens").glob("*-tier?.bin"))
+    assert sum(len(ids) for file in files for ids in read_indexed(file)) == metrics["tokens"]
+    for file in [*files, directory / "tokens" / "heldout"]:
+        position = 0
+        for ids in read_indexed(file):
+            assert ids[-1] == 2
+            record, offset = document_at(file, position + len(ids) - 1)
+            assert offset == len(ids) - 1 and record["tokens"] == len(ids)
+            position += len(ids)
+    ids = {record["id"] for record in map(json.loads, (directory / "heldout" / "text.jsonl").read_text().splitlines())}
+    assert not ids & {document_at(file, 0)[0]["id"] for file in files}
 
 
 def test_task_files_share_no_prompt_and_demonstrations_are_described(corpus):
@@ -136,22 +172,52 @@ def test_task_files_share_no_prompt_and_demonstrations_are_described(corpus):
                for name in families if name != "arithmetic")
 
 
-def test_two_runs_give_the_same_bytes_and_a_seed_other_tasks(texts, corpus, tmp_path):
-    again, _ = run(tmp_path, "again", input=str(texts))
+def digests(directory: Path) -> dict[str, str]:
+    return {name: entry["sha256"] for name, entry in describe_files(directory).items()}
+
+
+def test_runs_shards_and_workers_do_not_show_and_a_seed_gives_other_tasks(texts, corpus, tmp_path):
+    again, _ = run(tmp_path, "again", input=str(texts), workers=2)
     other, _ = run(tmp_path, "other", input=str(texts), seed=1)
-    digests = [{name: entry["sha256"] for name, entry in describe_files(directory).items()} for directory in (corpus[0], again, other)]
-    assert digests[0] == digests[1]
-    assert {name for name in digests[0] if digests[0][name] != digests[2][name]} >= {"tasks/sft.jsonl", "tasks/heldout.jsonl"}
+    first = digests(corpus[0])
+    assert first == digests(again)
+    assert {name for name, digest in first.items() if digest != digests(other)[name]} >= {"tasks/sft.jsonl", "tasks/heldout.jsonl"}
     assert (tmp_path / "again" / "plots" / "funnel.svg").read_bytes() == (corpus[0].parent / "plots" / "funnel.svg").read_bytes()
+    one, _ = run(tmp_path, "one", input=str(texts), shards=1)
+    kept = [{row["id"] for file in (directory / "tokens").glob("*.parquet") for row in parquet.read_table(file).to_pylist()}
+            for directory in (corpus[0], one)]
+    assert kept[0] == kept[1]
+
+
+def results(tmp_path: Path, name: str) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (tmp_path / name / "cache" / "curate").iterdir() if path.name[0] != "."
+            and path.is_dir() and path.name != "plans"}
+
+
+def test_a_removed_document_touches_its_shard_alone(texts, tmp_path):
+    mine = tmp_path / "texts"
+    shutil.copytree(texts, mine)
+    run(tmp_path, "kept", input=str(mine))
+    before = results(tmp_path, "kept")
+    (mine / "doc20.txt").unlink()
+    (tmp_path / "kept" / "corpus").rename(tmp_path / "former")
+    directory, _ = rerun(tmp_path, "kept", input=str(mine))
+    after = results(tmp_path, "kept")
+    assert len(before) == len(after) == 3 and len(before.items() & after.items()) == 2
+    assert "1 of 3 shards worked through" in "\n".join(NOTES)
+    fresh, _ = run(tmp_path, "fresh", input=str(mine))
+    assert digests(fresh) == digests(directory)
 
 
 def test_the_sample_is_bounded_and_the_system_has_text(tmp_path):
-    directory, metrics = run(tmp_path, "system", sample_bytes=600_000)
+    directory, metrics = run(tmp_path, "system", sample_bytes=600_000, blend={**VALUES["blend"], "long_share": 0.0})
     report = json.loads((directory / "report.json").read_text())
-    assert 600_000 <= report["funnel"][0]["bytes"] < 2_000_000
+    assert 300_000 <= report["funnel"][0]["bytes_in"] < 2_000_000
     assert report["input"]["files_left_out"] > 0
     assert report["input"]["documents_by_source"].keys() == {"stdlib", "descriptions", "licences"}
     assert metrics["bytes_per_token"] > 1.5
+    page = ElementTree.parse(directory / "report.html")
+    assert "documents" in "".join(page.getroot().itertext())
 
 
 def refused(tmp_path, **changes) -> str:
@@ -164,14 +230,14 @@ def refused(tmp_path, **changes) -> str:
 def test_missing_and_empty_inputs_are_told(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "absent: no such directory" in refused(tmp_path / "a", input=str(tmp_path / "absent"))
-    assert "holds no .txt .md" in refused(tmp_path / "b", input=str(tmp_path / "empty"))
+    assert "holds no file of a known kind (.c" in refused(tmp_path / "b", input=str(tmp_path / "empty"))
     (tmp_path / "empty" / "binary.txt").write_bytes(b"\0")
     assert "no readable text (input/binary.txt: binary" in refused(tmp_path / "c", input=str(tmp_path / "empty"))
 
 
 def test_nothing_left_names_the_rule(tmp_path, texts):
     quality = {**VALUES["quality"], "min_characters": 50_000}
-    assert "`too_short` removed most, 51 of 56" in refused(tmp_path, input=str(texts), quality=quality)
+    assert "`too_short` removed most, 57 of 57" in refused(tmp_path, input=str(texts), quality=quality)
 
 
 def test_too_little_text_for_the_vocabulary_or_the_split(tmp_path):

@@ -7,13 +7,14 @@ import inspect
 import textwrap
 from pathlib import Path
 
+from stagecraft.contract.files import write_json
 from stagecraft.data.indexed import write_indexed
 from stagecraft.data.tasks import draw_splits, write_rows
 from tests.checkpoints import VOCABULARY, tiny_tokenizer
 
 
 def small_corpus(directory: Path, rows: int = 600) -> Path:
-    """Write tokenizer/, tokens/{train,heldout} and tasks/sft.jsonl."""
+    """Write tokenizer/, tokens/{train,heldout}, blend.json and tasks/sft.jsonl."""
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(directory / "tokenizer")
     tasks = draw_splits({"sft": rows, "rl": 12, "heldout": 12}, {"sort": 0.0, "arithmetic": 0.0}, 0)
@@ -21,4 +22,5 @@ def small_corpus(directory: Path, rows: int = 600) -> Path:
     for split, module in (("train", argparse), ("heldout", textwrap)):
         documents = inspect.getsource(module).split("\n\n\n")
         write_indexed(directory / "tokens" / split, [[*tokenizer.encode(text), 2] for text in documents], VOCABULARY)
+    write_json(directory / "blend.json", {"phase1": [["tokens/train", 1.0]], "heldout": [["tokens/heldout", 1.0]]})
     return directory

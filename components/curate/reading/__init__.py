@@ -1,0 +1,1 @@
+"""Input: which files there are, and the documents in them."""

@@ -1,0 +1,129 @@
+"""Which files there are to read: those of every machine with Python, a directory, a file, or an fsspec URI."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import fsspec
+
+from components.curate.reading.kinds import SUFFIXES, kind_of
+from stagecraft.contract.errors import UserError
+
+SYSTEM, SYSTEM_DOCS = "system", "system+docs"
+_NO_PROSE = {"test", "tests", "idle_test", "encodings", "site-packages", "__pycache__"}  # odd on purpose, or tables
+_LICENCE = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)
+_MANUAL = re.compile(r"\.[1-9]\w*(\.gz)?$")
+_MEND = "put text there or name another place"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to read.
+
+    Args:
+        source: the kind of place it comes from: `stdlib`, `descriptions`, `licences`, `docs`, `manuals`, or the first directory
+            of its path, or `input`.
+        name: its path below the source's root.
+        path: where it is: a local path or an fsspec URI.
+        size: bytes.
+        stamp: changes when the file does.
+        kind: how it is read, see `kinds`.
+    """
+
+    source: str
+    name: str
+    path: str
+    size: int
+    stamp: str
+    kind: str
+
+
+def list_files(where: str) -> list[File]:
+    """The readable files of a place, by source and name.
+
+    Args:
+        where: `system` (the standard library's modules, descriptions and licences of installed packages), `system+docs`
+            (/usr/share/doc and /usr/share/man besides), a directory, a file, or an fsspec URI.
+
+    Raises:
+        UserError: there is no such place, or no file of a known kind.
+    """
+    if where in (SYSTEM, SYSTEM_DOCS):
+        found = [*_system(), *(_docs() if where == SYSTEM_DOCS else ())]
+    elif "://" in where:
+        found = list(_remote(where))
+    else:
+        found = list(_local(Path(where)))
+    if not found:
+        raise UserError(f"holds no file of a known kind ({' '.join(sorted(SUFFIXES))}; also compressed)", where=where, mend=_MEND)
+    return sorted(found, key=lambda file: (file.source, file.name))
+
+
+def _system() -> Iterator[File]:
+    paths = sysconfig.get_paths()
+    library, packages = Path(paths["stdlib"]), Path(paths["purelib"])
+    for path in library.rglob("*.py"):
+        if not _NO_PROSE & set(path.relative_to(library).parts):
+            yield _file("stdlib", path, library, "text")
+    for path in packages.glob("*.dist-info/**/*"):
+        if path.name == "METADATA":
+            yield _file("descriptions", path, packages, "metadata")
+        elif _LICENCE.match(path.name) and path.is_file():
+            yield _file("licences", path, packages, "text")
+
+
+def _docs() -> Iterator[File]:
+    for source, root in (("docs", Path("/usr/share/doc")), ("manuals", Path("/usr/share/man"))):
+        for path in _walk(root):
+            if source == "manuals":
+                kind = "manual" if _MANUAL.search(path.name) else None
+            else:
+                kind = kind_of(path.name) or ("text" if "." not in path.name.removesuffix(".gz") else None)
+            if kind:
+                yield _file(source, path, root, kind)
+
+
+def _local(root: Path) -> Iterator[File]:
+    if root.is_file():
+        if kind := kind_of(root.name):
+            yield _file("input", root, root.parent, kind)
+        return
+    if not root.is_dir():
+        raise UserError("no such directory or file", where=str(root), mend=f"set curate.input to a directory, or to `{SYSTEM}`")
+    for path in _walk(root):
+        if kind := kind_of(path.name):
+            parts = path.relative_to(root).parts
+            yield _file(parts[0], path, root / parts[0], kind) if len(parts) > 1 else _file("input", path, root, kind)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Regular files below `root`; nothing hidden, no symbolic links, which would leave the root or repeat what is in it."""
+    for path in root.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not any(part.startswith(".") or part == "__pycache__"
+                                                                for part in path.relative_to(root).parts):
+            yield path
+
+
+def _file(source: str, path: Path, root: Path, kind: str) -> File:
+    status = path.stat()
+    return File(source, path.relative_to(root).as_posix(), str(path), status.st_size, str(status.st_mtime_ns), kind)
+
+
+def _remote(where: str) -> Iterator[File]:
+    try:
+        filesystem, root = fsspec.core.url_to_fs(where)
+        entries = filesystem.find(root, detail=True)
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError(f"cannot list: {error}", where=where, mend="name a URI that fsspec can open here") from None
+    for path, entry in entries.items():
+        name = PurePosixPath(path).relative_to(root).as_posix() if path != root else PurePosixPath(path).name
+        kind = kind_of(PurePosixPath(path).name)
+        if kind and not any(part.startswith(".") for part in PurePosixPath(name).parts):
+            parts = PurePosixPath(name).parts
+            source, below = (parts[0], "/".join(parts[1:])) if len(parts) > 1 else ("input", name)
+            stamp = next((str(entry[key]) for key in ("ETag", "etag", "mtime", "created") if entry.get(key)), "")
+            yield File(source, below, filesystem.unstrip_protocol(path), int(entry["size"] or 0), stamp, kind)

@@ -1,0 +1,56 @@
+"""`stagecraft lineage`: from a token that was trained on back to its document, its file and the rules it passed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.stages import PATHS
+from stagecraft.data.lineage import document_at
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point of the subcommand."""
+    parser = argparse.ArgumentParser(
+        prog="stagecraft lineage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+               "  stagecraft lineage --file tokens/code-tier3 --position 12345   a position in a token file\n"
+               "  stagecraft lineage --row 17 --position 100                     a position in a row of the base model's training")
+    parser.add_argument("--corpus", type=Path, default=PATHS["corpus"], metavar="DIR", help="the corpus artifact (default: %(default)s)")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--file", metavar="PREFIX", help="a token file of the corpus, without suffix")
+    chosen.add_argument("--row", type=int, metavar="N",
+                        help="a row of pre-training, counted from 0: step x global_batch + place in the batch")
+    parser.add_argument("--position", type=int, required=True, metavar="N", help="the token, counted from 0")
+    parser.add_argument("--base", type=Path, default=PATHS["base"], metavar="DIR", help="the base model, for --row (default: %(default)s)")
+    options = parser.parse_args(argv)
+    if options.file is not None:
+        prefix, position = options.corpus / options.file, options.position
+    else:
+        prefix, position = _trained_on(options)
+    record, offset = document_at(prefix, position)
+    print(json.dumps({**record, "token_file": str(prefix), "position_in_file": position, "token_of_document": offset,
+                      "passed": _steps(options.corpus)}, indent=2))
+
+
+def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
+    """(token file, position in it) of a token of a training row, by the very dataset that the training read."""
+    from stagecraft.engine.lineage import locate
+
+    try:
+        params = json.loads((options.base / "manifest.json").read_text())["params"]
+    except (OSError, ValueError, KeyError):
+        raise UserError("no manifest with the parameters of its training", where=str(options.base), mend="name a base model") from None
+    return locate(options.corpus, params, options.row, options.position)
+
+
+def _steps(corpus: Path) -> list[str]:
+    try:
+        report: dict[str, Any] = json.loads((corpus / "report.json").read_text())
+    except (OSError, ValueError):
+        raise UserError("no report.json", where=str(corpus), mend="name a corpus artifact") from None
+    return [step["step"] for step in report["funnel"]]
