@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import codecs
 import re
+from functools import cache
+
+from components.curate.language import LanguageId
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_LEGACY = ("cp1252", "cp1250", "cp1251", "koi8_r", "cp1253", "cp1254", "cp932", "gb18030", "big5", "euc_jp", "euc_kr")  # of ties the first
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 _LOOKED_AT = 65536  # bytes that the encoding is guessed from
 # UTF-8 read as Latin-1 or Windows-1252 leaves these pairs, which are rare in any language.
 _MOJIBAKE = re.compile("[\u00c2-\u00c6\u00d0\u00d1][\u0080-\u00bf\u2018-\u201e\u2020-\u2022]|\u00e2\u20ac")
@@ -17,7 +22,7 @@ class UnreadableError(Exception):
 
 
 def decode(data: bytes) -> tuple[str, str]:
-    """(text, encoding it was in): what a byte order mark says, else UTF-8, else the likeliest by its statistics.
+    """(text, encoding it was in): what a byte order mark says, else UTF-8, else the likeliest by its language.
 
     Raises:
         UnreadableError: it is binary.
@@ -49,9 +54,17 @@ def mend(text: str) -> str:
 
 
 def _guess(data: bytes) -> tuple[str, str]:
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(data[:_LOOKED_AT]).best()
-    if best is None:
+    """The encoding in which the bytes' beginning reads most like some language."""
+    best = (0.0, "")
+    for encoding in _LEGACY:
+        text = codecs.getincrementaldecoder(encoding)("replace").decode(data[:_LOOKED_AT])
+        if "\N{REPLACEMENT CHARACTER}" not in text and not _CONTROL.search(text):
+            best = max(best, (_language().identify(text)[1], encoding), key=lambda item: item[0])
+    if not best[1]:
         raise UnreadableError("binary, or in an unknown encoding")
-    return mend(data.decode(best.encoding, "replace")), best.encoding
+    return mend(data.decode(best[1], "replace")), best[1]
+
+
+@cache
+def _language() -> LanguageId:
+    return LanguageId()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import lzma
 import zlib
@@ -163,7 +164,7 @@ def _open(file: File) -> IO[bytes]:
     """The file's bytes, decompressed."""
     stream = _raw(file)
     compression = compression_of(file.name)
-    return fsspec.compression.compr[compression](stream, mode="rb") if compression else stream
+    return io.BufferedReader(fsspec.compression.compr[compression](stream, mode="rb")) if compression else stream
 
 
 def _raw(file: File) -> IO[bytes]:

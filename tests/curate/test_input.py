@@ -1,0 +1,182 @@
+"""What is read from every kind of file, what is told of broken ones, and how much memory that takes."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import tracemalloc
+from pathlib import Path
+
+import fsspec
+import pyarrow
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from components.curate.reading.encoding import UnreadableError, decode
+from components.curate.reading.formats import read
+from components.curate.reading.licence import licence_of
+from components.curate.reading.listing import list_files
+from components.curate.reading.manual import plain
+from stagecraft.contract.errors import UserError
+
+LIMIT = 100_000
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+            ".zst": lambda data: zstandard.ZstdCompressor().compress(data)}
+TEXT = "A text of some length about rivers and lakes.\nIt has two lines.\n"
+
+
+def texts(where: str | Path, limit: int = LIMIT) -> tuple[dict[str, str], dict[str, str]]:
+    """(document -> text, broken -> why) of all files of a place."""
+    broken: dict[str, str] = {}
+    found = {f"{document.metadata['source']}/{document.metadata['path']}": document.text
+             for file in list_files(str(where)) for document in read(file, broken.__setitem__, limit)}
+    return found, broken
+
+
+@pytest.mark.parametrize("suffix", ["", *COMPRESS])
+def test_text_and_rows_in_every_compression(tmp_path, suffix):
+    pack = COMPRESS.get(suffix, bytes)
+    rows = "".join(json.dumps({"text": f"{TEXT}{number}"}) + "\n" for number in range(3))
+    (tmp_path / f"a.txt{suffix}").write_bytes(pack(TEXT.encode()))
+    (tmp_path / f"b.jsonl{suffix}").write_bytes(pack(rows.encode()))
+    found, broken = texts(tmp_path)
+    assert not broken and found == {f"input/a.txt{suffix}": TEXT, **{f"input/b.jsonl{suffix}:{n + 1}": f"{TEXT}{n}" for n in range(3)}}
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), min_size=1, max_size=5))
+def test_rows_come_back_as_they_were(tmp_path_factory, values):
+    root = tmp_path_factory.mktemp("rows")
+    (root / "a.jsonl").write_text("".join(json.dumps({"text": value}) + "\n" for value in values), encoding="utf-8")
+    parquet.write_table(pyarrow.table({"text": values}), root / "b.parquet")
+    found, broken = texts(root)
+    assert not broken
+    assert [found[f"input/{name}:{row}"] for name in ("a.jsonl", "b.parquet") for row in range(1, len(values) + 1)] == [*values, *values]
+
+
+@pytest.mark.parametrize("protocol", ["memory", "file"])
+def test_a_uri_gives_what_the_directory_gives(tmp_path, protocol):
+    root = f"memory:/{tmp_path}" if protocol == "memory" else f"file://{tmp_path}"
+    filesystem, path = fsspec.core.url_to_fs(root)
+    filesystem.makedirs(f"{path}/web", exist_ok=True)
+    filesystem.pipe_file(f"{path}/a.txt", TEXT.encode())
+    filesystem.pipe_file(f"{path}/web/b.md.gz", gzip.compress(TEXT.encode()))
+    assert texts(root) == ({"input/a.txt": TEXT, "web/b.md.gz": TEXT}, {})
+
+
+def test_broken_files_are_told_by_name_and_reading_goes_on(tmp_path):
+    rows = [json.dumps({"text": "one", "id": 7}), "{broken", json.dumps({"body": "x"}), "", json.dumps({"text": "y" * LIMIT}),
+            json.dumps({"text": "again", "id": 7}), json.dumps({"text": "last", "license": "MIT", "url": "u"})]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    many = gzip.compress("".join(json.dumps({"text": f"{n} {n * n}"}) + "\n" for n in range(20_000)).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(many[:len(many) // 2])
+    (tmp_path / "binary.txt").write_bytes(b"abc\0def")
+    (tmp_path / "long.txt").write_text("x" * (LIMIT + 1))
+    (tmp_path / "fake.parquet").write_text("no parquet")
+    (tmp_path / "fake.warc").write_text("no web archive")
+    (tmp_path / "fake.txt.zst").write_text("no zstd")
+    parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "other.parquet")
+    found, broken = texts(tmp_path)
+    assert {name: text for name, text in found.items() if "rows" in name} == {"input/rows.jsonl:1": "one", "input/rows.jsonl:7": "last"}
+    assert sum("cut" in name for name in found) > 5000 and "read up to row" in broken["input/cut.jsonl.gz"]
+    assert broken["input/rows.jsonl:5"] == f"longer than {LIMIT} bytes (curate.max_document_bytes)" == broken["input/long.txt"]
+    assert broken["input/rows.jsonl:6"] == "duplicate id 7: row 1 has it"
+    assert broken.keys() == {f"input/{name}" for name in (
+        "rows.jsonl:2", "rows.jsonl:3", "rows.jsonl:5", "rows.jsonl:6", "cut.jsonl.gz", "binary.txt", "long.txt", "fake.parquet",
+        "fake.warc", "fake.txt.zst", "other.parquet")}
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    row = json.dumps({"text": "word " * 1000}) + "\n"
+    with gzip.open(tmp_path / "large.jsonl.gz", "wt", compresslevel=1) as stream:
+        for _ in range(4000):
+            stream.write(row)
+    (tmp_path / "line.jsonl").write_text('{"text": "' + "x" * 20_000_000)
+    tracemalloc.start()
+    try:
+        count = sum(1 for file in list_files(str(tmp_path)) for _ in read(file, lambda *_: None, LIMIT))
+        assert count == 4000 and tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+PLANTED = {
+    "utf-16": "Зеленая река течет мимо старого города, и дети играют на берегу.", "utf-8-sig": "Ein schöner Tag.",
+    "cp1252": "Le château était fermé, mais le café à côté était ouvert. Où êtes-vous allés après le déjeuner, mes chers élèves ?" * 3,
+    "cp1251": "Зеленая река течет мимо старого города, и дети играют на берегу. Потом они идут домой, где их ждет ужин." * 3,
+    "shift_jis": "川は古い町のそばを流れ、子供たちは岸で遊んでいます。それから彼らは家に帰ります。" * 3,
+}
+
+
+@pytest.mark.parametrize("encoding", PLANTED)
+def test_encodings_are_found(encoding):
+    text, _ = decode(PLANTED[encoding].encode(encoding))
+    assert text == PLANTED[encoding]
+
+
+def test_text_decoded_wrongly_before_is_mended_and_binary_refused():
+    assert decode("Le château était fermé".encode().decode("cp1252").encode())[0] == "Le château était fermé"
+    with pytest.raises(UnreadableError, match="binary"):
+        decode(b"\x89PNG\0\0")
+
+
+def archive(pages: list[bytes]) -> bytes:
+    stream = io.BytesIO()
+    writer = WARCWriter(stream, gzip=True)
+    for number, page in enumerate(pages):
+        headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.0")
+        url = f"http://example.com/{number}"
+        writer.write_record(writer.create_warc_record(url, "response", payload=io.BytesIO(page), http_headers=headers))
+    return stream.getvalue()
+
+
+def test_pages_of_a_web_archive_lose_their_navigation(tmp_path):
+    body = "".join(f"<p>Paragraph {n} tells at some length what the river does in the season it is about, and why.</p>" for n in range(5))
+    head = "<nav><a href='/'>Home</a><a href='/x'>Contact</a></nav>"
+    page = f"<html><body>{head}<article><h1>Rivers</h1>{body}</article></body></html>".encode()
+    (tmp_path / "crawl.warc.gz").write_bytes(archive([page, b"<html><body></body></html>"]))
+    (tmp_path / "page.html").write_bytes(page)
+    found, broken = texts(tmp_path)
+    assert broken == {"input/crawl.warc.gz:2": "a page without text"}
+    for text in (found["input/crawl.warc.gz:1"], found["input/page.html"]):
+        assert "Paragraph 4" in text and "Contact" not in text
+
+
+def test_manual_pages_are_words():
+    page = '.TH X 1\n.SH NAME\nx \\- does \\fBthings\\fR\n.\\" a comment\n.PP\n.BR ls (1)\nh\\(^otel, caf\\[u00E9]\n'
+    assert plain(page).split() == "NAME x - does things ls(1) hôtel, café".split()
+    assert plain(".so man1/y.1") == ""
+
+
+def test_licences_are_what_is_said_and_never_guessed(tmp_path):
+    package = tmp_path / "p-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Name: p\nLicense-Expression: MIT OR Apache-2.0\n\nText")
+    assert licence_of("licences", str(package / "LICENSE"), "words") == "MIT OR Apache-2.0"
+    assert licence_of("stdlib", "/x/os.py", "") == "PSF-2.0"
+    assert licence_of("input", "/x/a.c", "// SPDX-License-Identifier: GPL-2.0-only\nint x;") == "GPL-2.0-only"
+    text = "Permission is hereby granted, free of charge, to any person obtaining a\ncopy of this"
+    assert licence_of("input", "/x/COPYING", text) == "MIT"
+    assert licence_of("input", "/x/a.txt", TEXT) == ""
+
+
+def test_what_is_hidden_linked_or_unknown_is_left_out(tmp_path):
+    for name in (".hidden/a.txt", "__pycache__/a.py", "web/a.txt", "a.txt", "a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(TEXT)
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    assert [(file.source, file.name) for file in list_files(str(tmp_path))] == [("input", "a.txt"), ("web", "a.txt")]
+    assert [file.name for file in list_files(str(tmp_path / "a.txt"))] == ["a.txt"]
+
+
+@pytest.mark.parametrize("where, message", [("nowhere", "no such directory or file"), ("nothing://x", "cannot list")])
+def test_places_that_are_none_are_one_line(where, message):
+    with pytest.raises(UserError) as caught:
+        list_files(where)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
