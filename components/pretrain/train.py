@@ -14,6 +14,7 @@ from torch import Tensor
 
 from components.pretrain.params import Params
 from stagecraft.contract.runlog import RunLog
+from stagecraft.data.blend import read_blend
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.datasets import batch_of, open_blend
@@ -39,7 +40,7 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"sequence_length": params.sequence_length, "eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id,
               "vocab_size": len(tokenizer), "seed": params.seed}
-    rows = open_blend(corpus, params.blend, samples=params.steps * params.global_batch, cache=work / "index", **common)
+    rows = open_blend(read_blend(corpus, params.blend), samples=params.steps * params.global_batch, cache=work / "index", **common)
     trainer = Trainer(
         params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length, precision=params.precision,
         mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate,
@@ -79,7 +80,7 @@ def announce(params: Params, trainer: Trainer, log: RunLog) -> None:
 
 def evaluate(trainer: Trainer, params: Params, corpus: Path, work: Path, common: dict) -> float:
     """Mean next-token loss (nats) over the first `heldout_rows` rows of held-out text, unquantised; the same on every rank."""
-    rows = open_blend(corpus, "heldout", samples=params.heldout_rows, cache=work / "index", **common)
+    rows = open_blend(read_blend(corpus, "heldout"), samples=params.heldout_rows, cache=work / "index", **common)
     sums = [trainer.loss(batch_of(rows, range(at, min(at + params.micro_batch, params.heldout_rows))))
             for at in range(0, params.heldout_rows, params.micro_batch)]
     return sum(loss for loss, _ in sums) / sum(count for _, count in sums)

@@ -10,7 +10,9 @@ from typing import Any
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.stages import PATHS
+from stagecraft.data.blend import read_blend
 from stagecraft.data.lineage import document_at
+from stagecraft.data.tokenizer import load_tokenizer
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,7 +47,13 @@ def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
         params = json.loads((options.base / "manifest.json").read_text())["params"]
     except (OSError, ValueError, KeyError):
         raise UserError("no manifest with the parameters of its training", where=str(options.base), mend="name a base model") from None
-    return locate(options.corpus, params, options.row, options.position)
+    tokenizer = load_tokenizer(options.corpus / "tokenizer")
+    try:
+        return locate(read_blend(options.corpus, params["blend"]), options.row, options.position,
+                      samples=params["steps"] * params["global_batch"], sequence_length=params["sequence_length"], seed=params["seed"],
+                      eod=tokenizer.convert_tokens_to_ids("</s>"), pad=tokenizer.pad_token_id, vocab_size=len(tokenizer))
+    except IndexError as error:
+        raise UserError(str(error), where="--row, --position", mend="both count from 0") from None
 
 
 def _steps(corpus: Path) -> list[str]:

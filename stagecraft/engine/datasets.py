@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
-from stagecraft.data.blend import read_blend
 from stagecraft.engine.trainer import Batch
 
 
@@ -24,18 +24,14 @@ class _Ids:
         self.eod, self.pad, self.vocab_size = eod, pad, vocab_size
 
 
-def open_blend(corpus: Path, phase: str, *, samples: int, sequence_length: int, seed: int, cache: Path, eod: int, pad: int,
+def open_blend(files: Sequence[tuple[Path, float]], *, samples: int, sequence_length: int, seed: int, cache: Path, eod: int, pad: int,
                vocab_size: int) -> Any:
     """A dataset of `samples` rows of `sequence_length` tokens and their successors, in an order fixed by `seed`.
 
     Args:
-        corpus: the corpus artifact; its blend.json names the token files of `phase` and their weights.
+        files: token files without suffix, and their weights.
         cache: where the shuffled index is kept between attempts.
-
-    Raises:
-        UserError: blend.json is missing or lists nothing for `phase`.
     """
-    files = read_blend(corpus, phase)
     config = GPTDatasetConfig(
         blend=([str(prefix) for prefix, _ in files], [weight for _, weight in files]), split="1,0,0", random_seed=seed,
         sequence_length=sequence_length, tokenizer=_Ids(eod, pad, vocab_size), path_to_cache=str(cache), reset_position_ids=False,

@@ -26,6 +26,7 @@ def project(directory: Path) -> Path:
     profile = yaml.load(ROOT / "params.yaml")
     for stage, changes in CHANGES.items():
         profile[stage].update(changes)
+    profile["curate"]["blend"].update(long_share=0.0)
     profile["curate"]["tasks"].update(sft_rows=600, rl_rows=60, heldout_rows=60)
     profile["pretrain"]["architecture"].update(vocab_size=640, hidden_size=64, n_routed_experts=8, mamba_num_heads=4)
     directory.mkdir()
