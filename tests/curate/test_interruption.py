@@ -16,8 +16,9 @@ SHARDS = 6
 
 
 def start(where: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "components.curate"], cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""}
+    return subprocess.Popen([sys.executable, "-m", "components.curate"], cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, start_new_session=True, env=environment)
 
 
 def results(where: Path) -> list[Path]:
