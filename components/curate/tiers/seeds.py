@@ -1,4 +1,4 @@
-"""The labelled texts that the quality classifier learns from: ours, or a file of the user's."""
+"""The labelled examples the quality classifier learns from: those shipped with the platform, or the user's."""
 
 from __future__ import annotations
 
@@ -9,47 +9,54 @@ from pathlib import Path
 
 from stagecraft.contract.errors import UserError
 
-TIERS = range(1, 6)
-_FEWEST = 5  # per tier
+TIERS = (1, 2, 3, 4, 5)  # lowest to highest
+FEWEST = 5  # examples of a tier; each fold of the cross-validation then has one
+_DEFAULT = Path(__file__).with_name("seeds.jsonl")
+_ROW = 'each line is an object such as {"text": "...", "tier": 3}'
 
 
 @dataclass(frozen=True)
 class Seed:
-    """A text and its quality tier, 1 (worthless) to 5 (as in a good textbook)."""
+    """A text and its tier, 1 (junk) to 5 (teaches well)."""
 
     text: str
     tier: int
 
 
 def default_seeds() -> list[Seed]:
-    """The seeds that come with the stage."""
-    return read_seeds(Path(__file__).with_name("seeds.jsonl"))
+    """The shipped examples: 25 short texts of each tier, written for this purpose."""
+    return read_seeds(_DEFAULT)
 
 
 def read_seeds(path: Path) -> list[Seed]:
-    """Seeds from JSON lines with `text` and `tier`.
+    """Read examples from JSON lines; blank lines are skipped.
 
     Raises:
-        UserError: the file is missing, a line is no seed, or a tier has fewer than five.
+        UserError: no such file, a row that is no example (with file:line), or fewer than five examples of a tier.
     """
-    mend = 'one JSON object per line: {"text": "...", "tier": 1 to 5}'
     try:
-        lines = path.read_text().split("\n")
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read seeds: {getattr(error, 'strerror', None) or error}", where=str(path), mend=mend) from None
-    seeds = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                seed = Seed(row["text"], row["tier"])
-            except (ValueError, KeyError, TypeError):
-                raise UserError("not a seed", where=f"{path}:{number}", mend=mend) from None
-            if not isinstance(seed.text, str) or not seed.text.strip() or seed.tier not in TIERS:
-                raise UserError("not a seed: an empty text, or a tier outside 1 to 5", where=f"{path}:{number}", mend=mend)
-            seeds.append(seed)
+        raise UserError(f"cannot read the seeds: {error}", where=str(path), mend="give a JSONL file of texts with tiers") from None
+    seeds = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     counts = Counter(seed.tier for seed in seeds)
-    for tier in TIERS:
-        if counts[tier] < _FEWEST:
-            raise UserError(f"{counts[tier]} seeds of tier {tier}", where=str(path), mend=f"give at least {_FEWEST} of each tier")
+    short = [tier for tier in TIERS if counts[tier] < FEWEST]
+    if short:
+        present = ", ".join(f"tier {tier}: {counts[tier]}" for tier in short)
+        raise UserError(f"too few examples ({present})", where=str(path), mend=f"give at least {FEWEST} of every tier from 1 to 5")
     return seeds
+
+
+def _parse(line: str, where: str) -> Seed:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"not JSON: {error}", where=where, mend=_ROW) from None
+    if not isinstance(row, dict):
+        raise UserError("not an object", where=where, mend=_ROW)
+    text, tier = row.get("text"), row.get("tier")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError("`text` is missing, empty or no string", where=where, mend=_ROW)
+    if type(tier) is not int or tier not in TIERS:
+        raise UserError(f"`tier` is {tier!r}, not an integer from 1 to 5", where=where, mend=_ROW)
+    return Seed(text, tier)
