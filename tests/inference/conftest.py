@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import llvmlite.binding  # noqa: F401 - the engine must start beside numba, which curation's tests import
 import pytest
 import torch
 from transformers import NemotronHForCausalLM

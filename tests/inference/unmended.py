@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 os.environ.update(VLLM_LOGGING_LEVEL="ERROR", VLLM_PLUGINS="")  # before vllm is imported
 
+import llvmlite.binding  # noqa: F401 - looked at by the scan
 import torch
 from vllm.model_executor.kernels.linear import _POSSIBLE_NVFP4_KERNELS
 from vllm.model_executor.layers import utils
@@ -19,6 +20,7 @@ from vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm import selective_state_u
 from vllm.model_executor.layers.quantization.modelopt import ModelOptFp8Config
 from vllm.platforms import current_platform
 from vllm.platforms.interface import PlatformEnum
+from vllm.triton_utils.dispatcher import _rebind_kernels
 from vllm.utils.cpu_triton_utils import _expand_kernel_impl
 from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
 
@@ -97,6 +99,7 @@ def main() -> None:
         "quantised, float32": torch.float32 not in fp8.get_supported_act_dtypes(),
         "quantised, NVFP4 kernel": not _POSSIBLE_NVFP4_KERNELS.get(PlatformEnum.CPU),
         "kv_cache": cache_becomes_fp8(),
+        "kernel_scan": raises(AttributeError, lambda: _rebind_kernels([])),
     }))
 
 

