@@ -72,12 +72,10 @@ def test_tool_requests_name_every_argument_and_the_schema_fits(seed):
 def test_every_step_of_the_working_is_true(seed):
     task, _ = row_of("arithmetic", seed)
     working, answer = split_thinking(task.good)
-    digits = ""
-    for step in working.split():
-        left, right = step.split("=")
-        assert eval(left) == int(right)
-        digits = right[-1] + digits if step != working.split()[-1] else right + digits
-    assert int(digits) == int(answer)
+    sides = [step.split("=") for step in working.split()]
+    assert all(eval(left) == int(right) for left, right in sides)
+    *carried, (_, last) = sides  # the last column keeps its carry
+    assert int(last + "".join(right[-1] for _, right in reversed(carried))) == int(answer)
 
 
 def test_splits_are_disjoint_sized_and_repeatable():
