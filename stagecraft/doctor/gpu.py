@@ -13,7 +13,7 @@ from stagecraft.doctor.process import lines
 from stagecraft.doctor.verdict import Check, attempt
 
 FIELDS = (
-    "index", "name", "pci.bus_id", "driver_version", "clocks.max.sm", "temperature.gpu", "ecc.mode.current",
+    "index", "name", "driver_version", "clocks.max.sm", "temperature.gpu", "ecc.mode.current",
     "ecc.errors.uncorrected.volatile.total", "clocks_event_reasons.hw_thermal_slowdown", "clocks_event_reasons.hw_power_brake_slowdown",
 )
 REMAPPED = ("gpu_bus_id", "remapped_rows.pending", "remapped_rows.failure")
@@ -42,15 +42,16 @@ def gpu_checks(node: Node) -> list[Check]:
                           "give the container the driver's tools (NVIDIA_DRIVER_CAPABILITIES=compute,utility)")]
         return [Check("gpu.driver", "skip", "no nvidia-smi on PATH: no NVIDIA GPU here")]
     table = smi.query("gpu", FIELDS)
+    gpus = len(table.rows)
     return [
         *attempt("gpu.query", lambda: _answer(table, node)),
         *attempt("gpu.health", lambda: _health(table.rows, node)),
-        *attempt("gpu.rows", lambda: [_remapped(node)]),
-        *attempt("gpu.nvlink", lambda: _nvlink(node)),
-        *attempt("gpu.fabric", lambda: [_fabric(node)]),
+        *attempt("gpu.rows", lambda: [_remapped(node, gpus)]),
+        *attempt("gpu.nvlink", lambda: _nvlink(node, gpus)),
+        *attempt("gpu.fabric", lambda: [_fabric(node, gpus)]),
         *attempt("gpu.imex", lambda: [_imex(node)]),
         *attempt("gpu.xid", lambda: [_xid()]),
-        *attempt("gpu.cuda", lambda: _torch(node, len(table.rows))),
+        *attempt("gpu.cuda", lambda: _torch(node, gpus)),
     ]
 
 
@@ -141,11 +142,11 @@ def _label(row: dict[str, str]) -> str:
     return f"GPU {row.get('index') or row.get('gpu_bus_id', '?')}"
 
 
-def _remapped(node: Node) -> Check:
+def _remapped(node: Node, gpus: int) -> Check:
     """Rows of memory that wait for a reset to be replaced, or could not be."""
     table = smi.query("remapped-rows", REMAPPED)
-    if table.problem or table.strays or table.refused or not table.rows:
-        why = table.problem or "; ".join(table.strays[:2]) or f"no answer for {', '.join(table.refused or REMAPPED)}"
+    if table.problem or table.strays or table.refused or len(table.rows) < max(gpus, 1):
+        why = table.problem or "; ".join(table.strays[:2]) or ", ".join(table.refused) or f"an answer for {len(table.rows)} of {gpus} GPUs"
         return Check("gpu.rows", "warn", f"remapped rows unknown: {why}", "", "use a newer driver, or look at the GPU")
     checks = [
         _flags(table.rows, "remapped_rows.failure", "gpu.rows", node, "fail", "row remapping failed", "no row remapping failed",
@@ -156,7 +157,7 @@ def _remapped(node: Node) -> Check:
                 Check("gpu.rows", "ok", "no row remapping failed or waits for a reset"))
 
 
-def _nvlink(node: Node) -> list[Check]:
+def _nvlink(node: Node, gpus: int) -> list[Check]:
     """Links per GPU and the rate of the slowest."""
     expected = "nvlinks" in node.bounds
     text, problem = smi.ask("nvlink", "-s")
@@ -170,8 +171,9 @@ def _nvlink(node: Node) -> list[Check]:
         more = f" and {len(down) - 8} more" if len(down) > 8 else ""
         return [Check("gpu.nvlink", "fail", f"down: {', '.join(down[:8])}{more}", "every link up", RESET)]
     fewest = min(found, key=lambda gpu: len(found[gpu]))
-    if not found[fewest]:
-        return [Check("gpu.nvlink", "fail", f"no link of GPU {fewest} reported", "NVLink", FABRIC_MANAGER)]
+    if len(found) < gpus or not found[fewest]:
+        linked = sum(bool(rates) for rates in found.values())
+        return [Check("gpu.nvlink", "fail", f"{linked} of {gpus} GPUs report links", "all", FABRIC_MANAGER)]
     slowest = min((rate, gpu, link) for gpu, rates in found.items() for link, rate in rates.items() if rate is not None)
     return [
         node.judge("gpu.nvlink", "nvlinks", len(found[fewest]), FABRIC_MANAGER, f"{len(found[fewest])} links of GPU {fewest}"),
@@ -180,14 +182,17 @@ def _nvlink(node: Node) -> list[Check]:
     ]
 
 
-def _fabric(node: Node) -> Check:
+def _fabric(node: Node, gpus: int) -> Check:
     """Whether the GPUs have joined the NVSwitch fabric; until then CUDA does not start."""
     text, problem = smi.ask("-q")
-    states = [gpu for gpu in smi.fabric(text) if not smi.is_absent(gpu.get("State", ""))]
+    sections = smi.fabric(text)
+    states = [gpu for gpu in sections if not smi.is_absent(gpu.get("State", ""))]
     if problem or not states:
         if not node.fabric:
             return Check("gpu.fabric", "skip", problem or "these GPUs belong to no NVSwitch fabric")
         return Check("gpu.fabric", "fail", problem or "the GPUs report no fabric", "State Completed, Status Success", FABRIC_MANAGER)
+    if len(states) < max(gpus, len(sections)):
+        return Check("gpu.fabric", "fail", f"{len(states)} of {max(gpus, len(sections))} GPUs report a fabric", "all", FABRIC_MANAGER)
     wrong = sorted({f"State {gpu.get('State')}, Status {gpu.get('Status')}" for gpu in states
                     if (gpu.get("State"), gpu.get("Status")) != ("Completed", "Success")})
     if wrong:

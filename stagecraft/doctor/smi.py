@@ -90,8 +90,8 @@ def is_absent(text: str) -> bool:
 
 
 def number(text: str) -> float | None:
-    """A finite number, or None."""
-    match = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?)\s*", text, re.ASCII)
+    """A decimal number, or None."""
+    match = re.fullmatch(r"\s*([+-]?\d{1,15}(?:\.\d{1,15})?)\s*", text, re.ASCII)
     return float(match[1]) if match else None
 
 
@@ -114,7 +114,8 @@ def links(text: str) -> dict[str, dict[int, float | None]]:
         if gpu := re.match(r"\s*GPU (\d+):", line, re.ASCII):
             current = found.setdefault(gpu[1], {})
         elif current is not None and (link := re.match(r"\s*Link (\d+):\s*(.*)", line, re.ASCII)):
-            current[int(link[1])] = number(link[2].removesuffix("GB/s"))
+            rate = re.fullmatch(r"(\d+(?:\.\d+)?) GB/s\s*", link[2], re.ASCII)
+            current[int(link[1])] = float(rate[1]) if rate else None
     return found
 
 

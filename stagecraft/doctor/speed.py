@@ -33,7 +33,7 @@ def speed_checks(node: Node, work: Path) -> list[Check]:
 
 
 def _torch(node: Node) -> list[Check]:
-    timeout = 300 if node.gpu_names else 90
+    timeout = 300 if node.gpu_names else 120
     answers, problem = lines("speed", timeout=timeout)
     checks = [_judged(node, answer) for answer in answers if answer.get("measure") in MENDS]
     if problem or not checks:
@@ -53,7 +53,7 @@ def _judged(node: Node, answer: dict[str, Any]) -> Check:
     if "skipped" in answer:
         return Check(name, "skip", f"{answer['skipped']}: nothing to measure")
     value = answer.get("value")
-    if not isinstance(value, (int, float)) or value <= 0:
+    if not isinstance(value, (int, float)) or not value > 0:  # not a number is not above 0
         return Check(name, "fail", str(answer.get("failed", f"no figure: {value!r}")), "", MENDS[measure])
     check = node.judge(name, measure, float(value), MENDS[measure])
     return Check(name, check.status, f"{check.found} ({answer.get('where', '')})", check.expected, check.mend)
