@@ -19,7 +19,7 @@ from rich.table import Table
 from stagecraft.contract.environment import describe_environment
 from stagecraft.contract.errors import UserError
 from stagecraft.doctor.examine import AUTO, choose, examine
-from stagecraft.doctor.node import Node, names
+from stagecraft.doctor.node import Node, names, share
 from stagecraft.doctor.verdict import Check, verdict
 
 SCHEMA = 1
@@ -33,11 +33,13 @@ def main(arguments: Sequence[str]) -> int:
         0 if nothing failed, 1 if a check failed.
 
     Raises:
-        UserError: there is no such profile, or the directory to work in does not exist.
+        UserError: there is no such profile, it has fewer GPUs, or the directory to work in does not exist.
     """
     parser = argparse.ArgumentParser(prog="stagecraft doctor", description=__doc__)
     parser.add_argument("--profile", default=AUTO, metavar="KIND",
                         help=f"what the machine should be: {AUTO} (by its GPUs), {', '.join(names())}")
+    parser.add_argument("--gpus", type=int, metavar="N",
+                        help="expect this many of the node's GPUs and their share of the rest (default: all)")
     parser.add_argument("--quick", action="store_true", help="only look, measure no speed")
     parser.add_argument("--work", type=Path, default=Path(), metavar="DIR", help="where the work will lie (default: here)")
     output = parser.add_mutually_exclusive_group()
@@ -47,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
 
     name, node = choose(chosen.profile)
+    if chosen.gpus is not None:
+        node = share(node, chosen.gpus)
     if chosen.env:
         print(environment(node, chosen.env), end="")
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -161,6 +162,26 @@ def load(name: str) -> Node:
     if name not in names():
         raise UserError(f"no such kind of node: {name}", where="--profile", mend=f"choose auto, {', '.join(names())}")
     return parse(Node, read_profile(path), str(path.name))
+
+
+def share(node: Node, gpus: int) -> Node:
+    """The part of a node that goes with some of its GPUs: cores, memory, disk and ports in proportion. A single GPU talks to no other.
+
+    Raises:
+        UserError: the node has fewer.
+    """
+    whole = int(node.bounds["gpus"].least) if "gpus" in node.bounds else 0
+    if not 1 <= gpus <= whole:
+        raise UserError(f"cannot expect {gpus} GPUs of {node.title}", where="--gpus",
+                        mend=f"give 1 to {whole}" if whole else "it has none; name a kind of node with --profile")
+    part = {"gpus", "cores", "memory", "disk_free", "ports"}
+    bounds = {name: replace(bound, least=bound.least * gpus / whole) if name in part else bound for name, bound in node.bounds.items()}
+    if gpus > 1:
+        return replace(node, bounds=bounds)
+    return replace(node, fabric=False, imex=False, bounds={name: bound for name, bound in bounds.items() if name not in _BETWEEN_GPUS})
+
+
+_BETWEEN_GPUS = {"nvlinks", "nvlink_rate", "ports", "port_rate", "locked_memory", "all_reduce"}
 
 
 def kind_of(gpu_names: set[str]) -> str:

@@ -80,6 +80,8 @@ def test_the_environment_as_a_shell_and_a_container_read_it(name, form):
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--profile", "tpu"], "error: --profile: no such kind of node: tpu - choose auto, b200, gb300, h100, h200, laptop"),
     (["--profile", "../laptop"], "error: --profile: no such kind of node"),
+    (["--profile", "gb300", "--gpus", "8"], "error: --gpus: cannot expect 8 GPUs of four GB300 of an NVL72 rack - give 1 to 4"),
+    (["--profile", "laptop", "--gpus", "1"], "error: --gpus: cannot expect 1 GPUs of a machine that runs on its CPU - it has none"),
     (["--work", "nowhere"], "error: --work nowhere: no such directory"),
 ])
 def test_a_mistake_in_the_call_is_one_line(tmp_path, arguments, said):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stagecraft.doctor import gpu, smi
 from stagecraft.doctor.examine import choose
-from stagecraft.doctor.node import as_version, load
+from stagecraft.doctor.node import as_version, load, share
 from stagecraft.doctor.verdict import verdict
 from tests.doctor.conftest import HEALTHY, XID, Machine
 
@@ -30,6 +30,16 @@ def test_a_healthy_node(machine, install):
     assert checks["gpu.count"].found == "8 x NVIDIA H100 80GB HBM3"
     assert checks["gpu.imex"].status == "skip"
     assert choose("auto")[0] == "h100"
+
+
+def test_a_container_with_some_of_the_gpus(machine, install):
+    for gpus, fabric in ((4, "Completed"), (1, "N/A")):
+        machine.gpus, machine.rows, machine.links = machine.gpus[:gpus], machine.rows[:gpus], machine.links[:gpus]
+        machine.fabric = [{**state, "State": fabric} for state in machine.fabric[:gpus]]
+        install(machine)
+        assert examine()["gpu.count"].status == "fail"
+        assert verdict(examine(share(H100, gpus)).values()) == "ok"
+    assert share(H100, 4).bounds["ports"].least == 4 and "ports" not in share(H100, 1).bounds
 
 
 def test_gpus_that_no_profile_knows(machine, install):
