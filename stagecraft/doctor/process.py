@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any
+import tempfile
+from typing import Any, TextIO
 
 MODULE = "stagecraft.doctor.measure"
+_DEATH = 5  # seconds that a killed process is waited for
 
 
 def lines(*arguments: str, timeout: float) -> tuple[list[dict[str, Any]], str]:
@@ -19,24 +21,31 @@ def lines(*arguments: str, timeout: float) -> tuple[list[dict[str, Any]], str]:
     Returns:
         the answers, those before a hang or a crash among them, and what went wrong (empty: nothing).
     """
-    process = subprocess.Popen([sys.executable, "-m", MODULE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               errors="replace", start_new_session=True)
-    try:
-        out, errors = process.communicate(timeout=timeout)
-        problem = "" if process.returncode == 0 else f"ended with code {process.returncode}: {_last(errors)}"
-    except subprocess.TimeoutExpired:
-        problem = f"no answer within {timeout:g} s"
-        _kill(process)
-        out, _ = process.communicate()
-    finally:
-        _kill(process)
-    return [answer for line in out.splitlines() if (answer := _object(line)) is not None], problem
+    # Files, not pipes: what hangs inside the driver cannot be killed and would keep a pipe open for ever.
+    with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as errors:
+        process = subprocess.Popen([sys.executable, "-m", MODULE, *arguments], stdout=out, stderr=errors, start_new_session=True)
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            problem = f"no answer within {timeout:g} s"
+        else:
+            problem = "" if process.returncode == 0 else f"ended with code {process.returncode}: {_last(_text(errors))}"
+        finally:
+            _kill(process)
+        return [answer for line in _text(out).splitlines() if (answer := _object(line)) is not None], problem
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill(process: subprocess.Popen[bytes]) -> None:
     """End the process and the ranks it started: they are one session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_DEATH)
+
+
+def _text(file: TextIO) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def _object(line: str) -> dict[str, Any] | None:

@@ -75,6 +75,7 @@ ILLNESSES = {
     "a link is down": (lambda m: m.links[5].__setitem__(7, "<inactive>"), "gpu.nvlink", "fail", "GPU 5 link 7"),
     "a slow link": (lambda m: m.links[5].__setitem__(7, "1.562 GB/s"), "gpu.nvlink_rate", "fail", "GPU 5 link 7"),
     "a link too few": (lambda m: m.links[5].pop(), "gpu.nvlink", "fail", "17 links of GPU 5"),
+    "a GPU without links": (lambda m: m.links.pop(), "gpu.nvlink", "fail", "7 of 8 GPUs report links"),
     "no links": (lambda m: setattr(m, "links", [[] for _ in m.links]), "gpu.nvlink", "fail", "no link reported"),
     "fabric in progress": (lambda m: m.fabric[0].update(State="In Progress", Status="N/A"), "gpu.fabric", "fail", "In Progress"),
     "fabric failed": (lambda m: m.fabric[6].update(Status="Insufficient Resources"), "gpu.fabric", "fail", "Insufficient Resources"),
