@@ -38,7 +38,7 @@ def main(what: str) -> None:
 
 def gemm(device: str, dtype: torch.dtype) -> float:
     """Rate of one square matrix product in TFLOP/s (2 n^3 operations)."""
-    side = 1024 if device == "cpu" else 8192
+    side = 512 if device == "cpu" else 8192  # on a CPU milliseconds, so that some are not interrupted by other programs
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     if dtype is torch.float8_e4m3fn:
         from torch.nn.functional import ScalingType, scaled_mm
