@@ -1,4 +1,4 @@
-"""The `stagecraft` command: serve the promoted model, talk to it, trace a token, open MLflow."""
+"""The `stagecraft` command: serve the promoted model, talk to it, trace a token, examine the machine, open MLflow."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": "serve the promoted model on an OpenAI-compatible API until interrupted",
     "chat": "talk to the served model in the terminal",
     "lineage": "which document a trained-on token comes from, and what that passed",
+    "doctor": "examine this machine before work: what it has, and whether it is fast enough",
     "ui": "open MLflow's user interface on the record of the runs",
 }
 

@@ -17,7 +17,7 @@ MAY: dict[str, set[str] | None] = {
     "contract": set(), "numerics": set(), "data": set(), "planning": set(), "environments": {"data"}, "model": {"numerics", "megatron_cpu"},
     "engine": {"model", "checkpoint", "megatron_cpu"}, "checkpoint": {"model"},
     "inference": {"numerics", "data"},
-    "cli": None,
+    "doctor": set(), "cli": None,
 }
 ORCHESTRATION = {"kfp", "dvc", "mlflow", "kubernetes", "kubeflow"}
 
@@ -55,6 +55,12 @@ def test_a_package_imports_only_what_it_may(package):
             assert ours <= MAY[package] | {package, "contract"}, path
         if package not in ("contract", "cli"):
             assert not tops(path) & ORCHESTRATION, path
+
+
+def test_only_the_command_line_calls_the_doctor():
+    callers = [path for path in [*sources("stagecraft"), *sources("components"), *sources("pipelines")]
+               if any(name.startswith("stagecraft.doctor") for name in imported(path))]
+    assert {path.relative_to(ROOT).parts[1] for path in callers} == {"doctor", "cli"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
