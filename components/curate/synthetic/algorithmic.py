@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -24,7 +25,8 @@ def euclid(random: Random) -> Item:
     who, good = random.choice(PEOPLE), random.choice(GOODS)
     text = choose(
         random, f"Use Euclid's algorithm to find the greatest common divisor of {a} and {b}.",
-        f"{who} wants to pack {a} {good} and {b} lids into equal boxes, as many boxes as possible and nothing left over. How many boxes can "
+        f"{who} wants to pack {a} {good} and {b} lids into equal boxes, as many boxes as possible and nothing left over. How many boxes "
+        f"can "
         "there be? Trace the Euclidean algorithm.",
         f"What is the largest number that divides both {a} and {b}? Show the divisions of Euclid's algorithm.")
     steps = choose(random, "Divide the larger number by the smaller, then the divisor by the remainder, until nothing remains.",
@@ -64,7 +66,8 @@ def binary_search(random: Random) -> Item:
             steps, place = steps + ", the value itself.", middle
             break
         smaller = value < wanted
-        steps += choose(random, f", which is too {'small' if smaller else 'large'}.", f", and {wanted} is {'larger' if smaller else 'smaller'}.",
+        steps += choose(random, f", which is too {'small' if smaller else 'large'}.", f", and {wanted} is "
+                                                                                      f"{'larger' if smaller else 'smaller'}.",
                         f", so go {'right' if smaller else 'left'}.")
         low, high = (middle + 1, high) if smaller else (low, middle - 1)
     if not place:
@@ -91,12 +94,14 @@ def sorting(random: Random) -> Item:
             while place and row[place - 1] > value:
                 place -= 1
             row.insert(place, value)
-            what = f"{value} stays" if place == index else f"{value} moves {index - place} place{'s' if index - place > 1 else ''} to the left"
+            moved = index - place
+            what = f"{value} moves {moved} place{'s' if moved > 1 else ''} to the left" if moved else f"{value} stays"
         else:
             least = min(range(index, len(row)), key=row.__getitem__)
             what = f"{row[least]} is the smallest and stays" if least == index else f"{row[least]} changes places with {row[index]}"
             row[index], row[least] = row[least], row[index]
-        steps += " " + choose(random, f"Next {what}, which gives {commas(row)}.", f"Now {what}: {commas(row)}.", f"{what[0].upper()}{what[1:]}, and the list is "
+        steps += " " + choose(random, f"Next {what}, which gives {commas(row)}.", f"Now {what}: {commas(row)}.",
+                              f"{what[0].upper()}{what[1:]}, and the list is "
                               f"{commas(row)}.")
     return _traced(random, "sorting", text, steps, commas(row), "sort", [numbers], _LIST)
 
@@ -112,7 +117,8 @@ def sieve(random: Random) -> Item:
                    "Multiples of a prime are not prime, so they are crossed off, prime after prime.")
     for prime in range(2, limit + 1):
         if prime * prime > limit:
-            steps += " " + choose(random, f"Since {prime} * {prime} = {prime * prime} is more than {limit}, nothing more has to be struck out.",
+            steps += " " + choose(random, f"Since {prime} * {prime} = {prime * prime} is more than {limit}, nothing more has to be struck "
+                                          f"out.",
                                   f"The next square, {prime} * {prime} = {prime * prime}, is beyond {limit}, so all that is left is prime.")
             break
         if alive[prime]:
@@ -168,7 +174,7 @@ def power(random: Random) -> Item:
 def shortest_path(random: Random) -> Item:
     """Dijkstra's algorithm on a small map."""
     towns = random.sample(TOWNS, random.randint(5, 6))
-    edges = {frozenset((one, two)): random.randint(2, 30) for one, two in zip(towns, towns[1:])}
+    edges = {frozenset((one, two)): random.randint(2, 30) for one, two in itertools.pairwise(towns)}
     while len(edges) < len(towns) + 2:
         edges.setdefault(frozenset(random.sample(towns, 2)), random.randint(3, 40))
     roads = [[*sorted(pair), length] for pair, length in sorted(edges.items(), key=lambda item: sorted(item[0]))]
@@ -177,7 +183,8 @@ def shortest_path(random: Random) -> Item:
     text = choose(random, "The roads and their lengths in kilometres are", "A map shows these roads, with kilometres:",
                   "Between the towns there are these roads, the lengths given in kilometres:") + " " + (
         f"{listed([f'{one} to {two} {length}' for one, two, length in roads])}. ") + choose(
-        random, f"How long is the shortest way from {start} to {goal}?", f"Find the distance from {start} to {goal} with Dijkstra's algorithm.")
+        random, f"How long is the shortest way from {start} to {goal}?", f"Find the distance from {start} to {goal} with Dijkstra's "
+                                                                         f"algorithm.")
     steps = choose(random, "Always settle the town with the smallest distance known so far, and look at its neighbours.",
                    "Dijkstra's algorithm fixes the distances from the start in ascending order.")
     known, settled = {start: 0}, set()
@@ -206,8 +213,10 @@ def coins(random: Random) -> Item:
     best = [0]
     for total in range(1, amount + 1):
         best.append(1 + min(best[total - coin] for coin in kinds if coin <= total))
-    text = choose(random, f"In {land} there are coins of {listed(kinds)} cents. What is the smallest number of coins that makes {amount} cents?",
-                  f"How few coins of {listed(kinds, 'or')} cents are enough to pay {amount} cents in {land}? Build the table of smaller amounts.")
+    text = choose(random, f"In {land} there are coins of {listed(kinds)} cents. What is the smallest number of coins that makes {amount} "
+                          f"cents?",
+                  f"How few coins of {listed(kinds, 'or')} cents are enough to pay {amount} cents in {land}? Build the table of smaller "
+                  f"amounts.")
     steps = choose(random, "The fewest coins for an amount are one more than the fewest for what is left after one coin.",
                    "Work upwards: for each amount try every coin as the last one.") + (
         f" The table for 1 to {amount} cents reads {commas(best[1:])}. ")
@@ -254,7 +263,8 @@ def horner(random: Random) -> Item:
     """A polynomial's value by Horner's rule."""
     coefficients = [random.randint(1, 9), *(random.randint(-12, 12) for _ in range(random.randint(2, 4)))]
     x, who = random.randint(2, 9), random.choice(PEOPLE)
-    text = choose(random, f"Evaluate the polynomial with the coefficients {commas(coefficients)}, highest power first, at x = {x} by Horner's rule.",
+    text = choose(random, f"Evaluate the polynomial with the coefficients {commas(coefficients)}, highest power first, at x = {x} by "
+                          f"Horner's rule.",
                   f"{who} has a polynomial with coefficients {commas(coefficients)} from the highest power down. What is its value at {x}?",
                   f"What does the polynomial given by {commas(coefficients)}, leading coefficient first, come to for the argument {x}?")
     steps = choose(random, "Start with the leading coefficient; multiply by the argument and add the next coefficient.",
@@ -263,7 +273,8 @@ def horner(random: Random) -> Item:
     for coefficient in coefficients[1:]:
         steps += " " + choose(random, f"This gives ({value}) * {x} + ({coefficient}) = {value * x + coefficient}.",
                               f"Next, ({value}) * {x} + ({coefficient}) = {value * x + coefficient}.",
-                              f"With the coefficient {coefficient} it becomes ({value}) * {x} + ({coefficient}) = {value * x + coefficient}.")
+                              f"With the coefficient {coefficient} it becomes ({value}) * {x} + ({coefficient}) = "
+                              f"{value * x + coefficient}.")
         value = value * x + coefficient
     return _traced(random, "horner", text, steps, str(value), "polynomial", [coefficients, x], _NUMBER)
 
@@ -277,7 +288,8 @@ def majority(random: Random) -> Item:
     who = random.choice(TOWNS)
     text = choose(random, f"The votes in {who} were {commas(votes)}. Which choice has more than half of them? Use the Boyer-Moore vote.",
                   f"Run the majority vote algorithm of Boyer and Moore on {commas(votes)}, one choice of which is in the majority.")
-    steps = choose(random, "Keep a candidate and a counter; equal votes raise the counter, others lower it, and at zero the next vote is the new "
+    steps = choose(random, "Keep a candidate and a counter; equal votes raise the counter, others lower it, and at zero the next vote is "
+                           "the new "
                    "candidate.", "Pairs of different votes cancel out, so a true majority survives.")
     candidate, level = "", 0
     for vote in votes:
@@ -297,8 +309,10 @@ def common_subsequence(random: Random) -> Item:
     letters = random.sample("abcdeghiklmnoprstu", random.randint(3, 5))
     one, two = ("".join(random.choices(letters, k=random.randint(4, 6))) for _ in range(2))
     text = choose(random, f"How long is the longest common subsequence of {one} and {two}? Fill the table row by row.",
-                  f"Letters may be left out of {one} and of {two} but not moved. What is the length of the longest word that both can become?")
-    steps = choose(random, "An entry is one more than its upper left neighbour where the letters agree, else the larger of the entries above and "
+                  f"Letters may be left out of {one} and of {two} but not moved. What is the length of the longest word that both can "
+                  f"become?")
+    steps = choose(random, "An entry is one more than its upper left neighbour where the letters agree, else the larger of the entries "
+                           "above and "
                    "to the left.", "Equal letters extend the best of the shorter words; different ones take over the better neighbour.")
     row = [0] * (len(two) + 1)
     for letter in one:
@@ -306,7 +320,8 @@ def common_subsequence(random: Random) -> Item:
         row = [0]
         for place, other in enumerate(two, 1):
             row.append(above[place - 1] + 1 if letter == other else max(above[place], row[-1]))
-        steps += " " + choose(random, f"The row of {letter} is {commas(row[1:])}.", f"For the letter {letter} the entries are {commas(row[1:])}.",
+        steps += " " + choose(random, f"The row of {letter} is {commas(row[1:])}.", f"For the letter {letter} the entries are "
+                                                                                    f"{commas(row[1:])}.",
                               f"Then {letter} gives {commas(row[1:])}.")
     steps += f" The last entry is {row[-1]}."
     return _traced(random, "common subsequence", text, steps, str(row[-1]), "common", [one, two], _NUMBER)
@@ -324,7 +339,8 @@ def knapsack(random: Random) -> Item:
                   f"A sledge takes {capacity} kilograms. {offers[0].upper()}{offers[1:]}.") + choose(
         random, " What is the largest value that can be taken, each only once and whole?", " How valuable can the best load be?")
     steps = choose(random, "For each capacity keep the best value so far, and let each new thing either stay or come.",
-                   "Dynamic programming over the capacities: a thing is worth taking if its value and the best for the rest beat the old entry.")
+                   "Dynamic programming over the capacities: a thing is worth taking if its value and the best for the rest beat the old "
+                   "entry.")
     best = [0] * (capacity + 1)
     for thing, weight, value in zip(things, weights, values):
         best = [max(best[room], best[room - weight] + value if weight <= room else 0) for room in range(capacity + 1)]

@@ -6,7 +6,7 @@ A puzzle is written twice, as sentences and as constraints on variables; the ver
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from random import Random
 
 from components.curate.synthetic.item import Item, problem
@@ -36,7 +36,8 @@ def ordering(random: Random) -> Item:
     whole = random.random() < 0.6
     place = random.randrange(len(people))
     text = choose(
-        random, f"{listed(people)} took part in {event} in {town}, without ties.", f"In {event} in {town} there were {len(people)} entrants: "
+        random, f"{listed(people)} took part in {event} in {town}, without ties.", f"In {event} in {town} there were {len(people)} "
+                                                                                   f"entrants: "
         f"{commas(people)}. No two did equally well.", f"After {event} in {town} {listed(people)} remember this about their places.") + (
         " " + " ".join(sentence for sentence, _, _ in clues) + " ") + (
         choose(random, "In which order did they come in?", "What was the order, from first to last?") if whole else
@@ -120,10 +121,12 @@ def assignment(random: Random) -> Item:
     asked = random.choice(range(1, len(people) + 1))
     found = next(name for name in people if hidden[name] == asked)
     text = choose(
-        random, f"{listed(people)} are to be matched with {listed(things)}, one each.", f"Of {listed(people)} each belongs to exactly one of "
+        random, f"{listed(people)} are to be matched with {listed(things)}, one each.", f"Of {listed(people)} each belongs to exactly one "
+                                                                                        f"of "
         f"these: {commas(things)}.", f"A few facts suffice to match {listed(people)} with {listed(things)}, one to one.") + (
         " " + " ".join(sentence for sentence, _, _ in clues) + " " + frame[2].format(things[asked - 1]))
-    steps = choose(random, f"At first {left[0]} ways to match them are possible.", f"{len(people)} persons can be matched in {left[0]} ways.")
+    steps = choose(random, f"At first {left[0]} ways to match them are possible.", f"{len(people)} persons can be matched in {left[0]} "
+                                                                                   f"ways.")
     for (sentence, _, _), count in zip(clues, left[1:]):
         said = _within(sentence)
         steps += " " + choose(random, f"Since {said}, {count} remain{'s' if count == 1 else ''}.", f"Knowing that {said} leaves {count}.",
@@ -185,7 +188,8 @@ def _statement(random: Random, people: list[str], speaker: str) -> tuple[str, st
         (f"{a} and {b} are of different kinds.", f"{a} != {b}", lambda who: who[a] != who[b]),
         (f"{a} or {b} lies, perhaps both.", f"not {a} or not {b}", lambda who: not (who[a] and who[b])),
         (f"If {a} is honest, so is {b}.", f"not {a} or {b}", lambda who: not who[a] or who[b]),
-        (f"Exactly {number} of us {'is' if number == 1 else 'are'} honest.", f"{total} == {number}", lambda who: sum(who.values()) == number),
+        (f"Exactly {number} of us {'is' if number == 1 else 'are'} honest.", f"{total} == {number}",
+         lambda who: sum(who.values()) == number),
         (f"At least {number} of us {'lies' if number == 1 else 'lie'}.", f"{total} <= {len(people) - number}",
          lambda who: sum(who.values()) <= len(people) - number)))
 
@@ -193,7 +197,8 @@ def _statement(random: Random, people: list[str], speaker: str) -> tuple[str, st
 def truth_table(random: Random) -> Item:
     """In how many cases a compound statement is true."""
     letters = random.sample("ABCDEFGHKLMPQRSTUVWXYZ", random.choice((3, 3, 4)))
-    topics = random.sample(("the bridge is open", "it rains", "the shop is full", "the train is late", "the lamp is lit", "the river is high",
+    topics = random.sample(("the bridge is open", "it rains", "the shop is full", "the train is late", "the lamp is lit",
+                            "the river is high",
                             "the bell rings", "the gate is locked", "the soup is hot", "the road is icy", "the choir sings"), len(letters))
     negated = random.choice(letters)
     formula, constraint, true = _leaf(letters[0], letters[0] == negated)
@@ -238,11 +243,12 @@ def _joined(join: Callable[[bool, bool], bool], one: Callable[[dict[str, bool]],
 def inference(random: Random) -> Item:
     """Whether a conclusion follows from a chain of conditions."""
     facts = random.sample(("the mill turns", "the wind blows", "the boat sails", "the ferry runs", "the market opens", "the baker is up",
-                           "the lights are on", "the alarm is set", "the guests arrive", "the fire burns", "the snow melts", "the ice holds",
+                           "the lights are on", "the alarm is set", "the guests arrive", "the fire burns", "the snow melts",
+                           "the ice holds",
                            "the wheel spins", "the crops grow", "the field is wet", "the dog barks"), random.choice((4, 5)))
     letters = list("PQRST"[:len(facts)])
     who, town = random.choice(PEOPLE), random.choice(TOWNS)
-    links = list(zip(letters, letters[1:]))
+    links = list(pairwise(letters))
     last, backwards = letters[-1], random.random() < 0.5
     given = (f"not {last}", f"It is not the case that {facts[-1]}.") if backwards else (letters[0], f"In fact {facts[0]}.")
     follows = random.random() < 0.5
@@ -263,15 +269,18 @@ def inference(random: Random) -> Item:
     if follows:
         reason = (f"Run the chain backwards. A condition whose consequence fails must fail itself, so each link passes the negation on, "
                   f"from {facts[-1]} back to {facts[place]}." if backwards else
-                  f"Each condition that holds makes the next one hold, so from the first, {facts[0]}, one gets step by step to {facts[place]}.")
+                  f"Each condition that holds makes the next one hold, so from the first, {facts[0]}, one gets step by step to "
+                  f"{facts[place]}.")
         verdict = choose(random, "The conclusion is forced.", "There is no way out.", "So the conclusion follows.")
     else:
         reason = (f"That a consequence holds does not say that its condition does: something else may be the reason why {facts[-1]}."
                   if backwards else
-                  f"That the first condition fails says nothing about what comes after it: it may be that {facts[place]} for another reason.")
+                  f"That the first condition fails says nothing about what comes after it: it may be that {facts[place]} for another "
+                  f"reason.")
         verdict = choose(random, "The conclusion may be false although all statements are true.", "So nothing of the kind follows.",
                          "A case with true premises and a false conclusion is possible.")
-    steps = choose(random, f"The conditions form a chain: {chain}.", f"Put in order, the links are these: {chain}.") + f" {reason} {verdict}"
+    steps = choose(random, f"The conditions form a chain: {chain}.",
+                   f"Put in order, the links are these: {chain}.") + f" {reason} {verdict}"
     return problem(random, FAMILY, "inference", text, steps, "yes" if follows else "no", {
         "kind": "models", "variables": {letter: [True, False] for letter in letters},
         "constraints": [*(f"not {one} or {two}" for one, two in links), given[0]], "ask": {"entails": conclusion}},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 from typing import Any
 
 _LONGEST, _LARGEST = 12, 10**6  # of a list or word; of a number
@@ -76,7 +76,7 @@ def _distance(edges: list[list[Any]], start: str, goal: str) -> int:
     for count in range(len(nodes) + 1):
         for between in permutations(nodes, count):
             path = [start, *between, goal]
-            hops = [frozenset(pair) for pair in zip(path, path[1:])]
+            hops = [frozenset(pair) for pair in pairwise(path)]
             if all(hop in length for hop in hops):
                 found.append(sum(length[hop] for hop in hops))
     return min(found)

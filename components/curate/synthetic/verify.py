@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from typing import Any
 
 from components.curate.synthetic.expressions import ExpressionError, Value, evaluate, number, shown_as
@@ -13,7 +13,11 @@ from components.curate.synthetic.item import Item
 from components.curate.synthetic.references import UnknownReferenceError, reference
 from components.curate.synthetic.sandbox import run_confined, run_here
 
-_TOKEN = re.compile(r"(?P<number>\$?(?<![\w.])\d+(?:\.\d+)?(?![\w]))|(?P<sign>\*\*|[-+*/()]|\bmod\b)|(?P<equal>(?<![=<>!])=(?!=))|(?P<other>\S)")
+_TOKEN = re.compile(r"(?P<number>\$?(?<![\w.])\d+(?:\.\d+)?(?!\w))|(?P<sign>\*\*|[-+*/()]|\bmod\b)|(?P<equal>(?<![=<>!])=(?!=))"
+                    r"|(?P<other>\S)")
+_WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d]+")
+_NAMES = {"abs", "min", "max", "floor"}
+_CONSTANTS = {"0", "1", "2", "3", "4", "7", "10", "12", "24", "52", "60", "100", "180", "360", "365", "1000", "3600"}  # need not be stated
 _ASSIGNMENTS = 200_000  # looked at in a puzzle
 
 
@@ -27,10 +31,24 @@ def failure(item: Item, trusted: bool) -> str | None:
         return "answer_not_stated"
     if item.check["kind"] != "program" and any(not holds for _, holds in equalities(item.document)):
         return "false_equation"
+    if not _stated(item, trusted):
+        return "input_not_stated"
     try:
         return _CHECKS[item.check["kind"]](item, trusted)
     except (ExpressionError, UnknownReferenceError):
         return "not_checkable"
+
+
+def _stated(item: Item, trusted: bool) -> bool:
+    """Whether what the check starts from stands in the problem: the input of an algorithm, and the numbers of a model's expression,
+    which must be a calculation and not the answer itself."""
+    said = set(_WORD.findall(item.prompt))
+    if item.check["kind"] == "reference":
+        return set(_WORD.findall(str(item.check["arguments"]))) <= said
+    if trusted or "expression" not in item.check:
+        return True
+    numbers = set(_WORD.findall(item.check["expression"])) - _NAMES
+    return len(numbers & said) >= 2 and numbers <= said | _CONSTANTS and item.answer not in numbers
 
 
 def equalities(text: str) -> Iterator[tuple[str, bool]]:
@@ -54,7 +72,7 @@ def _chain(run: list[tuple[str, str]]) -> Iterator[tuple[str, bool]]:
             sides.append([])
         else:
             sides[-1].append({"mod": "%"}.get(token, token.removeprefix("$")))
-    for left, right in zip(sides, sides[1:]):
+    for left, right in pairwise(sides):
         if not left or not right or left[0] in ("+", "-", "*", "/") or "**" in (left[0], right[0]):
             continue
         try:
