@@ -13,7 +13,7 @@ from components.curate.synthetic.item import Item
 from components.curate.synthetic.references import UnknownReferenceError, reference
 from components.curate.synthetic.sandbox import run_confined, run_here
 
-_TOKEN = re.compile(r"(?P<number>\$?(?<![\w.])\d+(?:\.\d+)?(?!\w))|(?P<sign>\*\*|[-+*/()]|\bmod\b)|(?P<equal>(?<![=<>!])=(?!=))"
+_TOKEN = re.compile(r"(?P<number>\$?(?<![\w.])\d+(?:\.\d+)?(?!\w))|(?P<sign>\*\*|[-+*/)]|(?<!\w)\(|\bmod\b)|(?P<equal>(?<![=<>!])=(?!=))"
                     r"|(?P<other>\S)")
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d]+")
 _NAMES = {"abs", "min", "max", "floor"}
