@@ -68,7 +68,7 @@ def made(directory, documents, rows=0, seed=0, index=EMPTY, **endpoint):
 
 
 def texts_of(result):
-    return [json.loads(line)["text"] for file in result.files for line in open(file.path)]
+    return [json.loads(line)["text"] for file in result.files for line in Path(file.path).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -296,7 +296,8 @@ def test_expressions_are_exact(text):
 
 
 @pytest.mark.parametrize("text", [
-    "9**9**9**9", "__import__('os')", "().__class__", "1e999999999", "2**100000", "x", "[1]", "1 +", "1" * 2000, "(" * 300 + "1" + ")" * 300, "abs()",
+    "9**9**9**9", 
+    "__import__('os')", "().__class__", "1e999999999", "2**100000", "x", "[1]", "1 +", "1" * 2000, "(" * 300 + "1" + ")" * 300, "abs()",
     "(lambda: 1)()", "1 if 2 else 3", "'a' * 10**9", "max(1, 'a')", "True + 1"])
 def test_hostile_expressions_are_refused(text):
     with pytest.raises(ExpressionError):
