@@ -10,6 +10,7 @@ from itertools import pairwise, permutations
 from math import comb
 from pathlib import Path
 from random import Random
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -241,13 +242,14 @@ def corpora(tmp_path_factory):
 
 
 def test_documents_go_through_the_stage_and_none_is_held_out(corpora):
-    _, (directory, metrics) = corpora
+    (plain, _), (directory, metrics) = corpora
     report = json.loads((directory / "report.json").read_text())["synthetic"]
     assert report.keys() == FAMILIES.keys()
     for family in report.values():
         assert family["generated"] == 12 and family["documents"] == family["passed"] == family["kept"] == 8 and family["rows"] == 4
     assert metrics["synthetic_documents"] == 40 and metrics["tasks_synthetic"] == 20
-    assert "Synthetic documents" in (directory / "report.html").read_text()
+    page = "".join(ElementTree.parse(directory / "report.html").getroot().itertext())
+    assert "Synthetic documents" in page and "A sample of economics" in page
     tokenizer = load_tokenizer(directory / "tokenizer")
     found = {}
     for path in sorted((directory / "tokens").glob("*.bin")):
@@ -262,7 +264,7 @@ def test_documents_go_through_the_stage_and_none_is_held_out(corpora):
                 found.setdefault(family, []).append(tokenizer.decode(ids[:-1]))
     assert {family: len(texts) for family, texts in found.items()} == dict.fromkeys(FAMILIES, 8)
     assert found["logic"][0].split("\n")[0] in "".join(found["logic"])
-    assert not any("synthetic" in row for row in (directory / "heldout" / "text.jsonl").read_text().splitlines())
+    assert (directory / "heldout" / "text.jsonl").read_bytes() == (plain / "heldout" / "text.jsonl").read_bytes()
 
 
 def test_the_other_tasks_stay_as_they_are_and_no_prompt_is_shared(corpora):
@@ -296,7 +298,7 @@ def test_expressions_are_exact(text):
 
 
 @pytest.mark.parametrize("text", [
-    "9**9**9**9", 
+    "9**9**9**9",
     "__import__('os')", "().__class__", "1e999999999", "2**100000", "x", "[1]", "1 +", "1" * 2000, "(" * 300 + "1" + ")" * 300, "abs()",
     "(lambda: 1)()", "1 if 2 else 3", "'a' * 10**9", "max(1, 'a')", "True + 1"])
 def test_hostile_expressions_are_refused(text):

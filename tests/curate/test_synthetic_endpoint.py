@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from components.curate.synthetic import sandbox
 from components.curate.synthetic.families import FAMILIES
@@ -144,6 +146,23 @@ def test_garbage_is_counted(reply, wanted):
     assert {reason(family, reply) for family in FAMILIES} == {wanted}
 
 
+JUNK = st.sampled_from([
+    None, True, -1, 0.5, 10**30, "", " ", "x", "1", "B", "$", "(", "1/0", "2**99999", "a" * 9000, "<|im_end|>", "\n", [], [[]], {},
+    {"A": " "},
+    [1, "a", [2]], [True, False], ["1 < 2", "2 < 3"], {"Ann": [], "Bob": []}, {"Ann": [1], "Bob": [True]}, dict.fromkeys("ABCD", " "),
+    "digits", "primes", "power", "distance", [84, 1], [10**6], [84, 36, 0], [["a", "b"], "c", "d"], "x" + "[" * 150 + "]" * 150])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([family for family in GOOD if family != "code-concepts"]), st.data())
+def test_no_reply_breaks_the_stage(family, data):
+    """Members replaced by junk: at most a reason comes back, never another exception; a junk answer or solution is always seen."""
+    members = data.draw(st.sets(st.sampled_from(sorted(GOOD[family])), min_size=1, max_size=3))
+    changes = {member: data.draw(JUNK) for member in members}
+    found = reason(family, json.dumps({**GOOD[family], **changes}))
+    assert isinstance(found, str) or not {"answer", "solution"} & {member for member in members if changes[member] != GOOD[family][member]}
+
+
 def test_code_is_refused_where_its_form_is_wrong():
     for changes, wanted in BAD["code-concepts"]:
         assert reason("code-concepts", json.dumps({**CODE, **changes})) == wanted
@@ -164,7 +183,8 @@ def test_in_the_sandbox_code_is_judged_and_cannot_get_out(tmp_path, monkeypatch)
     mark = tmp_path / "out"
     failed, slow = ("program_failed",), ("program_failed", "program_too_slow")
     attempts = {
-        "assert double(2) == 5": ("assertion_failed",), f"open({str(mark)!r}, 'w')": failed, f"import os; os.listdir({str(tmp_path)!r})": failed,
+        "assert double(2) == 5": ("assertion_failed",),
+        f"open({str(mark)!r}, 'w')": failed, f"import os; os.listdir({str(tmp_path)!r})": failed,
         "import sys; sys.exit(0)": failed, "import os; os._exit(0)": failed, "while True: pass": slow, "import time; time.sleep(9)": slow,
         "x = bytearray(2**31)": failed, "print('x' * 2**24)": failed,
         "import socket; socket.create_connection(('127.0.0.1', 1), 1)": failed,

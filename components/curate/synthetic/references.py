@@ -25,7 +25,7 @@ def reference(name: str, arguments: list[Any]) -> str:
         raise UnknownReferenceError(f"{name}({arguments})")
     try:
         found = REFERENCES[name](*arguments)
-    except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise UnknownReferenceError(f"{name}({arguments}): {error}") from None
     return ", ".join(map(str, found)) if isinstance(found, list) else str(found)
 
@@ -50,12 +50,18 @@ def _sorted(numbers: list[int]) -> list[int]:
 
 
 def _primes(limit: int) -> list[int]:
+    if limit > 1000:
+        raise ValueError("a large limit")
     return [n for n in range(2, limit + 1) if all(n % divisor for divisor in range(2, n))]
 
 
 def _digits(number: int, base: int) -> str:
     """The numeral of `number`: the one string of digits whose value it is."""
-    width = next(width for width in range(1, 64) if base**width > number)
+    width = 1
+    if not 2 <= base <= 9 or number < 0:
+        raise ValueError("no such numeral")
+    while base**width <= number:
+        width += 1
     return "".join(str(number // base**place % base) for place in reversed(range(width)))
 
 

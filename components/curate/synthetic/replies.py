@@ -119,12 +119,13 @@ def item_of(family: str, number: int, reply: str) -> Item:
     form, make = _MAKERS[family]
     try:
         found = form.model_validate_json(reply)
-    except (ValidationError, RecursionError) as error:
-        is_json = not isinstance(error, ValidationError) or error.errors()[0]["type"] != "json_invalid"
-        raise BadReplyError("reply_of_wrong_form" if is_json else "reply_not_json") from None
-    if len(found.solution.split()) < _WORDS[family]:
-        raise BadReplyError("solution_too_short")
-    return make(Random(f"layout/{family}/{number}"), found)
+        if len(found.solution.split()) < _WORDS[family]:
+            raise BadReplyError("solution_too_short")
+        return make(Random(f"layout/{family}/{number}"), found)
+    except ValidationError as error:
+        raise BadReplyError("reply_not_json" if error.errors()[0]["type"] == "json_invalid" else "reply_of_wrong_form") from None
+    except RecursionError:
+        raise BadReplyError("reply_of_wrong_form") from None
 
 
 def _code(random: Random, found: _Code) -> Item:

@@ -6,19 +6,21 @@ import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import pairwise, permutations, product
+from math import perm, prod
 from typing import Any
 
 from components.curate.synthetic.expressions import ExpressionError, Value, evaluate, number, shown_as
 from components.curate.synthetic.item import Item
 from components.curate.synthetic.references import UnknownReferenceError, reference
 from components.curate.synthetic.sandbox import run_confined, run_here
+from stagecraft.data.tokenizer import MARKERS, SPECIAL
 
 _TOKEN = re.compile(r"(?P<number>\$?(?<![\w.])\d+(?:\.\d+)?(?!\w))|(?P<sign>\*\*|[-+*/)]|(?<!\w)\(|\bmod\b)|(?P<equal>(?<![=<>!])=(?!=))"
                     r"|(?P<other>\S)")
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d]+")
 _NAMES = {"abs", "min", "max", "floor"}
 _CONSTANTS = {"0", "1", "2", "3", "4", "7", "10", "12", "24", "52", "60", "100", "180", "360", "365", "1000", "3600"}  # need not be stated
-_ASSIGNMENTS = 200_000  # looked at in a puzzle
+_ASSIGNMENTS = 10_000  # looked at in a puzzle
 
 
 def failure(item: Item, trusted: bool) -> str | None:
@@ -29,6 +31,8 @@ def failure(item: Item, trusted: bool) -> str | None:
     """
     if not item.document.rstrip().removesuffix(".").endswith(f" {item.answer}"):
         return "answer_not_stated"
+    if any(mark in item.document or mark in item.prompt for mark in (*SPECIAL, *MARKERS)):
+        return "control_markup"
     if item.check["kind"] != "program" and any(not holds for _, holds in equalities(item.document)):
         return "false_equation"
     if not _stated(item, trusted):
@@ -111,7 +115,7 @@ def _choice(item: Item, trusted: bool) -> str | None:
     if len(options) != 4 or any(not re.search(rf"\b{letter}[).:] *{re.escape(text)}(?![\d.]*\d)", item.document)
                                 for letter, text in options.items()):
         return "options_not_stated"
-    found = [letter for letter, text in options.items() if _shows(text.split()[0].removeprefix("$"), value)]
+    found = [letter for letter, text in options.items() if _shows(text.partition(" ")[0].removeprefix("$"), value)]
     if len(found) != 1:
         return "ambiguous" if found else "wrong_answer"
     return None if found == [item.answer] else "wrong_answer"
@@ -138,18 +142,16 @@ def models(check: dict[str, Any]) -> Iterator[dict[str, Value]]:
     """The assignments of values to variables that meet all constraints of a puzzle.
 
     Raises:
-        ExpressionError: a constraint cannot be evaluated, or there are more than 200,000 assignments.
+        ExpressionError: a constraint cannot be evaluated, or there are none or more than 10,000 assignments.
     """
     names = list(check["variables"])
     domains = [[Fraction(value) if isinstance(value, int) and not isinstance(value, bool) else value for value in values]
                for values in check["variables"].values()]
-    size = 1
-    for domain in domains:
-        size *= len(domain)
+    permuted = check.get("distinct") and all(domain == domains[0] for domain in domains)
+    size = perm(len(domains[0]), len(names)) if permuted else prod(map(len, domains))
     if not 0 < size <= _ASSIGNMENTS:
         raise ExpressionError(f"{size} assignments")
-    every = permutations(domains[0]) if check.get("distinct") and all(len(domain) == len(names) and domain == domains[0]
-                                                                       for domain in domains) else product(*domains)
+    every = permutations(domains[0], len(names)) if permuted else product(*domains)
     for values in every:
         if check.get("distinct") and len(set(values)) < len(values):
             continue
