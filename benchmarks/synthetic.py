@@ -56,8 +56,8 @@ def main() -> None:
     tasks = draw_splits({"sft": params.tasks.sft_rows, "rl": params.tasks.rl_rows, "heldout": params.tasks.heldout_rows},
                         params.tasks.flawed, params.seed, params.tasks.sft_weights)
     index = EvaluationIndex.build(evaluation_texts(tasks))
-    table = Table("family", "items/s", "repeated", "fail", "bounds", "shared", "near", title=f"{options.documents:,} items per "
-                                                                                                        f"family")
+    title = f"{options.documents:,} items per family"
+    table = Table("family", "items/s", "repeated", "fail", "bounds", "shared", "near", title=title)
     for family in FAMILIES:
         table.add_row(*measure(family, options.documents, params, index))
     Console().print(table)

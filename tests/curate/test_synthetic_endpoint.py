@@ -35,16 +35,16 @@ TRACE = {"problem": "Find the greatest common divisor of 84 and 36 with Euclid's
          "solution": "First 84 = 2 * 36 + 12, then 36 = 3 * 12 + 0, so that nothing remains and the divisor is 12." + LONG,
          "function": "gcd", "arguments": [84, 36], "answer": "12"}
 CODE = {"problem": "Write a function that doubles a number.", "solution": "Adding a number to itself gives twice the number." + LONG,
-        "code": "def double(x):\n    return x + x\n", "asserts": ["assert double(2) == 4", "assert double(-1) == -2",
-                                                                  "assert double(0) == 0"]}
+        "code": "def double(x):\n    return x + x\n",
+        "asserts": ["assert double(2) == 4", "assert double(-1) == -2", "assert double(0) == 0"]}
 GOOD = {"economics": TAX, "multiple-choice": QUIZ, "logic": PUZZLE, "algorithmic": TRACE, "code-concepts": CODE}
 BAD = {
     "economics": [({"answer": "351"}, "wrong_answer"), ({"expression": "350"}, "reply_not_checkable"),
                   ({"expression": "350 + 0 * 12 * 40"}, ""),
                   ({"expression": "40 * 12 - 999"}, "input_not_stated"), ({"expression": "40 * twelve"}, ""), ({"answer": "much"}, ""),
                   ({"solution": TAX["solution"].replace("= 350", "= 360")}, "false_equation"), ({"solution": "350"}, "solution_too_short"),
-                  ({"extra": 1}, "reply_of_wrong_form"), ({"answer": 350}, "reply_of_wrong_form"), ({"problem": None},
-                                                                                                    "reply_of_wrong_form"),
+                  ({"extra": 1}, "reply_of_wrong_form"), ({"answer": 350}, "reply_of_wrong_form"),
+                  ({"problem": None}, "reply_of_wrong_form"),
                   ({"expression": "__import__('os').system('true') + 40 * 12"}, "")],
     "multiple-choice": [({"answer": "C"}, "wrong_answer"), ({"answer": "E"}, "reply_of_wrong_form"),
                         ({"options": {"A": "11", "B": "11"}}, ""),
@@ -53,11 +53,11 @@ BAD = {
               ({"constraints": ["Ann < Bob", "Bob < Ann"]}, "contradictory"), ({"constraints": ["Ann < Dan", "Cy != 2"]}, "not_checkable"),
               ({"variables": {"Ann": [1, 2], "Eve": [1, 2]}}, "input_not_stated"),
               ({"variables": {name: list(range(200)) for name in ("Ann", "Bob", "Cy")}}, "not_checkable")],
-    "algorithmic": [({"answer": "6"}, "wrong_answer"), ({"function": "eval"}, "not_checkable"), ({"arguments": [84, 35]},
-                                                                                                 "input_not_stated"),
+    "algorithmic": [({"answer": "6"}, "wrong_answer"), ({"function": "eval"}, "not_checkable"),
+                    ({"arguments": [84, 35]}, "input_not_stated"),
                     ({"arguments": [84]}, "not_checkable"), ({"arguments": {"a": 84}}, "reply_of_wrong_form")],
-    "code-concepts": [({"asserts": ["assert True"] * 3}, "asserts_of_wrong_form"), ({"asserts": CODE["asserts"][:2]},
-                                                                                    "reply_of_wrong_form"),
+    "code-concepts": [({"asserts": ["assert True"] * 3}, "asserts_of_wrong_form"),
+                      ({"asserts": CODE["asserts"][:2]}, "reply_of_wrong_form"),
                       ({"code": "def double(x) return"}, "code_cannot_be_parsed"),
                       ({"asserts": ["import os", "import os", "assert double(1) == 2"]}, "asserts_of_wrong_form"),
                       ({"asserts": ["assert double(2) == 4"] * 3}, "asserts_of_wrong_form")],

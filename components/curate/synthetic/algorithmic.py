@@ -26,8 +26,7 @@ def euclid(random: Random) -> Item:
     text = choose(
         random, f"Use Euclid's algorithm to find the greatest common divisor of {a} and {b}.",
         f"{who} wants to pack {a} {good} and {b} lids into equal boxes, as many boxes as possible and nothing left over. How many boxes "
-        f"can "
-        "there be? Trace the Euclidean algorithm.",
+        "can there be? Trace the Euclidean algorithm.",
         f"What is the largest number that divides both {a} and {b}? Show the divisions of Euclid's algorithm.")
     steps = choose(random, "Divide the larger number by the smaller, then the divisor by the remainder, until nothing remains.",
                    "A common divisor of two numbers also divides the remainder of their division, so the pair can be made smaller.",
@@ -66,8 +65,8 @@ def binary_search(random: Random) -> Item:
             steps, place = steps + ", the value itself.", middle
             break
         smaller = value < wanted
-        steps += choose(random, f", which is too {'small' if smaller else 'large'}.", f", and {wanted} is "
-                                                                                      f"{'larger' if smaller else 'smaller'}.",
+        steps += choose(random, f", which is too {'small' if smaller else 'large'}.",
+                        f", and {wanted} is {'larger' if smaller else 'smaller'}.",
                         f", so go {'right' if smaller else 'left'}.")
         low, high = (middle + 1, high) if smaller else (low, middle - 1)
     if not place:
@@ -118,7 +117,7 @@ def sieve(random: Random) -> Item:
     for prime in range(2, limit + 1):
         if prime * prime > limit:
             steps += " " + choose(random, f"Since {prime} * {prime} = {prime * prime} is more than {limit}, nothing more has to be struck "
-                                          f"out.",
+                                          "out.",
                                   f"The next square, {prime} * {prime} = {prime * prime}, is beyond {limit}, so all that is left is prime.")
             break
         if alive[prime]:
@@ -183,8 +182,8 @@ def shortest_path(random: Random) -> Item:
     text = choose(random, "The roads and their lengths in kilometres are", "A map shows these roads, with kilometres:",
                   "Between the towns there are these roads, the lengths given in kilometres:") + " " + (
         f"{listed([f'{one} to {two} {length}' for one, two, length in roads])}. ") + choose(
-        random, f"How long is the shortest way from {start} to {goal}?", f"Find the distance from {start} to {goal} with Dijkstra's "
-                                                                         f"algorithm.")
+        random, f"How long is the shortest way from {start} to {goal}?",
+            f"Find the distance from {start} to {goal} with Dijkstra's algorithm.")
     steps = choose(random, "Always settle the town with the smallest distance known so far, and look at its neighbours.",
                    "Dijkstra's algorithm fixes the distances from the start in ascending order.")
     known, settled = {start: 0}, set()
@@ -214,9 +213,9 @@ def coins(random: Random) -> Item:
     for total in range(1, amount + 1):
         best.append(1 + min(best[total - coin] for coin in kinds if coin <= total))
     text = choose(random, f"In {land} there are coins of {listed(kinds)} cents. What is the smallest number of coins that makes {amount} "
-                          f"cents?",
+                          "cents?",
                   f"How few coins of {listed(kinds, 'or')} cents are enough to pay {amount} cents in {land}? Build the table of smaller "
-                  f"amounts.")
+                  "amounts.")
     steps = choose(random, "The fewest coins for an amount are one more than the fewest for what is left after one coin.",
                    "Work upwards: for each amount try every coin as the last one.") + (
         f" The table for 1 to {amount} cents reads {commas(best[1:])}. ")
@@ -289,8 +288,7 @@ def majority(random: Random) -> Item:
     text = choose(random, f"The votes in {who} were {commas(votes)}. Which choice has more than half of them? Use the Boyer-Moore vote.",
                   f"Run the majority vote algorithm of Boyer and Moore on {commas(votes)}, one choice of which is in the majority.")
     steps = choose(random, "Keep a candidate and a counter; equal votes raise the counter, others lower it, and at zero the next vote is "
-                           "the new "
-                   "candidate.", "Pairs of different votes cancel out, so a true majority survives.")
+                           "the new candidate.", "Pairs of different votes cancel out, so a true majority survives.")
     candidate, level = "", 0
     for vote in votes:
         if level == 0:
@@ -310,18 +308,18 @@ def common_subsequence(random: Random) -> Item:
     one, two = ("".join(random.choices(letters, k=random.randint(4, 6))) for _ in range(2))
     text = choose(random, f"How long is the longest common subsequence of {one} and {two}? Fill the table row by row.",
                   f"Letters may be left out of {one} and of {two} but not moved. What is the length of the longest word that both can "
-                  f"become?")
+                  "become?")
     steps = choose(random, "An entry is one more than its upper left neighbour where the letters agree, else the larger of the entries "
-                           "above and "
-                   "to the left.", "Equal letters extend the best of the shorter words; different ones take over the better neighbour.")
+                           "above and to the "
+                           "left.", "Equal letters extend the best of the shorter words; different ones take over the better neighbour.")
     row = [0] * (len(two) + 1)
     for letter in one:
         above = row
         row = [0]
         for place, other in enumerate(two, 1):
             row.append(above[place - 1] + 1 if letter == other else max(above[place], row[-1]))
-        steps += " " + choose(random, f"The row of {letter} is {commas(row[1:])}.", f"For the letter {letter} the entries are "
-                                                                                    f"{commas(row[1:])}.",
+        steps += " " + choose(random, f"The row of {letter} is {commas(row[1:])}.",
+                              f"For the letter {letter} the entries are {commas(row[1:])}.",
                               f"Then {letter} gives {commas(row[1:])}.")
     steps += f" The last entry is {row[-1]}."
     return _traced(random, "common subsequence", text, steps, str(row[-1]), "common", [one, two], _NUMBER)

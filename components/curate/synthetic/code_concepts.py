@@ -38,8 +38,8 @@ def draw(random: Random) -> Item:
     note = Template(random.choice(concept.notes)).substitute(given)
     who, town, firm = random.choice(PEOPLE), random.choice(TOWNS), random.choice(FIRMS)
     text = choose(
-        random, f"Write a Python function `{names['f']}` that {task}.", f"Exercise on {concept.topic}: implement `{names['f']}`, which "
-                                                                        f"{task}.",
+        random, f"Write a Python function `{names['f']}` that {task}.",
+        f"Exercise on {concept.topic}: implement `{names['f']}`, which {task}.",
         f"{who} needs a function that {task}, and wants to call it `{names['f']}`.",
         f"For the {firm} in {town} a small helper is wanted: `{names['f']}`, a function that {task}.",
         f"The topic is {concept.topic}. Define `{names['f']}` such that it {task}.") + " " + choose(

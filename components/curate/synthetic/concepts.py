@@ -53,8 +53,18 @@ def _mirrored(random: Random) -> str:
 
 
 def _nested(random: Random, depth: int = 3) -> list[Any]:
-    return [_nested(random, depth - 1) if depth > 1 and random.random() < 0.4 else random.randint(0,
-                                                                                                  20) for _ in range(random.randint(1, 4))]
+    return [_nested(random, depth - 1) if depth > 1 and random.random() < 0.4 else random.randint(0, 20)
+            for _ in range(random.randint(1, 4))]
+
+
+def _list_and_ranges(random: Random) -> Arguments:
+    numbers = _numbers(random, least=4)
+    return numbers, [tuple(sorted(random.choices(range(len(numbers) + 1), k=2))) for _ in range(2)]
+
+
+def _grid(random: Random) -> Arguments:
+    width, height = random.randint(1, 3), random.randint(1, 3)
+    return ([[random.randint(0, 9) for _ in range(width)] for _ in range(height)],)
 
 
 def _flat(value: Any) -> list[int]:
@@ -265,8 +275,7 @@ def $f($xs, $q):
         $r.append($p[$b] - $p[$a])
     return $r
 """,
-        lambda random: ((lambda xs: (xs, [tuple(sorted(random.choices(range(len(xs) + 1), k=2))) for _ in range(2)]))(_numbers(random,
-                                                                                                                               least=4))),
+        _list_and_ranges,
         lambda xs, q: [sum(xs[a:b]) for a, b in q]),
     Concept(
         "stack", "is_balanced brackets_match well_nested check_brackets closes_properly",
@@ -391,10 +400,7 @@ def $f($g):
         $r.append([$w[$c] for $w in reversed($g)])
     return $r
 """,
-        lambda random: ((lambda width: [[random.randint(0, 9) for _ in range(width)] for _ in range(random.randint(1,
-                                                                                                                   3))])(random.randint(1,
-                                                                                                                                        3)),
-                        ),
+        _grid,
         lambda g: [list(column) for column in zip(*g[::-1])]),
     Concept(
         "breadth-first search", "fewest_hops steps_between distance_in_graph hops shortest_links",

@@ -31,12 +31,11 @@ def equilibrium(random: Random) -> Item:
     text = choose(
         random,
         f"In {town} the weekly demand for {good} is Qd = {fixed_d} - {times(slope_d, 'P')} and the supply is Qs = {supply}, where P is the "
-        f"price in "
-        "dollars.",
+        "price in dollars.",
         f"Buyers in {town} want Qd = {fixed_d} - {times(slope_d, 'P')} {good} at the price P, and sellers offer Qs = {supply}.",
         f"The market for {good} has the demand curve Qd = {fixed_d} - {times(slope_d, 'P')} and the supply curve Qs = {supply}.") + " " + (
-        choose(random, "At what price does the market clear?", "What is the equilibrium price?", "Find the price at which nobody is left "
-               "wanting to buy or sell more.") if asks_price else
+        choose(random, "At what price does the market clear?", "What is the equilibrium price?",
+               "Find the price at which nobody is left wanting to buy or sell more.") if asks_price else
         choose(random, "How many are traded in equilibrium?", "What quantity changes hands when the market clears?"))
     steps = choose(
         random, "The market clears where the two quantities are the same.", "In equilibrium what is demanded equals what is supplied.",
@@ -66,8 +65,8 @@ def tax(random: Random) -> Item:
         random,
         f"{country} puts a tax of {levy} dollars on each of the {good} sold, to be paid by the sellers.",
         f"The government of {country} collects {levy} dollars from sellers for every unit in the market for {good}.") + (
-        f" Demand is Qd = {fixed_d} - {times(slope_d, 'P')}, and before the tax supply was Qs = {fixed_s} + {times(slope_s, 'P')}. "
-        f"") + choose(
+        f" Demand is Qd = {fixed_d} - {times(slope_d, 'P')}, and before the tax supply was Qs = {fixed_s} + "
+        f"{times(slope_s, 'P')}. ") + choose(
         random, "What do buyers pay per unit after the tax?", "To what does the price for the buyers rise?")
     steps = (f"Before the tax the price was ({fixed_d} - {fixed_s}) / ({slope_d} + {slope_s}) = {before} dollars. " + choose(
         random, f"With the tax a seller who is paid P keeps only P less {levy}, so that supply becomes a function of that smaller amount.",
@@ -90,7 +89,7 @@ def compound_interest(random: Random) -> Item:
     text = choose(
         random,
         f"{who} puts {amount} dollars into a savings account that pays {rate} percent a year, added to the account at the end of each "
-        f"year.",
+        "year.",
         f"A bank in {town} pays {rate} percent interest per year, compounded yearly, and {who} deposits {amount} dollars.",
         f"{who} lends {amount} dollars at {rate} percent a year; the interest is not paid out but earns interest itself.") + " " + choose(
         random, f"How much is there after {years} years?", f"What has it grown to when {years} years are over?",
@@ -125,8 +124,8 @@ def present_value(random: Random) -> Item:
                    "Discounting is compounding backwards.", "The question is what would have to be invested now to have that sum then.") + (
         f" The growth factor over {wait} is {decimal(Fraction(100 + rate, 100))} ** {years} {is_or_about(factor, 6)}. "
         f"The present value is {payment} / {decimal(Fraction(100 + rate, 100))} ** {years} {is_or_about(value)} dollars. ") + choose(
-        random, "A higher rate would make it smaller.", f"Waiting costs {who} {decimal(payment - Fraction(decimal(value)))} dollars of "
-                                                        f"value.",
+        random, "A higher rate would make it smaller.",
+            f"Waiting costs {who} {decimal(payment - Fraction(decimal(value)))} dollars of value.",
         "The farther away a payment lies, the less it counts now.")
     return problem(random, FAMILY, "present value", text, steps, decimal(value), {
         "kind": "holds", "values": {},
@@ -144,8 +143,8 @@ def elasticity(random: Random) -> Item:
     value = abs(change_q / change_p)
     text = choose(
         random, f"A {firm} raises the price of its {good} from {before_p} to {after_p} dollars, and weekly sales fall from {before_q} to "
-        f"{after_q}.", f"When {good} cost {before_p} dollars, a {firm} sold {before_q} a month; at {after_p} dollars it sells "
-                       f"{after_q}.") + (
+                f"{after_q}.", f"When {good} cost {before_p} dollars, a {firm} sold {before_q} a month; at {after_p} dollars it sells "
+                               f"{after_q}.") + (
         " " + choose(random, "How elastic is demand, in absolute value, by the midpoint method?",
                      "Compute the size of the price elasticity of demand with the midpoint formula."))
     verdict = "elastic, and revenue falls" if value > 1 else "inelastic, and revenue does not fall" if value < 1 else "of unit elasticity"
@@ -194,15 +193,14 @@ def break_even(random: Random) -> Item:
     good, firm, town = random.choice(GOODS), random.choice(FIRMS), random.choice(TOWNS)
     text = choose(
         random, f"A {firm} in {town} has fixed costs of {fixed} dollars a month. Its {good} cost {variable} dollars each to make and sell "
-                f"for "
-        f"{price} dollars.", f"Rent and wages cost a {firm} {fixed} dollars per month whatever it sells. It earns {price} dollars for each "
-                             f"of "
-        f"its {good} and spends {variable} dollars on materials for it.") + " " + choose(
+                f"for {price} "
+                "dollars.", f"Rent and wages cost a {firm} {fixed} dollars per month whatever it sells. It earns {price} dollars for each "
+                            f"of its {good} and spends {variable} dollars on materials for it.") + " " + choose(
         random, "How many must it sell to break even?", "At what monthly quantity is the profit zero?")
     steps = choose(random, "Every unit sold leaves a margin that goes towards the fixed costs.",
                    "Profit is the margin per unit times the quantity, less the fixed costs.") + (
-        f" The margin is {price} - {variable} = {margin} dollars. The fixed costs are covered after {fixed} / {margin} = {units} units. "
-        f"") + (
+        f" The margin is {price} - {variable} = {margin} dollars. The fixed costs are covered after {fixed} / {margin} = {units} "
+        "units. ") + (
         choose(random, f"Check: revenue is {price} * {units} = {price * units} and total cost is {fixed} + {variable} * {units} = "
                f"{fixed + variable * units}.", f"From the next unit on, each brings {margin} dollars of profit.",
                f"If the price fell by one dollar, the margin would be {margin - 1} and the break-even quantity larger."))
@@ -220,7 +218,7 @@ def monopoly(random: Random) -> Item:
         random, f"The only seller of {good} in {town} faces the demand P = {intercept} - {times(slope, 'Q')} and makes each unit for "
                 f"{cost} dollars.",
         f"A monopolist sells {good}. Demand is P = {intercept} - {times(slope, 'Q')}, marginal cost is {cost} dollars, and there are no "
-        f"fixed costs.") + (
+        "fixed costs.") + (
         " " + choose(random, "Which quantity earns the most?", "Find the quantity that maximises profit."))
     steps = choose(random, "Marginal revenue has the same intercept as demand and twice its slope.",
                    "Revenue is price times quantity, so one unit more also lowers the price of all the others.") + (

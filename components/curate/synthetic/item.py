@@ -57,8 +57,8 @@ def problem(random: Random, family: str, topic: str, text: str, steps: str, answ
 
 def task_row(item: Item, number: int) -> dict[str, Any]:
     """The item as a row of tasks/synthetic.jsonl, with a demonstration that thinks and then answers."""
-    verifier = {"kind": "number", "answer": int(item.answer)} if _INTEGER.fullmatch(item.answer) else {"kind": "text",
-                                                                                                       "answer": item.answer}
+    is_integer = _INTEGER.fullmatch(item.answer) is not None
+    verifier = {"kind": "number", "answer": int(item.answer)} if is_integer else {"kind": "text", "answer": item.answer}
     return {"id": f"{item.family}-{number:06d}", "family": item.family, "topic": item.topic,
             "messages": [{"role": "user", "content": item.prompt}], "verifier": verifier,
             "demonstration": assistant(item.answer, item.working)}

@@ -36,9 +36,9 @@ def ordering(random: Random) -> Item:
     whole = random.random() < 0.6
     place = random.randrange(len(people))
     text = choose(
-        random, f"{listed(people)} took part in {event} in {town}, without ties.", f"In {event} in {town} there were {len(people)} "
-                                                                                   f"entrants: "
-        f"{commas(people)}. No two did equally well.", f"After {event} in {town} {listed(people)} remember this about their places.") + (
+        random, f"{listed(people)} took part in {event} in {town}, without ties.",
+        f"In {event} in {town} there were {len(people)} entrants: {commas(people)}. No two did equally "
+        "well.", f"After {event} in {town} {listed(people)} remember this about their places.") + (
         " " + " ".join(sentence for sentence, _, _ in clues) + " ") + (
         choose(random, "In which order did they come in?", "What was the order, from first to last?") if whole else
         f"Who was {_PLACES[place]}?")
@@ -121,12 +121,12 @@ def assignment(random: Random) -> Item:
     asked = random.choice(range(1, len(people) + 1))
     found = next(name for name in people if hidden[name] == asked)
     text = choose(
-        random, f"{listed(people)} are to be matched with {listed(things)}, one each.", f"Of {listed(people)} each belongs to exactly one "
-                                                                                        f"of "
-        f"these: {commas(things)}.", f"A few facts suffice to match {listed(people)} with {listed(things)}, one to one.") + (
+        random, f"{listed(people)} are to be matched with {listed(things)}, one each.",
+        f"Of {listed(people)} each belongs to exactly one of these: "
+        f"{commas(things)}.", f"A few facts suffice to match {listed(people)} with {listed(things)}, one to one.") + (
         " " + " ".join(sentence for sentence, _, _ in clues) + " " + frame[2].format(things[asked - 1]))
-    steps = choose(random, f"At first {left[0]} ways to match them are possible.", f"{len(people)} persons can be matched in {left[0]} "
-                                                                                   f"ways.")
+    steps = choose(random, f"At first {left[0]} ways to match them are possible.",
+                   f"{len(people)} persons can be matched in {left[0]} ways.")
     for (sentence, _, _), count in zip(clues, left[1:]):
         said = _within(sentence)
         steps += " " + choose(random, f"Since {said}, {count} remain{'s' if count == 1 else ''}.", f"Knowing that {said} leaves {count}.",
@@ -276,7 +276,7 @@ def inference(random: Random) -> Item:
         reason = (f"That a consequence holds does not say that its condition does: something else may be the reason why {facts[-1]}."
                   if backwards else
                   f"That the first condition fails says nothing about what comes after it: it may be that {facts[place]} for another "
-                  f"reason.")
+                  "reason.")
         verdict = choose(random, "The conclusion may be false although all statements are true.", "So nothing of the kind follows.",
                          "A case with true premises and a false conclusion is possible.")
     steps = choose(random, f"The conditions form a chain: {chain}.",

@@ -46,11 +46,10 @@ def percent(random: Random) -> Item:
     question = choose(
         random, f"The price of a set of {good} {'rises' if up else 'falls'} by {rate} percent from {price} dollars. What is the new price?",
         f"{who} {'adds' if up else 'takes'} {rate} percent {'to' if up else 'off'} a price of {price} dollars for {good}. What do they "
-        f"cost now?")
+        "cost now?")
     steps = choose(random, "The change is a share of the old price.", "Percent are hundredths of what was there before.") + (
         f" It is {price} * {rate} / 100 {is_or_about(change)} dollars, so the new price is {price} {'+' if up else '-'} {decimal(change)} "
-        f"= "
-        f"{decimal(value)} dollars.")
+        f"= {decimal(value)} dollars.")
     return _item(random, "percent", question, steps, value, [price + rate if up else price - rate, change, 2 * price - value], "dollars",
                  f"{price} * (100 {'+' if up else '-'} {rate}) / 100")
 
@@ -67,9 +66,9 @@ def mean(random: Random) -> Item:
         f"What is the arithmetic mean of the numbers {commas(numbers)}, which {who} counted?")
     steps = choose(random, "Add up and divide by how many there are.", "The mean is the sum divided by the count.") + (
         f" The sum is {' + '.join(map(str, numbers))} = {total}, and {total} / {count} {is_or_about(value)}. ") + choose(
-        random, f"The median, "
-                f"{decimal(Fraction(sum(sorted(numbers)[(count - 1) // 2:count // 2 + 1]), count // 2 - (count - 1) // 2 + 1))}, "
-        "is another kind of middle.", f"The number of values is {count}, not {count - 1} or {count + 1}.")
+        random, "The median, "
+                f"{decimal(Fraction(sum(sorted(numbers)[(count - 1) // 2:count // 2 + 1]), count // 2 - (count - 1) // 2 + 1))}, is "
+                "another kind of middle.", f"The number of values is {count}, not {count - 1} or {count + 1}.")
     return _item(random, "mean", question, steps, value, [middle, Fraction(total, count - 1), Fraction(total, count + 1)], "",
                  f"({' + '.join(map(str, reversed(numbers)))}) / {count}")
 
@@ -117,8 +116,8 @@ def weekday(random: Random) -> Item:
     rest = days % divisor
     question = choose(
         random, f"Today is {_DAYS[start]}. {who} will be back in {days} days. How many days after a {_DAYS[start]} does that day of the "
-                f"week "
-        "come?", f"{who} starts on a {_DAYS[start]} and stops {days} days later. By how many days is the weekday then shifted?")
+                "week "
+                "come?", f"{who} starts on a {_DAYS[start]} and stops {days} days later. By how many days is the weekday then shifted?")
     steps = choose(random, "Whole weeks do not change the weekday, so only the remainder counts.", "Weekdays repeat every 7 days.") + (
         f" {days} / 7 leaves a remainder: 7 * {days // 7} = {7 * (days // 7)} and {days} - {7 * (days // 7)} = {rest}. "
         f"The weekday is {_DAYS[(start + rest) % 7]}.")
@@ -151,13 +150,12 @@ def both_sets(random: Random) -> Item:
     question = choose(
         random, f"Of {total} pupils in {town}, {one} like {sport}, {two} like {other}, and {neither} like neither. How many like both?",
         f"A club in {town} has {total} members. {one} play {sport}, {two} play {other}, {neither} play none of the two. How many play "
-        f"both?")
+        "both?")
     steps = choose(random, "Adding the two groups counts those in both twice.", "Whoever is in both groups was counted two times.") + (
         f" In at least one group are {total} - {neither} = {total - neither}. The groups together have {one} + {two} = {one + two}, "
         f"so {one + two} - {total - neither} = {both} are in both.")
-    return _item(random, "two groups", question, steps, both, [one + two - total if one + two > total else only_one, only_two,
-                                                               both + neither],
-                 "", f"{one} + {two} + {neither} - {total}")
+    mistakes = [one + two - total if one + two > total else only_one, only_two, both + neither]
+    return _item(random, "two groups", question, steps, both, mistakes, "", f"{one} + {two} + {neither} - {total}")
 
 
 def selections(random: Random) -> Item:
@@ -176,8 +174,7 @@ def selections(random: Random) -> Item:
     steps = choose(random, "The order does not matter, so every choice was counted several times.",
                    "Count with order first and then divide by the number of orders.") + (
         f" In order there are {' * '.join(str(people - taken) for taken in range(chosen))} = {ordered} ways. Each choice has {orders} "
-        f"orders, "
-        f"and {ordered} / {orders} = {value}.")
+        f"orders, and {ordered} / {orders} = {value}.")
     return _item(random, "selections", question, steps, value, [ordered, people**chosen, people * chosen], "",
                  " * ".join(f"({people} - {taken}) / ({taken} + 1)" for taken in range(chosen)))
 
@@ -210,7 +207,7 @@ def density(random: Random) -> Item:
     per = decimal(Fraction(grams, 10))
     question = choose(
         random, f"A block of {material} is {sides[0]} by {sides[1]} by {sides[2]} centimetres; the density is {per} grams per cubic "
-                f"centimetre.",
+                "centimetre.",
         f"{material.capitalize()} weighs {per} grams per cubic centimetre. A brick of it measures {sides[0]}, {sides[1]} and {sides[2]} "
         "centimetres.") + choose(random, " What is its mass?", " How heavy is it?")
     steps = choose(random, "Mass is density times volume.", "The volume of a block is the product of its three sides.") + (

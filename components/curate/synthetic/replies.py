@@ -22,38 +22,30 @@ Text = Annotated[str, Field(min_length=1, max_length=8000)]
 Expression = Annotated[str, Field(min_length=3, max_length=500)]
 
 _EXPRESSION = ("\"expression\": one arithmetic expression over numbers that the problem states, with + - * / // % ** and parentheses, abs, "
-               "min, max and "
-               "floor, whose value is the answer")
+               "min, max and floor, whose value is the answer")
 _FORMS = {
     "code-concepts": (
         'Write an exercise about a small Python function. Members: "problem", "solution" (why it works, in words), "code" (the function '
-        'alone, no '
-        'imports, no input or output), "asserts" (3 to 6 lines of the form `assert f(...) == literal`).'),
+        'alone, no imports, no input or output), "asserts" (3 to 6 lines of the form `assert f(...) == literal`).'),
     "algorithmic": (
         'Write an exercise that traces an algorithm on concrete input. Members: "problem" (it states all the input), "solution" (every '
-        'step), '
-        '"function" (one of {functions}), "arguments" (a list of its arguments), "answer" (what the function gives, as text; a list as '
-        '"1, 2, 3").'),
+        'step), "function" (one of {functions}), "arguments" (a list of its arguments), "answer" (what the function gives, as text; a list '
+        'as "1, 2, 3").'),
     "logic": (
         'Write a logic puzzle with exactly one solution. Members: "problem", "solution", "variables" (an object: name of a person or thing '
-        'that '
-        'the problem names, one word each -> list of the integers or of the truth values it may have), "distinct" (true if no two have the '
-        'same '
-        'value), "constraints" (a list of conditions on the variables, written with == != < <= > >= + - and or not), "asked" (a value), '
-        '"answer" '
-        '(the names with that value in the order of the variables, joined by " and ").'),
+        'that the problem names, one word each -> list of the integers or of the truth values it may have), "distinct" (true if no two '
+        'have the same value), "constraints" (a list of conditions on the variables, written with == != < <= > >= + - and or not), "asked" '
+        '(a value), "answer" (the names with that value in the order of the variables, joined by " and ").'),
     "multiple-choice": (
         'Write a multiple-choice question whose answer is computed. Members: "question" (without the options), "options" (an object with '
-        'the '
-        'members A, B, C, D: a number, perhaps followed by a unit), "solution", ' + _EXPRESSION + ', "answer" (the letter).'),
+        'the members A, B, C, D: a number, perhaps followed by a unit), "solution", ' + _EXPRESSION + ', "answer" (the letter).'),
     "economics": (
         'Write an exercise in economics with worked numbers. Members: "problem", "solution", ' + _EXPRESSION + ', "answer" (a plain '
-                                                                                                               'decimal '
-        "number, rounded to at most two decimals)."),
+        'decimal number, rounded to at most two decimals).'),
 }
 _COMMON = ("Topic: {topic}. Use these words if they fit: {words}. It is exercise number {number}: make it unlike the others. Reply with "
-           "one JSON object "
-           "and nothing else; all members are needed, no others are allowed. State equations between numbers only if they hold.")
+           "one JSON object and nothing else; all members are needed, no others are allowed. State equations between numbers only if they "
+           "hold.")
 
 
 class BadReplyError(ValueError):
@@ -135,8 +127,8 @@ def _code(random: Random, found: _Code) -> Item:
     document = (f"{found.problem}\n\n{found.solution}\n\n```python\n{code}```\n\n```python\n{tests}\n```\n\n"
                 f"In particular the value of `{call}` is {value}.\n")
     prompt = f"Here is a Python function.\n\n{code}\nWhat does `{call}` return? Answer with the value alone, as Python shows it."
-    return Item("code-concepts", "by a model", document, prompt, found.solution, value, {"kind": "program", "code": code,
-                                                                                         "asserts": found.asserts})
+    return Item("code-concepts", "by a model", document, prompt, found.solution, value,
+                {"kind": "program", "code": code, "asserts": found.asserts})
 
 
 def _tested(found: _Code) -> tuple[str, str]:
