@@ -8,7 +8,20 @@ from itertools import combinations, groupby, pairwise
 from random import Random
 from typing import Any
 
-Arguments = tuple[Any, ...]
+from components.curate.synthetic.cases import (
+    Arguments,
+    Graph,
+    balanced,
+    binomial,
+    flat,
+    grid,
+    layers,
+    list_and_ranges,
+    mirrored,
+    nested,
+    numbers,
+    word,
+)
 
 
 @dataclass(frozen=True)
@@ -38,45 +51,6 @@ class Concept:
     constants: tuple[tuple[str, Callable[[Random], int]], ...] = ()
 
 
-def _numbers(random: Random, low: int = -9, high: int = 30, least: int = 3, most: int = 8) -> list[int]:
-    return [random.randint(low, high) for _ in range(random.randint(least, most))]
-
-
-def _word(random: Random, least: int = 3, most: int = 9, letters: str = "abcdeimnorst") -> str:
-    return "".join(random.choices(letters, k=random.randint(least, most)))
-
-
-def _mirrored(random: Random) -> str:
-    """A palindrome more often than not."""
-    half = _word(random, 2, 4)
-    return half + random.choice(("", "x")) + half[::-1] if random.random() < 0.6 else half + _word(random)
-
-
-def _nested(random: Random, depth: int = 3) -> list[Any]:
-    return [_nested(random, depth - 1) if depth > 1 and random.random() < 0.4 else random.randint(0, 20)
-            for _ in range(random.randint(1, 4))]
-
-
-def _list_and_ranges(random: Random) -> Arguments:
-    numbers = _numbers(random, least=4)
-    return numbers, [tuple(sorted(random.choices(range(len(numbers) + 1), k=2))) for _ in range(2)]
-
-
-def _grid(random: Random) -> Arguments:
-    width, height = random.randint(1, 3), random.randint(1, 3)
-    return ([[random.randint(0, 9) for _ in range(width)] for _ in range(height)],)
-
-
-def _flat(value: Any) -> list[int]:
-    return [int(each) for each in str(value).replace("[", " ").replace("]", " ").replace(",", " ").split()]
-
-
-def _balanced(text: str) -> bool:
-    while "()" in text or "[]" in text:
-        text = text.replace("()", "").replace("[]", "")
-    return not text
-
-
 _ITEMS = "numbers values items entries readings amounts scores data"
 _RESULT = "result found answer collected output kept"
 _TOTAL = "total running_sum amount acc tally"
@@ -100,8 +74,8 @@ def $f($xs):
             $t += $k * $x
     return $t
 """,
-        lambda random: (_nested(random),),
-        lambda xs, k: k * sum(_flat(xs)),
+        lambda random: (nested(random),),
+        lambda xs, k: k * sum(flat(xs)),
         (("k", lambda random: random.randint(2, 40)),)),
     Concept(
         "two pointers", "has_pair_with_sum pair_sums_to two_sum_sorted can_make_sum pair_exists",
@@ -126,7 +100,7 @@ def $f($xs, $t):
             $j -= 1
     return False
 """,
-        lambda random: (sorted(_numbers(random, 1, 30)), random.randint(8, 45)),
+        lambda random: (sorted(numbers(random, 1, 30)), random.randint(8, 45)),
         lambda xs, t: any(a + b == t for a, b in combinations(xs, 2))),
     Concept(
         "palindrome", "is_palindrome reads_both_ways mirrors_itself same_backwards is_symmetric",
@@ -146,7 +120,7 @@ def $f($s):
         $j -= 1
     return misses <= $k
 """,
-        lambda random: (_mirrored(random),),
+        lambda random: (mirrored(random),),
         lambda s, k: sum(a != b for a, b in zip(s, s[::-1])) // 2 <= k,
         (("k", lambda random: random.randint(0, 2)),)),
     Concept(
@@ -169,7 +143,7 @@ def $f($xs, $v):
             $j = $m
     return $i
 """,
-        lambda random: (sorted(_numbers(random, 0, 40)), random.randint(0, 40)),
+        lambda random: (sorted(numbers(random, 0, 40)), random.randint(0, 40)),
         lambda xs, v: sum(x < v for x in xs)),
     Concept(
         "hash map", "first_repeated earliest_repeat first_duplicate seen_before repeated_value",
@@ -188,7 +162,7 @@ def $f($xs):
             return $x
     return None
 """,
-        lambda random: (_numbers(random, 1, 5, 4, 9),),
+        lambda random: (numbers(random, 1, 5, 4, 9),),
         lambda xs, k: next((x for i, x in enumerate(xs) if xs[:i + 1].count(x) == k), None),
         (("k", lambda random: random.randint(2, 4)),)),
     Concept(
@@ -212,7 +186,7 @@ def $f($s):
         $i = $j
     return "".join($r)
 """,
-        lambda random: (_word(random, 3, 9, "aab"),),
+        lambda random: (word(random, 3, 9, "aab"),),
         lambda s: "".join(letter + str(len(list(run))) for letter, run in groupby(s))),
     Concept(
         "cipher", "shift_letters rotate_text caesar encode_word move_letters",
@@ -233,7 +207,7 @@ def $f($s):
             $r += $c
     return $r
 """,
-        lambda random: (_word(random) + random.choice(("", " ", "-", "!")) + _word(random, 0, 4),),
+        lambda random: (word(random) + random.choice(("", " ", "-", "!")) + word(random, 0, 4),),
         lambda s, k: s.translate({97 + i: 97 + (i + k) % 26 for i in range(26)}),
         (("k", lambda random: random.randint(1, 25)),)),
     Concept(
@@ -254,7 +228,7 @@ def $f($xs):
         $b = max($b, $w)
     return $b
 """,
-        lambda random: (_numbers(random, 0, 30, 5, 9),),
+        lambda random: (numbers(random, 0, 30, 5, 9),),
         lambda xs, k: max(sum(xs[i:i + k]) for i in range(len(xs) - k + 1)),
         (("k", lambda random: random.randint(2, 5)),)),
     Concept(
@@ -275,7 +249,7 @@ def $f($xs, $q):
         $r.append($p[$b] - $p[$a])
     return $r
 """,
-        _list_and_ranges,
+        list_and_ranges,
         lambda xs, q: [sum(xs[a:b]) for a, b in q]),
     Concept(
         "stack", "is_balanced brackets_match well_nested check_brackets closes_properly",
@@ -296,7 +270,7 @@ def $f($s):
     return not $st
 """,
         lambda random: ("".join(random.choice(("()", "[]", "([])", "[()]", "(", "]", "()[]")) for _ in range(random.randint(1, 4))),),
-        _balanced),
+        balanced),
     Concept(
         "dynamic programming", "ways_up count_climbs step_patterns stair_ways climb_count",
         {"n": "stairs height steps rungs", "w": "ways table counts known", "i": "stair here level rung", "t": _TOTAL},
@@ -315,7 +289,7 @@ def $f($n):
     return $w[$n]
 """,
         lambda random: (random.randint(1, 18),),
-        lambda n, k: sum(_choose(n - j * k + j, j) for j in range(n // k + 1)),
+        lambda n, k: sum(binomial(n - j * k + j, j) for j in range(n // k + 1)),
         (("k", lambda random: random.randint(2, 5)),)),
     Concept(
         "greedy choice", "most_meetings max_bookings plan_day pick_intervals schedule",
@@ -334,7 +308,7 @@ def $f($xs):
             $e = $b
     return $n
 """,
-        lambda random: ([(start, start + random.randint(1, 6)) for start in _numbers(random, 0, 15, 2, 5)],),
+        lambda random: ([(start, start + random.randint(1, 6)) for start in numbers(random, 0, 15, 2, 5)],),
         lambda xs: max(size for size in range(len(xs) + 1) for chosen in combinations(sorted(xs), size)
                        if all(a[1] <= b[0] for a, b in pairwise(chosen)))),
     Concept(
@@ -367,7 +341,7 @@ def $f($xs):
     for $i in range(0, len($xs), $k):
         yield $xs[$i:$i + $k]
 """,
-        lambda random: (_numbers(random, 0, 20, 4, 9),),
+        lambda random: (numbers(random, 0, 20, 4, 9),),
         lambda xs, k: [[xs[i] for i in range(len(xs)) if i // k == part] for part in range((len(xs) + k - 1) // k)],
         (("k", lambda random: random.randint(2, 5)),)),
     Concept(
@@ -384,7 +358,7 @@ def $f($xs):
         $r &= set($x)
     return sorted($r)
 """,
-        lambda random: ([_numbers(random, 1, 8, 4, 7) for _ in range(random.randint(2, 3))],),
+        lambda random: ([numbers(random, 1, 8, 4, 7) for _ in range(random.randint(2, 3))],),
         lambda xs: [n for n in range(-9, 40) if all(n in x for x in xs)]),
     Concept(
         "matrix", "rotate_grid turn_clockwise quarter_turn rotated spin_board",
@@ -400,7 +374,7 @@ def $f($g):
         $r.append([$w[$c] for $w in reversed($g)])
     return $r
 """,
-        _grid,
+        grid,
         lambda g: [list(column) for column in zip(*g[::-1])]),
     Concept(
         "breadth-first search", "fewest_hops steps_between distance_in_graph hops shortest_links",
@@ -424,9 +398,9 @@ def $f($g, $a, $b):
                 $q.append($m)
     return -1
 """,
-        lambda random: ((lambda n: (_Graph((node, random.sample(range(n), random.randint(1, 2))) for node in range(n)),
+        lambda random: ((lambda n: (Graph((node, random.sample(range(n), random.randint(1, 2))) for node in range(n)),
                                     *random.sample(range(n), 2)))(random.randint(3, 5))),
-        lambda g, a, b: next((step for step, nodes in enumerate(_layers(g, a)) if b in nodes), -1)),
+        lambda g, a, b: next((step for step, nodes in enumerate(layers(g, a)) if b in nodes), -1)),
     Concept(
         "sorting with a key", "by_last_digit order_items arranged sort_records ranked",
         {"xs": _ITEMS, "x": "entry value number item", "a": "key rank order_of measure"},
@@ -440,7 +414,7 @@ def $f($xs):
         return ($x % $k, -$x)
     return sorted($xs, key=$a)
 """,
-        lambda random: (_numbers(random, 0, 60, 4, 8),),
+        lambda random: (numbers(random, 0, 60, 4, 8),),
         lambda xs, k: [x for rest in range(k) for x in sorted(xs, reverse=True) if x % k == rest],
         (("k", lambda random: random.randint(3, 12)),)),
     Concept(
@@ -486,26 +460,3 @@ def $f(times):
         lambda times, k: list(range(0, k * times + 1, k)),
         (("k", lambda random: random.randint(2, 60)),)),
 )
-
-
-class _Graph(dict):  # type: ignore[type-arg]
-    """Written as a call, so that documents hold no braces, which some filters take for markup."""
-
-    def __repr__(self) -> str:
-        return f"dict({list(self.items())!r})"
-
-
-def _layers(graph: dict[int, list[int]], start: int) -> list[set[int]]:
-    """What is reached after 0, 1, 2, ... links, whatever the route."""
-    layers = [{start}]
-    for _ in graph:
-        layers.append({other for node in layers[-1] for other in graph.get(node, [])})
-    return layers
-
-
-def _choose(n: int, k: int) -> int:
-    """Binomial coefficient from Pascal's triangle."""
-    row = [1]
-    for _ in range(n):
-        row = [1, *(a + b for a, b in pairwise(row)), 1]
-    return row[k]
