@@ -106,6 +106,8 @@ def make(params: SyntheticParams, seed: int, index: EvaluationIndex, results: Pa
                     documents.append(item)
                 elif (row := _row(item, len(rows), index, account)) is not None:
                     rows.append(row)
+                else:
+                    continue
                 if not endpoint:
                     bar.advance()
                 if len(documents) + len(rows) == wanted[family]:
