@@ -9,6 +9,7 @@ from pydantic import Field
 
 from components.curate.categories import CATEGORIES
 from components.curate.rules.bounds import RuleBounds
+from components.curate.synthetic.families import FAMILIES as SYNTHETIC_FAMILIES
 from stagecraft.contract.params import params
 from stagecraft.data.tasks import check_families
 from stagecraft.data.tokenizer import SMALLEST_VOCABULARY
@@ -96,6 +97,45 @@ class TaskParams:
 
 
 @params
+class EndpointParams:
+    """The OpenAI endpoint whose model writes the synthetic data.
+
+    Args:
+        url: base URL, `/v1` included; empty: templates write them, and the rest does not matter.
+        key_variable: environment variable with the key; empty: the endpoint asks for none.
+        concurrency: requests under way at a time.
+        max_retries: of a request that fails with 429, 5xx or on the way, with growing pauses.
+    """
+
+    url: Annotated[str, Field(pattern=r"^(https?://\S+)?$")]
+    model: str
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_0-9]*$")]
+    temperature: Annotated[float, Field(ge=0, le=2)]
+    max_tokens: Positive
+    concurrency: Positive
+    timeout_seconds: Annotated[float, Field(gt=0)]
+    max_retries: Annotated[int, Field(ge=0)]
+
+    def __post_init__(self) -> None:
+        if self.url and not self.model:
+            raise ValueError("the endpoint has a url but no model")
+
+
+@params
+class SyntheticParams:
+    """The documents made here: how many by family (a family left out is not made), and task rows per family."""
+
+    documents: dict[str, Annotated[int, Field(ge=0)]]
+    task_rows: Annotated[int, Field(ge=0)]
+    endpoint: EndpointParams
+
+    def __post_init__(self) -> None:
+        for family in self.documents:
+            if family not in SYNTHETIC_FAMILIES:
+                raise ValueError(f"unknown synthetic family {family!r}; there are {', '.join(SYNTHETIC_FAMILIES)}")
+
+
+@params
 class Params:
     """Parameters of the stage.
 
@@ -118,6 +158,7 @@ class Params:
     workers: Positive
     memory_bytes: Positive
     max_document_bytes: Positive
+    synthetic: SyntheticParams
     languages: list[str]
     min_language_probability: Share
     quality: QualityParams

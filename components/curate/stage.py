@@ -16,6 +16,8 @@ from components.curate.reading.listing import list_files
 from components.curate.report import build_report, render
 from components.curate.shards.plan import Shard, draw_sample, plan_shards
 from components.curate.shards.run import run_shards
+from components.curate.synthetic import SOURCE as SYNTHETIC
+from components.curate.synthetic.make import make
 from components.curate.tiers.classifier import train
 from components.curate.tiers.seeds import default_seeds, read_seeds
 from components.curate.vocabulary import make_tokenizer
@@ -41,27 +43,33 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         outputs: `corpus`, a directory: tokenizer/, tokens/, blend.json, heldout/text.jsonl, tasks/*.jsonl, report.json, report.html.
 
     Returns:
-        documents, bytes, tokens, held-out sizes, bytes per token, documents removed by each step, rows of tasks.
+        documents, bytes, tokens, held-out sizes, bytes per token, documents removed by each step, rows of tasks, synthetic documents.
 
     Raises:
-        UserError: no readable input, nothing left after the rules, too little text for the vocabulary, a weight for nothing.
+        UserError: no readable input, nothing left after the rules, too little text for the vocabulary, a weight for nothing, an
+            endpoint that cannot be used.
     """
     corpus = outputs["corpus"]
     results = log.cache
     tasks = draw_tasks(params, corpus)
     seeds = default_seeds() if params.seeds == "default" else read_seeds(Path(params.seeds))
     train(seeds).save(results / "classifier.npz")
-    EvaluationIndex.build(evaluation_texts(tasks)).save(results / "evaluation.npz")
+    evaluation = EvaluationIndex.build(evaluation_texts(tasks))
+    evaluation.save(results / "evaluation.npz")
 
     files = list_files(params.input)
-    sample = draw_sample(files, params.sample_bytes)
+    synthetic = make(params.synthetic, params.seed, evaluation, results, log)
+    assert_disjoint({**tasks, "synthetic": synthetic.rows})
+    write_rows(corpus / "tasks" / "synthetic.jsonl", synthetic.rows)
+    sample = [*draw_sample(files, params.sample_bytes), *synthetic.files]
     shards = plan_shards(sample, params.shards, shard_basis(params, results))
     with log.bar("curating", total=len(shards) + _LATER_STEPS) as bar:
         worked = run_shards(shards, results, params, log.work / "datatrove", lambda done: bar.advance(done - bar.done))
         log.note(f"{worked} of {len(shards)} shards worked through, the others' results were there")
         catalogue, funnel = gather(shards, results, params, log)
         bar.advance()
-        heldout = catalogue.heldout(params.heldout_share)
+        # Synthetic documents share their templates: one held out would be judged by those trained on.
+        heldout = catalogue.heldout(params.heldout_share) & (catalogue.column("source") != SYNTHETIC)
         if not heldout.any() or (heldout == catalogue.kept).all():
             raise UserError(f"{len(catalogue)} documents are too few to hold out a share of {params.heldout_share}",
                             where="curate.heldout_share", mend="give more documents or another share")
@@ -71,8 +79,9 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         token_files = write_tokens(corpus, tokenizer, catalogue, heldout, params.blend.long_min_characters, bar.advance)
         phases = write_blends(corpus, token_files, params.blend)
         metrics = {**sizes(token_files, tokenizer.get_vocab_size()), **funnel.metrics(),
-                   **{f"tasks_{name}": len(rows) for name, rows in tasks.items()}}
-        report = build_report(params, files, sample, funnel, catalogue, token_files, phases, tasks, seeds, metrics)
+                   **{f"tasks_{name}": len(rows) for name, rows in tasks.items()}, **synthetic.metrics(catalogue)}
+        report = build_report(params, [*files, *synthetic.files], sample, funnel, catalogue, token_files, phases, tasks, seeds, metrics)
+        report["synthetic"] = synthetic.report(catalogue)
         write_json(corpus / "report.json", report)
         for directory in (corpus, log.work):
             write_atomic(directory / "report.html", render(report))

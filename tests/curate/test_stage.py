@@ -23,9 +23,12 @@ from stagecraft.data.tasks import FAMILIES, prompt_key, read_rows
 from stagecraft.data.tokenizer import load_tokenizer
 
 PHASE = {"tokens": 100_000, "categories": {}, "tiers": [1, 1, 1, 1, 1]}
+SYNTHETIC = {"documents": {}, "task_rows": 0, "endpoint": {
+    "url": "", "model": "", "key_variable": "", "temperature": 0.8, "max_tokens": 1000, "concurrency": 2, "timeout_seconds": 5.0,
+    "max_retries": 2}}
 VALUES = {
     "seed": 0, "input": "system", "sample_bytes": 10_000_000, "shards": 3, "workers": 1, "memory_bytes": 100_000_000,
-    "max_document_bytes": 100_000, "languages": [], "min_language_probability": 0.6,
+    "max_document_bytes": 100_000, "synthetic": SYNTHETIC, "languages": [], "min_language_probability": 0.6,
     "quality": {"min_characters": 100, "max_characters": 100_000, "max_line_characters": 2000, "min_letter_share": 0.6,
                 "min_ascii_share": 0.97, "max_repeated_share": 0.3},
     "rules": {"families": [], "bounds": {}}, "near_duplicate_similarity": 0.75, "seeds": "default",

@@ -27,6 +27,7 @@ from components.curate.rules import RuleBounds, failed_rule, scan
 from components.curate.shards.plan import read_plan
 from components.curate.shards.store import Writer
 from components.curate.shards.tally import Tally
+from components.curate.synthetic import SOURCE as SYNTHETIC
 from components.curate.tiers.classifier import Classifier, tier
 from stagecraft.contract.files import write_atomic
 
@@ -134,7 +135,7 @@ class Language(Step):
 
 
 class Quality(Step):
-    """The bounds for all texts, then the published rule sets for those that are not code."""
+    """The bounds for all texts; then the published rule sets, which pick prose from the web, for what is neither code nor synthetic."""
 
     name = "quality"
 
@@ -143,7 +144,7 @@ class Quality(Step):
 
     def apply(self, document: Document) -> tuple[str, str] | None:
         rule = broken_bound(document.text, self.job.params.quality)
-        if rule is None and document.metadata["language"] != CODE:
+        if rule is None and document.metadata["language"] != CODE and document.metadata["source"] != SYNTHETIC:
             rule = failed_rule(document.text, self.bounds)
         return rule and (rule, rule.replace("_", " "))
 
