@@ -11,12 +11,14 @@ import pyarrow
 import pyarrow.parquet
 import xxhash
 
-from components.curate.dedup.clusters import find_duplicates
+from components.curate.dedup.clusters import KEPT, find_duplicates
+from components.curate.dedup.substrings import Cut, cut, find_repeated, passage
 from components.curate.shards import store
 from components.curate.shards.tally import Tally
+from stagecraft.data.lineage import DUPLICATES
 
 _COLUMNS = ("id", "source", "path", "category", "tier", "language", "licence", "bytes", "fingerprint")
-_CLUSTERS, _MEMBERS = 10, 5  # shown in the report
+_CLUSTERS, _MEMBERS, _SHOWN = 10, 5, 200  # shown in the report: clusters, members of each, characters of a removed text
 
 
 class Catalogue:
@@ -32,6 +34,8 @@ class Catalogue:
         self.table = pyarrow.concat_tables(tables)
         self.starts = np.cumsum([0, *(len(table) for table in tables)])
         self.kept = np.ones(len(self.table), bool)
+        self.cuts: dict[int, Cut] = {}
+        self._cut_bytes = np.zeros(len(self.table), np.int64)
 
     def __len__(self) -> int:
         return int(self.kept.sum())
@@ -50,7 +54,7 @@ class Catalogue:
         Returns:
             the accounts of `exact_duplicates` and `near_duplicates`, and the largest clusters.
         """
-        ids = np.array([int(each, 16) for each in self.table["id"].to_pylist()], np.uint64)
+        ids = self._ids()
         found = find_duplicates(ids, self.column("fingerprint"), [store.signatures(directory) for directory in self.shards],
                                 similarity, memory_bytes)
         sizes = self.column("bytes")
@@ -64,11 +68,56 @@ class Catalogue:
                 sample = {"id": str(self.table["id"][index]), "document": self.name(index), "why": why, "text": ""}
                 tally.remove(step, int(sizes[index]), sample)
             for sample in tally.samples.get(step, ()):
-                sample["text"] = self._text(sample["id"])[:200]
+                sample["text"] = self._text(sample["id"])[:_SHOWN]
             alive &= found.kind != kind
             tallies.append(tally)
-        self.kept = alive
+        self.kept, self._found = alive, found
         return tallies, self._clusters(found.keeper)
+
+    def write_duplicates(self, path: Path) -> None:
+        """Write the documents that `deduplicate` removed, and which stands for each (`stagecraft.data.lineage.DUPLICATES`)."""
+        gone = np.flatnonzero(self._found.kind != KEPT)
+        ids = self.table["id"]
+        pyarrow.parquet.write_table(pyarrow.table([
+            ids.take(gone), [self.name(index) for index in gone], ids.take(self._found.keeper[gone]), self._found.estimate[gone],
+        ], schema=DUPLICATES), path)
+
+    def cut_repeated(self, width: int, min_characters: int, memory_bytes: int, scratch: Path) -> Tally:
+        """Cut passages of at least `width` tokens that occur more than once out of all kept documents but that of the smallest id.
+
+        A document that is shorter than `min_characters` then is removed, with the passages that it alone kept.
+
+        Args:
+            memory_bytes, scratch: as `find_repeated` takes them.
+
+        Returns:
+            the account of `repeated_substrings`: bytes cut, and documents removed.
+        """
+        sizes = self.column("bytes").copy()
+        ranks = np.argsort(np.argsort(self._ids(), kind="stable"), kind="stable")
+        tally = Tally("repeated_substrings", int(self.kept.sum()), int(sizes[self.kept].sum()))
+        cuts = find_repeated(self._texts, ranks, tally.bytes, width, memory_bytes, scratch)
+        before = sizes.copy()
+        for index, text in self._texts():
+            if index not in cuts:
+                continue
+            left = cut(text, cuts[index].spans)
+            sizes[index] = len(left.encode())
+            lost = int(before[index] - sizes[index])
+            why = f"passages: {len(cuts[index].spans)}, {lost} bytes; the first is kept in {self.name(cuts[index].keeper)}"
+            sample = {"id": str(self.table["id"][index]), "document": self.name(index), "why": why,
+                      "text": passage(text, cuts[index].spans[0])[:_SHOWN]}
+            if len(left) < min_characters:
+                self.kept[index] = False
+                tally.remove("too_short_without_repeats", int(before[index]), sample)
+            else:
+                tally.cut("repeated_substrings", lost, sample)
+                tally.count("documents cut")
+                tally.count("passages", len(cuts[index].spans))
+        self.cuts = cuts
+        self._cut_bytes = before - sizes
+        self.table = self.table.set_column(self.table.column_names.index("bytes"), "bytes", pyarrow.array(sizes))
+        return tally
 
     def heldout(self, share: float) -> np.ndarray:
         """Mask of the kept documents that are held out: by a hash of the id, so whatever else is in the corpus."""
@@ -77,12 +126,25 @@ class Catalogue:
         return self.kept & np.fromiter((value < limit for value in hashes), bool, len(self.kept))
 
     def iterate(self, mask: np.ndarray, columns: Sequence[str] = store.SCHEMA.names) -> Iterator[dict[str, Any]]:
-        """The documents of a mask with their text, a few hundred in memory at a time."""
-        for directory, start, end in zip(self.shards, self.starts, self.starts[1:]):
+        """The documents of a mask as they are left, with `cut_bytes`; a few hundred in memory at a time."""
+        for index, row in self._rows(mask, columns):
+            if index in self.cuts:
+                row["text"] = cut(row["text"], self.cuts[index].spans)
+            yield {**row, "cut_bytes": int(self._cut_bytes[index])}
+
+    def _ids(self) -> np.ndarray:
+        return np.array([int(each, 16) for each in self.table["id"].to_pylist()], np.uint64)
+
+    def _texts(self) -> Iterator[tuple[int, str]]:
+        return ((index, row["text"]) for index, row in self._rows(self.kept.copy(), ["text"]))
+
+    def _rows(self, mask: np.ndarray, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(index, row) of the documents of a mask as their shards have them."""
+        for directory, start, end in zip(self.shards, self.starts.tolist(), self.starts[1:].tolist()):
             if mask[start:end].any():
-                for wanted, row in zip(mask[start:end], store.iterate(directory, columns)):
-                    if wanted:
-                        yield row
+                for index, row in enumerate(store.iterate(directory, columns), start):
+                    if mask[index]:
+                        yield index, row
 
     def _text(self, identifier: str) -> str:
         for directory in self.shards:

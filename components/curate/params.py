@@ -136,6 +136,30 @@ class SyntheticParams:
 
 
 @params
+class SlurmParams:
+    """What Slurm is asked for, if it is the executor.
+
+    Args:
+        partition, time, qos: as sbatch takes them; an empty qos is left out.
+        cpus_per_task, memory_gb: a task uses one CPU; gigabytes are per CPU.
+        tasks_per_job: shards worked on by one job of an array, one after the other.
+        max_array_size: the cluster's limit; more jobs are submitted as further arrays.
+        sbatch: further arguments, name without dashes -> value.
+        setup: shell commands before the work, such as `module load python`.
+    """
+
+    partition: Annotated[str, Field(min_length=1)]
+    time: Annotated[str, Field(min_length=1)]
+    qos: str
+    cpus_per_task: Positive
+    memory_gb: Positive
+    tasks_per_job: Positive
+    max_array_size: Positive
+    sbatch: dict[str, str] = field(default_factory=dict)
+    setup: str = ""
+
+
+@params
 class Params:
     """Parameters of the stage.
 
@@ -143,19 +167,25 @@ class Params:
         input: `system`, `system+docs`, a directory, a file, or an fsspec URI.
         sample_bytes: bytes of files to read, chosen by hash of their names.
         shards: parts that are worked on, kept and redone each for itself.
-        workers: processes; the result does not depend on it.
+        executor: `local` processes, or the tasks of a cluster; the result does not depend on it.
+        workers: shards worked on at a time; the result does not depend on it.
+        slurm: for the executor `slurm`.
         memory_bytes: bound of the deduplication's index.
         max_document_bytes: a longer row or file is reported as broken.
         languages: ISO 639 codes to keep, of texts other than code; empty: all.
+        substring_min_tokens: passages of at least so many words and symbols that occur more than once are cut but once; 0: none.
         seeds: `default`, or a JSONL file of texts with their tiers that the quality classifier learns from.
         tokenizer: `train`, or a directory with a Hugging Face tokenizer.
+        reserved_tokens: special tokens without a meaning yet, of a trained tokenizer; `vocab_size` counts them.
     """
 
     seed: int
     input: Annotated[str, Field(min_length=1)]
     sample_bytes: Positive
     shards: Positive
+    executor: Literal["local", "slurm", "ray"]
     workers: Positive
+    slurm: SlurmParams
     memory_bytes: Positive
     max_document_bytes: Positive
     synthetic: SyntheticParams
@@ -164,15 +194,18 @@ class Params:
     quality: QualityParams
     rules: RuleParams
     near_duplicate_similarity: Annotated[float, Field(ge=0.5, le=1)]
+    substring_min_tokens: Annotated[int, Field(ge=0)]
     seeds: Annotated[str, Field(min_length=1)]
     blend: BlendParams
     heldout_share: Annotated[float, Field(gt=0, lt=0.5)]
     tokenizer: Annotated[str, Field(min_length=1)]
     vocab_size: Positive
+    reserved_tokens: Annotated[int, Field(ge=0)]
     tokenizer_bytes: Positive
     max_length: Positive
     tasks: TaskParams
 
     def __post_init__(self) -> None:
-        if self.vocab_size < SMALLEST_VOCABULARY:
-            raise ValueError(f"vocab_size {self.vocab_size} is too small: bytes and special tokens alone take {SMALLEST_VOCABULARY}")
+        smallest = SMALLEST_VOCABULARY + self.reserved_tokens
+        if self.vocab_size < smallest:
+            raise ValueError(f"vocab_size {self.vocab_size} is too small: bytes and special tokens alone take {smallest}")

@@ -66,9 +66,14 @@ def _pie(portions: list[dict[str, Any]], title: str) -> Figure:
     weights: dict[str, float] = {}
     for portion in portions:
         weights[portion["category"]] = weights.get(portion["category"], 0) + portion["weight"]
-    figure = _figure(5, 4)
+    weights = dict(sorted(weights.items(), key=lambda item: -item[1]))
+    figure = _figure(7, 4)
     axes = figure.subplots()
-    axes.pie(weights.values(), labels=weights.keys(), autopct="%.1f%%", startangle=90, counterclock=False)
+    colours = matplotlib.colormaps["tab20"].colors  # at least as many as there are categories
+    wedges, _ = axes.pie(weights.values(), colors=colours, startangle=90, counterclock=False)
+    # Beside the pie: labels of thin slices would lie on each other.
+    axes.legend(wedges, [f"{100 * weight:.1f}%  {name}" for name, weight in weights.items()], loc="center left", bbox_to_anchor=(1, 0.5),
+                frameon=False)
     axes.set_title(title)
     return figure
 

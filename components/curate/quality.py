@@ -6,12 +6,12 @@ import re
 import unicodedata
 
 from components.curate.params import QualityParams
-from stagecraft.data.tokenizer import MARKERS, SPECIAL
+from stagecraft.data.tokenizer import MARKERS, RESERVED, SPECIAL
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _BLANKS = re.compile(r"\n{4,}")
-_MARKUP = re.compile("|".join(map(re.escape, (*SPECIAL, *MARKERS))))
+_MARKUP = re.compile("|".join([*map(re.escape, (*SPECIAL, *MARKERS)), RESERVED.pattern]))
 _LETTERS = re.compile(r"[^\W\d_]|\s")
 _ASCII = re.compile(r"[\x00-\x7f]+")
 _PLAIN_LETTERS = bytes(code for code in range(128) if _LETTERS.match(chr(code)))

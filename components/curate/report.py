@@ -32,8 +32,8 @@ _MATCHES = 50  # listed in the page; report.json has all
 _BINS = 24
 
 
-def build_report(params: Params, files: Sequence[File], sample: Sequence[File], funnel: Funnel, catalogue: Catalogue,
-                 token_files: Mapping[str, TokenFile], phases: Mapping[str, Mapping[Group, Portion]],
+def build_report(params: Params, rules: Sequence[Mapping[str, Any]], files: Sequence[File], sample: Sequence[File], funnel: Funnel,
+                 catalogue: Catalogue, token_files: Mapping[str, TokenFile], phases: Mapping[str, Mapping[Group, Portion]],
                  tasks: dict[str, list[dict[str, Any]]], seeds: Sequence[Seed], metrics: dict[str, float]) -> dict[str, Any]:
     """The curation report as plain data. Token counts of steps are bytes divided by `bytes_per_token`; those of files are exact."""
     kept = catalogue.table.filter(catalogue.kept)
@@ -44,7 +44,7 @@ def build_report(params: Params, files: Sequence[File], sample: Sequence[File], 
             "digest": digest_of(sorted(catalogue.table["id"].to_pylist())),
         },
         "funnel": [_step(step, metrics["bytes_per_token"]) for step in funnel.steps],
-        "clusters": funnel.clusters, "contamination": funnel.matches,
+        "rules": rules, "clusters": funnel.clusters, "contamination": funnel.matches,
         "kept": {name: _counts(kept[name].to_pylist()) for name in ("source", "language", "category", "licence")},
         "tiers": _counts(str(tier) for tier in kept["tier"].to_pylist()),
         "lengths": _histogram(kept["bytes"].to_numpy()),
@@ -52,6 +52,7 @@ def build_report(params: Params, files: Sequence[File], sample: Sequence[File], 
         "token_files": {name: {"documents": file.counted[0], "tokens": file.counted[1], "bytes": file.bytes,
                                "bytes_per_token": round(file.bytes / max(1, file.counted[1] - file.counted[0]), 4)}
                         for name, file in token_files.items()},
+        "categories": _categories(token_files),
         "blend": {phase: [{"category": category, "tier": tier, "weight": round(portion.weight, 6), "epochs": round(portion.epochs, 4)}
                           for (category, tier), portion in portions.items()] for phase, portions in phases.items()},
         "sizes": metrics,
@@ -68,6 +69,17 @@ def render(report: dict[str, Any]) -> str:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.2f}"
+
+
+def _categories(token_files: Mapping[str, TokenFile]) -> dict[str, dict[str, float]]:
+    """Documents, tokens and bytes of the training files by category, and how many bytes a token of it stands for."""
+    found: dict[str, Counter[str]] = {}
+    for name, file in token_files.items():
+        category, tier, _ = name.removeprefix("tokens/").rpartition("-tier")
+        if tier:
+            found.setdefault(category, Counter()).update(documents=file.counted[0], tokens=file.counted[1], bytes=file.bytes)
+    return {category: {**counts, "bytes_per_token": round(counts["bytes"] / max(1, counts["tokens"] - counts["documents"]), 4)}
+            for category, counts in found.items()}
 
 
 def _step(step: Any, bytes_per_token: float) -> dict[str, Any]:

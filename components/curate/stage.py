@@ -14,6 +14,7 @@ from components.curate.params import Params
 from components.curate.plots import funnel_figure
 from components.curate.reading.listing import list_files
 from components.curate.report import build_report, render
+from components.curate.rulebook import rulebook
 from components.curate.shards.plan import Shard, draw_sample, plan_shards
 from components.curate.shards.run import run_shards
 from components.curate.synthetic import SOURCE as SYNTHETIC
@@ -25,6 +26,7 @@ from stagecraft.contract.code import code_digest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import digest_of, sha256, write_atomic, write_json
 from stagecraft.contract.runlog import RunLog
+from stagecraft.data.lineage import DUPLICATES_FILE
 from stagecraft.data.tasks import assert_disjoint, draw_splits, write_rows
 from stagecraft.data.tokenizer import save_tokenizer
 
@@ -67,6 +69,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         worked = run_shards(shards, results, params, log.work / "datatrove", lambda done: bar.advance(done - bar.done))
         log.note(f"{worked} of {len(shards)} shards worked through, the others' results were there")
         catalogue, funnel = gather(shards, results, params, log)
+        catalogue.write_duplicates(corpus / DUPLICATES_FILE)
         bar.advance()
         # Synthetic documents share their templates: one held out would be judged by those trained on.
         heldout = catalogue.heldout(params.heldout_share) & (catalogue.column("source") != SYNTHETIC)
@@ -80,7 +83,9 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         phases = write_blends(corpus, token_files, params.blend)
         metrics = {**sizes(token_files, tokenizer.get_vocab_size()), **funnel.metrics(),
                    **{f"tasks_{name}": len(rows) for name, rows in tasks.items()}, **synthetic.metrics(catalogue)}
-        report = build_report(params, [*files, *synthetic.files], sample, funnel, catalogue, token_files, phases, tasks, seeds, metrics)
+        rules = rulebook(params, {name: len(tasks[name]) for name in EVALUATION})
+        report = build_report(params, rules, [*files, *synthetic.files], sample, funnel, catalogue, token_files, phases, tasks, seeds,
+                              metrics)
         report["synthetic"] = synthetic.report(catalogue)
         write_json(corpus / "report.json", report)
         for directory in (corpus, log.work):
@@ -128,6 +133,10 @@ def gather(shards: list[Shard], results: Path, params: Params, log: RunLog) -> t
     catalogue = Catalogue(directories)
     tallies, funnel.clusters = catalogue.deduplicate(params.near_duplicate_similarity, params.memory_bytes)
     funnel.steps += tallies
+    if params.substring_min_tokens:
+        funnel.steps.append(catalogue.cut_repeated(
+            params.substring_min_tokens, params.quality.min_characters, params.memory_bytes, log.work))
+        funnel.assert_left(params.input)
     return catalogue, funnel
 
 

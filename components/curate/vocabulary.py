@@ -25,7 +25,7 @@ def make_tokenizer(catalogue: Catalogue, train: np.ndarray, tasks: list[dict[str
         UserError: too little text for the vocabulary; the given directory holds no fit tokenizer, or one of another size.
     """
     if params.tokenizer == TRAIN:
-        return train_tokenizer(_sample(catalogue, train, tasks, params), params.vocab_size)
+        return train_tokenizer(_sample(catalogue, train, tasks, params), params.vocab_size, params.reserved_tokens)
     tokenizer = load_tokenizer(params.tokenizer).backend_tokenizer
     if tokenizer.get_vocab_size() != params.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, curate.vocab_size says {params.vocab_size}",

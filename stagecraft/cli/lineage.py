@@ -11,7 +11,7 @@ from typing import Any
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.stages import PATHS
 from stagecraft.data.blend import read_blend
-from stagecraft.data.lineage import document_at
+from stagecraft.data.lineage import document_at, duplicates_of
 from stagecraft.data.tokenizer import load_tokenizer
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
         prefix, position = _trained_on(options)
     record, offset = document_at(prefix, position)
     print(json.dumps({**record, "token_file": str(prefix), "position_in_file": position, "token_of_document": offset,
-                      "passed": _steps(options.corpus)}, indent=2))
+                      "passed": passed(options.corpus, record), "stands_for": duplicates_of(options.corpus, record["id"])}, indent=2))
 
 
 def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
@@ -56,9 +56,12 @@ def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
         raise UserError(str(error), where="--row, --position", mend="both count from 0") from None
 
 
-def _steps(corpus: Path) -> list[str]:
+def passed(corpus: Path, record: dict[str, Any]) -> dict[str, list[str]]:
+    """Step -> the rules that this document was subject to; some are for texts other than code only."""
     try:
-        report: dict[str, Any] = json.loads((corpus / "report.json").read_text())
-    except (OSError, ValueError):
-        raise UserError("no report.json", where=str(corpus), mend="name a corpus artifact") from None
-    return [step["step"] for step in report["funnel"]]
+        rules: list[dict[str, Any]] = json.loads((corpus / "report.json").read_text())["rules"]
+    except (OSError, ValueError, KeyError):
+        raise UserError("no report.json with the rules", where=str(corpus), mend="name a corpus artifact") from None
+    kinds = ("all",) if record["language"] == "code" else ("all", "text")
+    subject = {of_step["step"]: [rule for kind in kinds for rule in of_step[kind]] for of_step in rules}
+    return {step: found for step, found in subject.items() if found}

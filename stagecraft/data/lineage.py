@@ -1,4 +1,4 @@
-"""Which document a token comes from: the record that lies beside every token file of the corpus."""
+"""Which document a token comes from: the record that lies beside every token file of the corpus, and the duplicates that were removed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ import pyarrow.parquet
 
 from stagecraft.contract.errors import UserError
 
+# `digest` is the SHA-256 of the text as it was read, before any step changed it; `cut_bytes` what was cut of it as repeated.
 SCHEMA = pyarrow.schema([
     ("id", pyarrow.string()), ("source", pyarrow.string()), ("path", pyarrow.string()), ("licence", pyarrow.string()),
-    ("digest", pyarrow.string()), ("language", pyarrow.string()), ("category", pyarrow.string()), ("tier", pyarrow.int8()),
-    ("score", pyarrow.float32()), ("tokens", pyarrow.int64()),
+    ("digest", pyarrow.string()), ("language", pyarrow.string()), ("language_probability", pyarrow.float32()),
+    ("category", pyarrow.string()), ("tier", pyarrow.int8()), ("score", pyarrow.float32()), ("cut_bytes", pyarrow.int64()),
+    ("tokens", pyarrow.int64()),
 ])
+# A document that was removed, and the one that stands for it; `similarity` is estimated, 1 for equal texts.
+DUPLICATES = pyarrow.schema([
+    ("id", pyarrow.string()), ("document", pyarrow.string()), ("kept", pyarrow.string()), ("similarity", pyarrow.float32()),
+])
+DUPLICATES_FILE = "duplicates.parquet"
 
 
 def record_path(prefix: Path) -> Path:
@@ -42,6 +49,19 @@ def document_at(prefix: Path, position: int) -> tuple[dict[str, Any], int]:
 def record_of(prefix: Path, document: int) -> dict[str, Any]:
     """The record of the `document`-th document of a token file, counted from 0."""
     return _read(prefix).slice(document, 1).to_pylist()[0]
+
+
+def duplicates_of(corpus: Path, identifier: str) -> list[dict[str, Any]]:
+    """The removed documents that the document `identifier` stands for: id, document, similarity.
+
+    Raises:
+        UserError: the corpus has no record of its duplicates.
+    """
+    path = corpus / DUPLICATES_FILE
+    if not path.is_file():
+        raise UserError("no record of its duplicates", where=str(path), mend="name a corpus artifact")
+    found = pyarrow.parquet.read_table(path, columns=["id", "document", "similarity"], filters=[("kept", "=", identifier)])
+    return found.to_pylist()
 
 
 def _read(prefix: Path) -> pyarrow.Table:

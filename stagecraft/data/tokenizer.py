@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,33 +19,41 @@ PAD, BOS, EOD, IM_START, IM_END = "<pad>", "<s>", "</s>", "<|im_start|>", "<|im_
 SPECIAL = (PAD, BOS, EOD, IM_START, IM_END)
 # Not special: a decoder that skips special tokens must not erase what the verifier, the tool parser and the reader need.
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+RESERVED = re.compile(r"<\|reserved_\d+\|>")
 SMALLEST_VOCABULARY = 256 + len(SPECIAL) + len(MARKERS)
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def reserved(count: int) -> list[str]:
+    """The special tokens that wait for a meaning: `<|reserved_0|>` and on."""
+    return [f"<|reserved_{number}|>" for number in range(count)]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, reserved_tokens: int = 0) -> Tokenizer:
     """Train a byte-level BPE tokenizer; the same texts in the same order give the same tokenizer.
 
     Ids: the special tokens first, in the order of `SPECIAL` (pad 0, bos 1, end of document 2), then the markers of
-    thinking and tool calls, then the 256 bytes, then merges. Every digit is a token of its own.
+    thinking and tool calls, the reserved tokens, the 256 bytes, then merges. Every digit is a token of its own.
 
     Args:
         texts: training sample.
         vocab_size: exact number of tokens, all of the above included.
+        reserved_tokens: special tokens without a meaning yet.
 
     Raises:
         UserError: `vocab_size` leaves no room for the bytes, or the sample is too small to fill it.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
+    smallest = SMALLEST_VOCABULARY + reserved_tokens
+    if vocab_size < smallest:
         raise UserError(f"a vocabulary of {vocab_size} is too small", where="vocab_size",
-                        mend=f"bytes and special tokens alone take {SMALLEST_VOCABULARY}")
+                        mend=f"bytes and special tokens alone take {smallest}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False),
     ])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[*SPECIAL, *MARKERS], show_progress=False,
+        vocab_size=vocab_size, special_tokens=[*SPECIAL, *MARKERS, *reserved(reserved_tokens)], show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     ))
     if tokenizer.get_vocab_size() != vocab_size:
@@ -61,7 +70,8 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> No
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=IM_END, model_max_length=max_length,
         clean_up_tokenization_spaces=False, chat_template=CHAT_TEMPLATE.read_text(),
     )
-    wrapped.add_special_tokens({"additional_special_tokens": [EOD, IM_START]})
+    kept = [token.content for token in tokenizer.get_added_tokens_decoder().values() if RESERVED.fullmatch(token.content)]
+    wrapped.add_special_tokens({"additional_special_tokens": [EOD, IM_START, *kept]})
     wrapped.save_pretrained(directory)
 
 
@@ -94,7 +104,7 @@ def _unmark(tokenizer: Tokenizer) -> Tokenizer:
     """Make the markers ordinary added tokens: the trainer marks every token it reserves as special."""
     state = json.loads(tokenizer.to_str())
     for token in state["added_tokens"]:
-        token["special"] = token["content"] in SPECIAL
+        token["special"] = token["content"] not in MARKERS
     return Tokenizer.from_str(json.dumps(state))
 
 

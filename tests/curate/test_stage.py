@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -12,7 +13,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from components.curate.document import identify
 from components.curate.stage import Params, main
+from stagecraft.cli.lineage import main as lineage
+from stagecraft.cli.lineage import passed
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.manifest import describe_files
 from stagecraft.contract.params import parse
@@ -27,14 +31,16 @@ SYNTHETIC = {"documents": {}, "task_rows": 0, "endpoint": {
     "url": "", "model": "", "key_variable": "", "temperature": 0.8, "max_tokens": 1000, "concurrency": 2, "timeout_seconds": 5.0,
     "max_retries": 2}}
 VALUES = {
-    "seed": 0, "input": "system", "sample_bytes": 10_000_000, "shards": 3, "workers": 1, "memory_bytes": 100_000_000,
+    "seed": 0, "input": "system", "sample_bytes": 10_000_000, "shards": 3, "executor": "local", "workers": 1, "memory_bytes": 100_000_000,
+    "slurm": {"partition": "cpu", "time": "1:00:00", "qos": "", "cpus_per_task": 1, "memory_gb": 2, "tasks_per_job": 1,
+              "max_array_size": 1001, "sbatch": {}, "setup": ""},
     "max_document_bytes": 100_000, "synthetic": SYNTHETIC, "languages": [], "min_language_probability": 0.6,
     "quality": {"min_characters": 100, "max_characters": 100_000, "max_line_characters": 2000, "min_letter_share": 0.6,
                 "min_ascii_share": 0.97, "max_repeated_share": 0.3},
-    "rules": {"families": [], "bounds": {}}, "near_duplicate_similarity": 0.75, "seeds": "default",
+    "rules": {"families": [], "bounds": {}}, "near_duplicate_similarity": 0.75, "substring_min_tokens": 0, "seeds": "default",
     "blend": {"max_epochs": 4, "phase1": PHASE, "phase2": {**PHASE, "tiers": [1, 1, 1, 2, 3]},
               "long_min_characters": 2000, "long_share": 0.2},
-    "heldout_share": 0.1, "tokenizer": "train", "vocab_size": 512, "tokenizer_bytes": 1_000_000, "max_length": 256,
+    "heldout_share": 0.1, "tokenizer": "train", "vocab_size": 512, "reserved_tokens": 0, "tokenizer_bytes": 1_000_000, "max_length": 256,
     "tasks": {"sft_rows": 700, "rl_rows": 140, "heldout_rows": 70, "flawed": dict.fromkeys(FAMILIES, 0.4),
               "sft_weights": {}},
 }
@@ -128,6 +134,103 @@ def test_planted_documents_are_removed_by_the_right_step(corpus):
     assert all("similar to" in sample["why"] for sample in samples["near_duplicates"])
     steps = list(funnel.values())
     assert all(one["documents_out"] == two["documents_in"] for one, two in pairwise(steps))
+
+
+def test_repeated_passages_are_cut_but_once_and_the_account_adds_up(texts, corpus, tmp_path):
+    mine = tmp_path / "texts"
+    shutil.copytree(texts, mine)
+    passage = " ".join(prose(70).split()[:60])
+    for number, name in enumerate(("doc05.txt", "doc25.txt", "doc35.txt", "sub/near0.txt")):
+        (mine / name).write_text(f"{prose(80 + number)}\n{passage}\n{number} is the last line.\n")
+    (mine / "only.txt").write_text(f"{passage}\nShort.\n")
+    directory, metrics = run(tmp_path, "cut", input=str(mine), substring_min_tokens=50)
+    step = funnel_of(directory)["repeated_substrings"]
+    assert step["documents_in"] - step["documents_out"] == metrics["removed_repeated_substrings"]
+    assert metrics["documents"] + metrics["heldout_documents"] == step["documents_out"]
+    assert metrics["bytes"] + metrics["heldout_bytes"] == step["bytes_out"]
+    left = texts_of(directory)
+    assert sum(text.count(passage) for text in left.values()) == 1
+    held = {identifier for identifier, text in left.items() if "is the last line" in text}
+    assert len(held) == 4 and passage in left[min(held)] and identify("input", "only.txt") not in left
+    assert {entry["reason"]: entry["documents"] for entry in step["removed"]} == {"repeated_substrings": 0, "too_short_without_repeats": 1}
+    assert step["counts"] == {"documents cut": 3, "passages": 3}
+    assert all(passage[:150] in entry["samples"][0]["text"] for entry in step["removed"])
+    assert {record["id"] for record in records_of(directory) if record["cut_bytes"]} == held - {min(held)}
+    one, _ = run(tmp_path, "one", input=str(mine), substring_min_tokens=50, shards=1, memory_bytes=3000)
+    assert texts_of(one) == left
+
+
+def texts_of(directory: Path) -> dict[str, str]:
+    """id -> text of every document, held out or not."""
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    files = [path.with_suffix("") for path in (directory / "tokens").glob("*.bin") if path.stem != "long-document-qa"]
+    records = {file: parquet.read_table(f"{file}.documents.parquet")["id"].to_pylist() for file in files}
+    return {identifier: tokenizer.decode(ids[:-1]) for file in files for identifier, ids in zip(records[file], read_indexed(file))}
+
+
+def records_of(directory: Path) -> list[dict]:
+    return [row for file in (directory / "tokens").glob("*.parquet") if "long-document" not in file.name
+            for row in parquet.read_table(file).to_pylist()]
+
+
+def test_lineage_tells_what_each_document_was_subject_to(texts, corpus, capsys):
+    directory, _, _ = corpus
+    told = {}
+    for record in records_of(directory):
+        file = next(path for path in (directory / "tokens").glob("*.parquet") if "long-document" not in path.name
+                    and record["id"] in parquet.read_table(path)["id"].to_pylist())
+        ids = parquet.read_table(file).to_pylist()
+        position = sum(row["tokens"] for row in ids[:[row["id"] for row in ids].index(record["id"])])
+        prefix = file.name.removesuffix(".documents.parquet")
+        lineage(["--corpus", str(directory), "--file", f"tokens/{prefix}", "--position", str(position)])
+        told["/".join(filter("input".__ne__, (record["source"], record["path"])))] = json.loads(capsys.readouterr().out)
+    assert len(told) == len(records_of(directory))
+    report = json.loads((directory / "report.json").read_text())
+    steps = [step["step"] for step in report["funnel"] if step["step"] != "label"]
+    for path, answer in told.items():
+        assert ":" in path or answer["digest"] == sha256((texts / path).read_bytes().decode(encoding(path)).encode()).hexdigest()
+        assert list(answer["passed"]) == steps and path.endswith(answer["path"])
+        assert answer["language"] != "code" and 0 <= answer["language_probability"] <= 1 and answer["cut_bytes"] == 0
+    stands = {path: sorted(each["document"] for each in answer["stands_for"]) for path, answer in told.items() if answer["stands_for"]}
+    pairs = [{f"doc{number:02d}.txt", f"sub/exact{number}.md"} for number in range(5)]
+    pairs += [{f"doc{number + 10}.txt", f"sub/near{number}.txt"} for number in range(5)]
+    sets = [{path, *(name.removeprefix("input/") for name in names)} for path, names in stands.items()]
+    assert sorted(map(sorted, sets)) == sorted(map(sorted, pairs))
+    assert all(each["similarity"] == 1 if "exact" in str(pair) else each["similarity"] < 1
+               for path, answer in told.items() for each in answer["stands_for"] for pair in [(path, each["document"])])
+
+
+def encoding(path: str) -> str:
+    return "latin-1" if path.startswith("latin") else "utf-8"
+
+
+def test_code_is_subject_to_no_rule_for_prose(tmp_path):
+    report = {"rules": [{"step": "language", "all": [], "text": ["one of en"]}, {"step": "quality", "all": ["a"], "text": ["gopher: b"]}]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert passed(tmp_path, {"language": "code"}) == {"quality": ["a"]}
+    assert passed(tmp_path, {"language": "en"}) == {"language": ["one of en"], "quality": ["a", "gopher: b"]}
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no report\.json with the rules"):
+        passed(tmp_path, {"language": "en"})
+
+
+def test_a_given_tokenizer_is_taken_as_it_is(texts, corpus, tmp_path):
+    given = corpus[0] / "tokenizer"
+    directory, _ = run(tmp_path, "given", input=str(texts), tokenizer=str(given), shards=1)
+    assert digests(directory / "tokenizer") == digests(given)
+    assert texts_of(directory) == texts_of(corpus[0])
+    assert f"{given}: the tokenizer has 512 tokens, curate.vocab_size says 600 - set curate.vocab_size to 512" in refused(
+        tmp_path / "size", input=str(texts), tokenizer=str(given), vocab_size=600)
+    assert "no tokenizer.json" in refused(tmp_path / "none", input=str(texts), tokenizer=str(tmp_path))
+
+
+def test_bytes_per_token_are_told_by_category(corpus):
+    report = json.loads((corpus[0] / "report.json").read_text())
+    for category, counts in report["categories"].items():
+        files = [file for name, file in report["token_files"].items() if name.startswith(f"tokens/{category}-tier")]
+        assert counts["bytes"] == sum(file["bytes"] for file in files) and counts["tokens"] == sum(file["tokens"] for file in files)
+        assert counts["bytes_per_token"] == pytest.approx(counts["bytes"] / (counts["tokens"] - counts["documents"]), abs=1e-4)
+    assert sum(counts["tokens"] for counts in report["categories"].values()) == corpus[1]["tokens"]
 
 
 def test_broken_files_are_told_by_name(corpus):
@@ -253,7 +356,9 @@ def test_too_little_text_for_the_vocabulary_or_the_split(tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"vocab_size": 100}, "vocab_size 100 is too small"),
+    ({"vocab_size": 100}, "vocab_size 100 is too small"), ({"reserved_tokens": 300}, "vocab_size 512 is too small"),
+    ({"executor": "cloud"}, "curate.executor"), ({"slurm": {**VALUES["slurm"], "partition": ""}}, "curate.slurm.partition"),
+    ({"substring_min_tokens": -1}, "curate.substring_min_tokens"),
     ({"tasks": {**VALUES["tasks"], "flawed": {"chess": 0.5}}}, "unknown task family 'chess'"),
     ({"tasks": {**VALUES["tasks"], "flawed": {}}}, "tasks.flawed"),
     ({"tasks": {**VALUES["tasks"], "flawed": {"sort": 1.5}}}, "tasks.flawed.sort: Input should be less than or equal to 1"),

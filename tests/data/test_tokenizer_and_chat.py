@@ -59,6 +59,19 @@ def test_no_token_of_the_vocabulary_joins_digits(tokenizer):
     assert [token for token in tokenizer.get_vocab() if any(c in "0123456789" for c in token) and len(token) > 1] == []
 
 
+def test_reserved_tokens_are_special_and_move_no_other_before_them(tmp_path):
+    save_tokenizer(train_tokenizer([inspect.getsource(argparse)], VOCABULARY, 3), tmp_path, 512)
+    tokenizer = load_tokenizer(tmp_path)
+    names = [f"<|reserved_{number}|>" for number in range(3)]
+    assert len(tokenizer) == VOCABULARY
+    assert tokenizer.convert_tokens_to_ids([*SPECIAL, *MARKERS, *names]) == list(range(12))
+    assert set(tokenizer.all_special_tokens) == {*SPECIAL, *names}
+    assert tokenizer.encode("a<|reserved_1|>b", add_special_tokens=False)[1] == 10
+    assert tokenizer.decode(tokenizer.encode("a<|reserved_1|>b<think>"), skip_special_tokens=True) == "ab<think>"
+    with pytest.raises(UserError, match=f"alone take {256 + 9 + 500}"):
+        train_tokenizer(["a"], VOCABULARY, 500)
+
+
 def test_training_is_deterministic():
     first, second = (train_tokenizer([inspect.getsource(argparse)], VOCABULARY).to_str() for _ in range(2))
     assert first == second

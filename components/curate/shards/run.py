@@ -1,17 +1,21 @@
-"""Runs the shards that have no result yet, with datatrove's executor."""
+"""Runs the shards that have no result yet, with one of datatrove's executors: the same steps on one machine or many."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from datatrove.executor import LocalPipelineExecutor
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
 
 from components.curate.params import Params
 from components.curate.shards.plan import Shard, write_plan
+from components.curate.shards.slurm import run_slurm
 from components.curate.shards.steps import Job, pipeline
+from stagecraft.contract.errors import UserError
 
 _POLL = 0.5  # seconds between two looks at what is done
 
@@ -26,20 +30,22 @@ def run_shards(shards: Sequence[Shard], results: Path, params: Params, logs: Pat
 
     Returns:
         number of shards that had to be run.
+
+    Raises:
+        UserError: the executor asked for is not there, or left shards without a result.
     """
+    results, logs = results.resolve(), logs.resolve()
     missing = [shard for shard in shards if not (results / shard.key).is_dir()]
     if missing:
         shutil.rmtree(logs, ignore_errors=True)
         for shard in missing:
             write_plan(results, shard)
-        executor = LocalPipelineExecutor(
-            pipeline(Job([shard.key for shard in missing], results, params)), tasks=len(missing), workers=min(params.workers, len(missing)),
-            logging_dir=str(logs), skip_completed=False)
+        keys = [shard.key for shard in missing]
         ended = threading.Event()
         watcher = threading.Thread(target=_watch, args=(shards, results, done, ended))
         watcher.start()
         try:
-            executor.run()
+            _execute(pipeline(Job(keys, results, params)), [results / key for key in keys], params, logs)
         finally:
             ended.set()
             watcher.join()
@@ -49,6 +55,34 @@ def run_shards(shards: Sequence[Shard], results: Path, params: Params, logs: Pat
             shutil.rmtree(directory)
     done(len(shards))
     return len(missing)
+
+
+def _execute(steps: list[PipelineStep], wanted: Sequence[Path], params: Params, logs: Path) -> None:
+    options = {"tasks": len(wanted), "workers": min(params.workers, len(wanted)), "logging_dir": str(logs), "skip_completed": False}
+    if params.executor == "slurm":
+        run_slurm(steps, wanted, options["workers"], params.slurm, logs)
+    elif params.executor == "ray":
+        _start_ray()
+        RayPipelineExecutor(steps, **options).run()
+    else:
+        LocalPipelineExecutor(steps, **options).run()
+    missing = sum(not path.is_dir() for path in wanted)
+    if missing:
+        raise UserError(f"{missing} of {len(wanted)} shards have no result", where=str(logs / "logs"),
+                        mend="see the logs there, then run again: the others are kept")
+
+
+def _start_ray() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine."""
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UserError("the executor `ray` needs the package ray, which is not installed", where="curate.executor",
+                        mend="install ray, or take the executor `local`") from None
+    if not ray.is_initialized():
+        # The workers unpickle the steps: they must find this project, and whatever else this process does.
+        paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ray.init(runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}, log_to_driver=False)
 
 
 def _watch(shards: Sequence[Shard], results: Path, done: Callable[[int], None], ended: threading.Event) -> None:

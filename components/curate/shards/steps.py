@@ -6,9 +6,11 @@ A step takes documents one by one, changes them or gives the reason why they are
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from datatrove.data import Document, DocumentsPipeline
@@ -35,7 +37,7 @@ logger.disable("datatrove")  # the run log tells how far the shards are; workers
 
 
 class Job:
-    """What the steps of a shard share; every task has its own copy.
+    """What the steps of a shard share. Some executors run one task after the other with the same copy: what is counted starts anew.
 
     Args:
         keys: of the shards, one task each, by rank; their plans lie in `results`.
@@ -47,7 +49,7 @@ class Job:
         self.keys, self.results, self.params = keys, results, params
         self.broken: dict[str, str] = {}
         self.matches: list[dict[str, Any]] = []
-        self.tallies: list[Tally] = []
+        self.tallies: dict[str, Tally] = {}
 
 
 class Step(PipelineStep):
@@ -58,7 +60,7 @@ class Step(PipelineStep):
     def __init__(self, job: Job):
         super().__init__()
         self.job, self.tally = job, Tally(self.name)
-        job.tallies.append(self.tally)
+        job.tallies[self.name] = self.tally
 
     def apply(self, document: Document) -> tuple[str, str] | None:
         """Work on one document; (reason, explanation) removes it."""
@@ -70,6 +72,7 @@ class Step(PipelineStep):
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Apply the step to all documents; its account is complete when they are through."""
         self.open()
+        self.job.tallies[self.name] = self.tally = Tally(self.name)
         for document in data:
             size = document.metadata["bytes"]
             self.tally.take(size)
@@ -96,6 +99,7 @@ class Read(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Yield documents file by file; what cannot be read is told by name."""
+        self.job.broken, self.job.matches = {}, []
         for file in read_plan(self.job.results, self.job.keys[rank]):
             for document in read(file, self.job.broken.__setitem__, self.job.params.max_document_bytes):
                 document.metadata["bytes"] = len(document.text.encode())
@@ -124,10 +128,10 @@ class Language(Step):
 
     def apply(self, document: Document) -> tuple[str, str] | None:
         if is_code(document.metadata):
-            document.metadata["language"] = CODE
+            document.metadata.update(language=CODE, language_probability=None)
             return None
         language, probability = self.identifier.identify(document.text)
-        document.metadata["language"] = language
+        document.metadata.update(language=language, language_probability=probability)
         self.tally.count(language)
         if self.wanted and language not in self.wanted and probability >= self.job.params.min_language_probability:
             return f"language_{language}", f"{language} with probability {probability:.2f}"
@@ -210,16 +214,19 @@ class Write(PipelineStep):
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Drain the documents; yields none."""
         key = self.job.keys[rank]
-        directory = self.job.results / f".{key}.tmp"
+        directory = self.job.results / f".{key}.{gethostname()}.{os.getpid()}.tmp"  # a cluster may run a task again before it is dead
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         writer = Writer(directory)
         for document in data:
             writer.add(document)
         writer.close()
-        accounts = {"steps": [tally.plain() for tally in self.job.tallies], "broken": self.job.broken, "matches": self.job.matches}
+        accounts = {"steps": [tally.plain() for tally in self.job.tallies.values()], "broken": self.job.broken, "matches": self.job.matches}
         write_atomic(directory / "tallies.json", json.dumps(accounts))
-        directory.rename(self.job.results / key)
+        if (self.job.results / key).is_dir():
+            shutil.rmtree(directory)
+        else:
+            directory.rename(self.job.results / key)
         yield from ()
 
 

@@ -25,8 +25,9 @@ from stagecraft.data.rows import RowWriter
 
 SCHEMA = pyarrow.schema([
     ("id", pyarrow.string()), ("source", pyarrow.string()), ("path", pyarrow.string()), ("licence", pyarrow.string()),
-    ("digest", pyarrow.string()), ("language", pyarrow.string()), ("category", pyarrow.string()), ("tier", pyarrow.int8()),
-    ("score", pyarrow.float32()), ("bytes", pyarrow.int64()), ("fingerprint", pyarrow.uint64()), ("text", pyarrow.string()),
+    ("digest", pyarrow.string()), ("language", pyarrow.string()), ("language_probability", pyarrow.float32()),
+    ("category", pyarrow.string()), ("tier", pyarrow.int8()), ("score", pyarrow.float32()), ("bytes", pyarrow.int64()),
+    ("fingerprint", pyarrow.uint64()), ("text", pyarrow.string()),
 ])
 _ROWS = 512  # documents read at a time
 

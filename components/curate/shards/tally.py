@@ -40,6 +40,12 @@ class Tally:
         self.removed[reason] = [documents + 1, total + size]
         self._keep(reason, [sample])
 
+    def cut(self, reason: str, size: int, sample: dict[str, str]) -> None:
+        """`size` bytes of one of those that came in are cut, and the document stays."""
+        documents, total = self.removed.get(reason, (0, 0))
+        self.removed[reason] = [documents, total + size]
+        self._keep(reason, [sample])
+
     def count(self, name: str, amount: int = 1) -> None:
         """Count something by name."""
         self.counts[name] = self.counts.get(name, 0) + amount
