@@ -14,7 +14,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.planning.parameters import BYTES_PER_PARAMETER
 
 _PATH = Path(__file__).parent / "formats.yaml"
-_BYTES = {**BYTES_PER_PARAMETER, "float16": 2.0}
+_BYTES = {**BYTES_PER_PARAMETER, "float16": 2.0, "tf32": 4.0}
 
 
 def bytes_of(name: str) -> float:
@@ -24,7 +24,7 @@ def bytes_of(name: str) -> float:
 
 @dataclass(frozen=True)
 class Formats:
-    """One recipe. Names of formats are keys of BYTES_PER_PARAMETER, or float16."""
+    """One recipe. Names of formats are keys of BYTES_PER_PARAMETER, float16 or tf32."""
 
     name: str
     rest: str

@@ -30,7 +30,7 @@ class Gpu:
 
     def format(self, wanted: str) -> str:
         """The format this machine really computes in: the narrowest it has that is no narrower than `wanted`."""
-        ladder = ("mxfp4", "nvfp4", "mxfp8", "fp8", "bfloat16", "float32")
+        ladder = ("mxfp4", "nvfp4", "mxfp8", "fp8", "bfloat16", "tf32", "float32")
         return next(name for name in ladder[ladder.index(wanted):] if name in self.peak)
 
 
@@ -60,6 +60,7 @@ class Efficiencies:
     gemm: dict[str, float]
     attention: float
     scan: float
+    sustained: float
     memory: float
     nvlink: float
     network: float
@@ -72,7 +73,7 @@ class Efficiencies:
 
     def ideal(self) -> Efficiencies:
         """Every share 1, communication hidden: the bound that no software passes."""
-        return replace(self, gemm=dict.fromkeys(self.gemm, 1.0), attention=1.0, scan=1.0, memory=1.0, nvlink=1.0, network=1.0,
+        return replace(self, gemm=dict.fromkeys(self.gemm, 1.0), attention=1.0, scan=1.0, sustained=1.0, memory=1.0, nvlink=1.0, network=1.0,
                        overlap=Overlap(tensor=1.0, expert=1.0, data=1.0, pipeline=1.0, context=1.0))
 
 

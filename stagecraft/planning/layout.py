@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from stagecraft.contract.errors import UserError
 from stagecraft.planning.architecture import Attention, Model, Scan
 
-RECOMPUTE = ("none", "selective", "full")
+RECOMPUTE = ("none", "selective", "moe", "full")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Layout:
     Attributes:
         tp, cp, pp, ep, dp: tensor (with sequence parallelism), context, pipeline, expert and data parallel sizes.
         micro: sequences of one microbatch.
-        recompute: "none"; "selective": activation functions and norms are computed again; "full": whole layers are.
+        recompute: "none"; "selective": activation functions and norms are computed again; "moe": MoE layers
+            are as well; "full": all layers are.
     """
 
     tp: int = 1

@@ -26,7 +26,7 @@ def peer(name: str) -> Model:
         raise UserError(f"no model {name!r}", where="planning/models", mend=f"known are {known}")
     config: dict[str, Any] = YAML(typ="safe").load(path.read_text())
     shapes = SimpleNamespace(**config["shapes"])
-    return {"nemotron_h": nemotron_h, "gpt_oss": _gpt_oss, "qwen3_5_moe": _qwen}[config["family"]](shapes, name)
+    return {"nemotron_h": nemotron_h, "gpt_oss": _gpt_oss, "qwen3_moe": _qwen3, "qwen3_5_moe": _qwen}[config["family"]](shapes, name)
 
 
 def _gpt_oss(s: SimpleNamespace, name: str) -> Model:
@@ -44,6 +44,18 @@ def _gpt_oss(s: SimpleNamespace, name: str) -> Model:
                           Product("experts up", s.hidden_size, 2 * s.intermediate_size, bias=2 * s.intermediate_size, **experts),
                           Product("experts down", s.intermediate_size, s.hidden_size, bias=s.hidden_size, **experts)), s.hidden_size)]
     return Model(name, s.hidden_size, s.vocab_size, tuple(layers))
+
+
+def _qwen3(s: SimpleNamespace, name: str) -> Model:
+    """Blocks of attention with normed queries and keys, and gated experts."""
+    queries, keys = s.num_attention_heads * s.head_dim, s.num_key_value_heads * s.head_dim
+    experts = {"copies": s.num_experts, "used": s.num_experts_per_tok, "split": "expert"}
+    block = (Layer("attention", (Product("qkv", s.hidden_size, queries + 2 * keys), Product("attention out", queries, s.hidden_size)),
+                   s.hidden_size + 2 * s.head_dim, Attention(s.num_attention_heads, s.num_key_value_heads, s.head_dim)),
+             Layer("moe", (Product("router", s.hidden_size, s.num_experts, split="none"),
+                           Product("experts up", s.hidden_size, 2 * s.moe_intermediate_size, **experts),
+                           Product("experts down", s.moe_intermediate_size, s.hidden_size, **experts)), s.hidden_size))
+    return Model(name, s.hidden_size, s.vocab_size, block * s.num_hidden_layers)
 
 
 def _qwen(s: SimpleNamespace, name: str) -> Model:
