@@ -98,9 +98,12 @@ class Scan:
     delta: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """One residual branch. `vectors`: parameters outside the products (norms, convolution, per-head)."""
+    """One residual branch. `vectors`: parameters outside the products (norms, convolution, per-head).
+
+    Equal layers of a model are one object: what groups them asks for identity, which is quick.
+    """
 
     kind: str
     products: tuple[Product, ...]
@@ -156,7 +159,8 @@ def nemotron_h(shapes: Shapes, name: str = "nemotron_h") -> Model:
     Raises:
         ValueError: a pattern holds a letter other than M (Mamba-2), * (attention), E (mixture of experts).
     """
-    layers = tuple(_layer(letter, shapes) for letter in shapes.hybrid_override_pattern)
+    made = {letter: _layer(letter, shapes) for letter in dict.fromkeys(shapes.hybrid_override_pattern)}
+    layers = tuple(made[letter] for letter in shapes.hybrid_override_pattern)
     mtp: tuple[Layer, ...] = ()
     if shapes.num_nextn_predict_layers:
         joint = Layer("join", (Product("mtp join", 2 * shapes.hidden_size, shapes.hidden_size),), 3 * shapes.hidden_size)

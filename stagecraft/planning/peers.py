@@ -33,17 +33,15 @@ def _gpt_oss(s: SimpleNamespace, name: str) -> Model:
     """Blocks of attention (every other one over a window, all with sinks and biases) and gated experts with biases."""
     queries, keys = s.num_attention_heads * s.head_dim, s.num_key_value_heads * s.head_dim
     experts = {"copies": s.num_local_experts, "used": s.num_experts_per_tok, "split": "expert"}
-    layers = []
-    for index in range(s.num_hidden_layers):
-        layers += [
-            Layer("attention", (Product("qkv", s.hidden_size, queries + 2 * keys, bias=queries + 2 * keys),
-                                Product("attention out", queries, s.hidden_size, bias=s.hidden_size)),
-                  s.hidden_size + s.num_attention_heads,  # norm; sinks
-                  Attention(s.num_attention_heads, s.num_key_value_heads, s.head_dim, s.sliding_window if index % 2 == 0 else None)),
-            Layer("moe", (Product("router", s.hidden_size, s.num_local_experts, bias=s.num_local_experts, split="none"),
-                          Product("experts up", s.hidden_size, 2 * s.intermediate_size, bias=2 * s.intermediate_size, **experts),
-                          Product("experts down", s.intermediate_size, s.hidden_size, bias=s.hidden_size, **experts)), s.hidden_size)]
-    return Model(name, s.hidden_size, s.vocab_size, tuple(layers))
+    windowed, full = (Layer("attention", (Product("qkv", s.hidden_size, queries + 2 * keys, bias=queries + 2 * keys),
+                                          Product("attention out", queries, s.hidden_size, bias=s.hidden_size)),
+                            s.hidden_size + s.num_attention_heads,  # norm; sinks
+                            Attention(s.num_attention_heads, s.num_key_value_heads, s.head_dim, window))
+                      for window in (s.sliding_window, None))
+    moe = Layer("moe", (Product("router", s.hidden_size, s.num_local_experts, bias=s.num_local_experts, split="none"),
+                        Product("experts up", s.hidden_size, 2 * s.intermediate_size, bias=2 * s.intermediate_size, **experts),
+                        Product("experts down", s.intermediate_size, s.hidden_size, bias=s.hidden_size, **experts)), s.hidden_size)
+    return Model(name, s.hidden_size, s.vocab_size, (windowed, moe, full, moe) * (s.num_hidden_layers // 2))
 
 
 def _qwen3(s: SimpleNamespace, name: str) -> Model:

@@ -29,6 +29,7 @@ class Kernels:
         convolution: passes over the convolved channels.
         scan: passes over the [heads, chunk] decay and score matrices per token, in FP32; 0 when they stay on the chip.
         loss: passes over the FP32 logits, forward and backward together.
+        optimizer: passes over its state, in passes of a fused optimizer.
         backward: elementwise traffic of the backward pass, in forward passes.
     """
 
@@ -37,6 +38,7 @@ class Kernels:
     convolution: float = 2.0
     scan: float = 0.0
     loss: float = 5.0
+    optimizer: float = 1.0
     backward: float = 2.0
 
 
@@ -96,7 +98,7 @@ def training_step(model: Model, work: Workload, layout: Layout, roofline: Roofli
         dense, experts = local_parameters(stage, model, layout)
         own = dense / (layout.dp * layout.cp) + experts / layout.expert_dp
         # Master weight and moments read and written, gradient read; working weight written.
-        optimizer = max(optimizer, roofline.memory(own * (2 * state.optimizer + state.gradient + state.weight)))
+        optimizer = max(optimizer, roofline.memory(roofline.kernels.optimizer * own * (2 * state.optimizer + state.gradient + state.weight)))
     parts = Counter({name: m * seconds for name, seconds in slowest.items()})
     parts["optimizer"] = optimizer
     if layout.pp > 1:
