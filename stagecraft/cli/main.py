@@ -1,4 +1,4 @@
-"""The `stagecraft` command: serve the promoted model, talk to it, trace a token, open MLflow."""
+"""The `stagecraft` command: plan a run, serve the promoted model, talk to it, trace a token, open MLflow."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": "serve the promoted model on an OpenAI-compatible API until interrupted",
     "chat": "talk to the served model in the terminal",
     "lineage": "which document a trained-on token comes from, and what that passed",
+    "plan": "what a profile needs and takes on a cluster: memory, layout, days, cost; tokens per second served",
     "ui": "open MLflow's user interface on the record of the runs",
 }
 

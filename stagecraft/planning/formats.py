@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import ceil
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stagecraft.contract.errors import UserError
+from stagecraft.planning.hardware import Gpu
 from stagecraft.planning.parameters import BYTES_PER_PARAMETER
 
 _PATH = Path(__file__).parent / "formats.yaml"
@@ -44,6 +45,12 @@ class Formats:
         if self.last_layers and layers and layer >= layers - ceil(self.last_layers_share * layers):
             return self.last_layers
         return self.operators.get(operator, self.rest)
+
+    def on(self, machine: Gpu) -> Formats:
+        """The recipe as a machine can run it: a format it lacks becomes the next wider one it has."""
+        known = {name: machine.format(name) for name in (self.rest, self.last_layers, *self.operators.values()) if name}
+        return replace(self, rest=known[self.rest], operators={key: known[name] for key, name in self.operators.items()},
+                       last_layers=known[self.last_layers] if self.last_layers else None)
 
     def computed(self, weights: str) -> str:
         """The format that products of such weights run in."""

@@ -66,7 +66,9 @@ class Layout:
 
 def problems(layout: Layout, model: Model, work: Workload, gpus: int) -> Iterator[str]:
     """Why the layout cannot be, one sentence each; nothing if it can."""
-    if gpus % (layout.tp * layout.cp * layout.pp) or layout.gpus != gpus:
+    if gpus % (layout.tp * layout.cp * layout.pp):
+        yield f"tp x cp x pp = {layout.tp * layout.cp * layout.pp} does not divide the {gpus} GPUs"
+    elif layout.gpus != gpus:
         yield f"tp x cp x pp x dp = {layout.gpus} is not the {gpus} GPUs there are"
     ranks = layout.tp * layout.cp * layout.dp
     if ranks % layout.ep:

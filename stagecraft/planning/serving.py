@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from scipy.optimize import brentq
+
 from stagecraft.planning.architecture import Attention, Layer, Model, Product, Scan
 from stagecraft.planning.flops import attention_flops, layer_flops, product_flops
 from stagecraft.planning.formats import Formats, bytes_of
@@ -21,6 +23,16 @@ class Drafts:
 
     length: int
     accepted: float
+
+    @classmethod
+    def expected(cls, length: int, known: tuple[int, float] = (7, 3.45)) -> Drafts:
+        """Each draft is accepted with one probability p, so (1 - p^(length + 1)) / (1 - p) are (Leviathan et al. 2023, arXiv 2211.17192).
+
+        p is the one that gives what is `known`: (draft length, mean accepted); the default is the report's on SPEED-Bench
+        (arXiv 2604.12374, section 6).
+        """
+        p = brentq(lambda q: _accepted(q, known[0]) - known[1], 0.0, 1 - 1e-9)
+        return cls(length, _accepted(p, length))
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,10 @@ class Serving:
     decode: float
     prefill: float
     tokens: float
+
+
+def _accepted(p: float, length: int) -> float:
+    return sum(p**k for k in range(length + 1))
 
 
 def weight_bytes(model: Model, recipe: Formats, mtp: bool = False) -> float:
