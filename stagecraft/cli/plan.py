@@ -38,9 +38,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("profile", help="a profile's path, or its name in params/; laptop is params.yaml")
     parser.add_argument("--gpus", default="64xB200", metavar="NxGPU", help="such as 64xB200 (default: %(default)s)")
     parser.add_argument("--stage", choices=["pretrain", "serve"], default="pretrain")
-    parser.add_argument("--precision", help="a recipe of planning/formats.yaml (default: the profile's; to serve, the narrowest the GPU has)")
+    parser.add_argument("--precision", metavar="NAME",
+                        help="a recipe of planning/formats.yaml (default: the profile's; to serve, the narrowest the GPU has)")
     parser.add_argument("--price", type=_positive, metavar="USD", help="per GPU and hour (default: of gpus.yaml)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an efficiency, such as sustained=0.6 or gemm.nvfp4=0.7")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="an efficiency, such as sustained=0.6 or gemm.nvfp4=0.7")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     train = parser.add_argument_group("pre-training")
     train.add_argument("--tokens", type=_positive, metavar="N", help="token budget, such as 25e12 (default: the profile's)")
@@ -133,7 +135,8 @@ def _changed(settings: Sequence[str]) -> Efficiencies:
                 raise KeyError
             target[name] = float(text)
         except (KeyError, ValueError):
-            raise UserError(f"{setting!r} sets no efficiency", where="--set", mend=f"keys are {', '.join(values)}; write gemm.nvfp4=0.7") from None
+            raise UserError(f"{setting!r} sets no efficiency", where="--set",
+                            mend=f"keys are {', '.join(values)}; write gemm.nvfp4=0.7") from None
     return parse(Efficiencies, values, "--set")
 
 
@@ -178,7 +181,8 @@ def _training_tables(plan: dict[str, Any]) -> list[tuple[str, Table]]:
     run, saved = plan["run"], plan["checkpoint"]
     result = _table("", "")
     for name, value in (
-            ("tokens per second and GPU", f"{step['tokens_per_gpu']:,.0f}"), ("model TFLOP/s per GPU", f"{step['flops_per_gpu'] / 1e12:,.0f}"),
+            ("tokens per second and GPU", f"{step['tokens_per_gpu']:,.0f}"),
+            ("model TFLOP/s per GPU", f"{step['flops_per_gpu'] / 1e12:,.0f}"),
             ("of the BF16 peak", f"{step['mfu_bf16']:.1%}"), ("tokens", _number(run["tokens"])), ("steps", f"{run['steps']:,.0f}"),
             ("days without failures", f"{run['days']:,.1f}"), ("days with them", f"{run['days_with_failures']:,.1f}"),
             ("GPU hours", f"{run['gpu_hours']:,.0f}"), (f"cost at ${run['price']:g} per GPU and hour", f"${run['cost']:,.0f}"),

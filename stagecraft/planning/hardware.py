@@ -73,8 +73,8 @@ class Efficiencies:
 
     def ideal(self) -> Efficiencies:
         """Every share 1, communication hidden: the bound that no software passes."""
-        return replace(self, gemm=dict.fromkeys(self.gemm, 1.0), attention=1.0, scan=1.0, sustained=1.0, memory=1.0, nvlink=1.0, network=1.0,
-                       overlap=Overlap(tensor=1.0, expert=1.0, data=1.0, pipeline=1.0, context=1.0))
+        return replace(self, gemm=dict.fromkeys(self.gemm, 1.0), attention=1.0, scan=1.0, sustained=1.0, memory=1.0, nvlink=1.0,
+                       network=1.0, overlap=Overlap(tensor=1.0, expert=1.0, data=1.0, pipeline=1.0, context=1.0))
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from stagecraft.planning.hardware import Cluster, Efficiencies
 from stagecraft.planning.layout import Layout, Workload, problems
 from stagecraft.planning.memory import Memory, State, training_memory
 from stagecraft.planning.parameters import count
-from stagecraft.planning.search import Candidate, search, powers
+from stagecraft.planning.search import Candidate, powers, search
 from stagecraft.planning.serving import Drafts, serve
 from stagecraft.planning.step import Roofline, training_step
 

@@ -113,7 +113,8 @@ def decode_seconds(model: Model, recipe: Formats, roofline: Roofline, sequences:
     seconds = _head(model, recipe, roofline, checked, gpus)
     for at, layer in enumerate(model.layers):
         names = {p.operator: recipe.of(p.operator, layer=at, layers=count) for p in layer.products}
-        seconds += _layer(layer, names, recipe, roofline, sequences, checked, context, gpus) + _exchange(model, layer, checked, roofline, gpus)
+        seconds += _layer(layer, names, recipe, roofline, sequences, checked, context, gpus)
+        seconds += _exchange(model, layer, checked, roofline, gpus)
     for _ in range(drafts.length if drafts else 0):
         seconds += _head(model, recipe, roofline, sequences, gpus)
         for layer in model.mtp:

@@ -98,7 +98,8 @@ def training_step(model: Model, work: Workload, layout: Layout, roofline: Roofli
         dense, experts = local_parameters(stage, model, layout)
         own = dense / (layout.dp * layout.cp) + experts / layout.expert_dp
         # Master weight and moments read and written, gradient read; working weight written.
-        optimizer = max(optimizer, roofline.memory(roofline.kernels.optimizer * own * (2 * state.optimizer + state.gradient + state.weight)))
+        moved = own * (2 * state.optimizer + state.gradient + state.weight)
+        optimizer = max(optimizer, roofline.memory(roofline.kernels.optimizer * moved))
     parts = Counter({name: m * seconds for name, seconds in slowest.items()})
     parts["optimizer"] = optimizer
     if layout.pp > 1:
