@@ -25,8 +25,13 @@ def peer(name: str) -> Model:
         known = ", ".join(sorted(file.stem for file in MODELS.glob("*.yaml")))
         raise UserError(f"no model {name!r}", where="planning/models", mend=f"known are {known}")
     config: dict[str, Any] = YAML(typ="safe").load(path.read_text())
-    shapes = SimpleNamespace(**config["shapes"])
-    return {"nemotron_h": nemotron_h, "gpt_oss": _gpt_oss, "qwen3_moe": _qwen3, "qwen3_5_moe": _qwen}[config["family"]](shapes, name)
+    return build(config["family"], config["shapes"], name)
+
+
+def build(family: str, shapes: dict[str, Any], name: str) -> Model:
+    """A model of a family; `shapes` in the names of its Hugging Face configuration."""
+    families = {"nemotron_h": nemotron_h, "gpt_oss": _gpt_oss, "qwen3_moe": _qwen3, "qwen3_5_moe": _qwen}
+    return families[family](SimpleNamespace(**shapes), name)
 
 
 def _gpt_oss(s: SimpleNamespace, name: str) -> Model:

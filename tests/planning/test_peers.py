@@ -3,7 +3,6 @@
 import stagecraft.megatron_cpu  # noqa: F401  # megatron-core imports with it
 
 import pytest
-import torch
 from megatron.core.quantization.quant_config import MatchContext, RecipeConfig
 from transformers import GptOssConfig, GptOssForCausalLM, Qwen3_5MoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.models.qwen3_5_moe.configuration_qwen3_5_moe import Qwen3_5MoeTextConfig
@@ -12,26 +11,36 @@ from stagecraft.contract.errors import UserError
 from stagecraft.model.precision import format_of, recipe
 from stagecraft.planning.formats import formats
 from stagecraft.planning.parameters import count
-from stagecraft.planning.peers import MODELS, peer
+from stagecraft.planning.peers import MODELS, build, peer
 from stagecraft.planning.serving import cache_bytes_per_token, fixed_bytes
 from tests.planning.models import LAPTOP, LAPTOP_SHAPES, SUPER, SUPER_SHAPES
 
-QWEN = {"num_hidden_layers": 48, "hidden_size": 3072, "num_attention_heads": 32, "linear_num_value_heads": 64,
-        "moe_intermediate_size": 1024, "shared_expert_intermediate_size": 1024}
-REAL = {
-    "gpt-oss-120b": lambda: GptOssForCausalLM(GptOssConfig()),
-    "qwen3.5-122b-a10b": lambda: Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**QWEN)),
-    "qwen3-30b-a3b": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(
-        num_hidden_layers=48, hidden_size=2048, num_attention_heads=32, num_key_value_heads=4, head_dim=128, num_experts=128,
-        num_experts_per_tok=8, moe_intermediate_size=768, vocab_size=151936)),
+COMMON = {"num_hidden_layers": 4, "hidden_size": 48, "vocab_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+          "num_experts_per_tok": 2}
+GATED = {"num_experts": 6, "moe_intermediate_size": 24}
+SMALL = {
+    "gpt_oss": (GptOssForCausalLM, GptOssConfig, {**COMMON, "num_local_experts": 6, "intermediate_size": 40, "sliding_window": 8}, {}),
+    "qwen3_moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, {**COMMON, **GATED}, {}),
+    "qwen3_5_moe": (Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig, {
+        **COMMON, **GATED, "shared_expert_intermediate_size": 32, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4}, {"full_attention_interval": 4}),
 }
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_a_peer_holds_what_the_real_model_holds(name):
-    with torch.device("meta"):
-        model = REAL[name]()
-    assert count(peer(name)).total == sum(parameter.numel() for parameter in model.parameters())
+@pytest.mark.parametrize("family", SMALL)
+def test_a_family_holds_what_the_real_model_holds(family):
+    real, config, shapes, ours = SMALL[family]
+    model = real(config(**shapes))
+    counts = count(build(family, {**shapes, **ours}, family))
+    assert counts.total == sum(parameter.numel() for parameter in model.parameters())
+    assert counts.routed == sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+
+
+def test_published_totals():
+    totals = {name: round(count(peer(name)).total / 1e9, 2) for name in ("gpt-oss-120b", "qwen3.5-122b-a10b", "qwen3-30b-a3b",
+                                                                           "qwen3-235b-a22b", "nemotron-3-nano")}
+    assert totals == {"gpt-oss-120b": 116.83, "qwen3.5-122b-a10b": 122.11, "qwen3-30b-a3b": 30.53, "qwen3-235b-a22b": 235.09,
+                      "nemotron-3-nano": 31.58}
 
 
 def test_every_peer_can_be_read_and_an_unknown_one_is_named():
