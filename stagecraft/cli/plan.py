@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> None:
     train.add_argument("--layout", metavar="tp=2,ep=64,...", help="names: tp, cp, pp, ep, dp, micro, recompute (default: search)")
     train.add_argument("--gradients", choices=["float32", "bfloat16"], default="float32", help="of the gradient buffer")
     train.add_argument("--mtbf-hours", type=_positive, default=50_000.0, metavar="H",
-                       help="mean hours between failures of one GPU with its share of the rest (default: %(default)g)")
+                       help="mean hours between failures of one GPU with its share of the rest (default: %(default)g; "
+                            "419 in 54 days on 16,384 GPUs, arXiv 2407.21783, section 3.3.4)")
     serving = parser.add_argument_group("serving")
     serving.add_argument("--lengths", default=_LENGTHS, metavar="IN/OUT,...", help="tokens of prompt and answer (default: %(default)s)")
     serving.add_argument("--drafts", type=int, metavar="N", help="by multi-token prediction (default: the profile's)")

@@ -34,7 +34,7 @@ def daly_interval(save: float, mtbf: float) -> float:
 
 
 def wall_time(work: float, interval: float, save: float, restart: float, mtbf: float) -> float:
-    """Expected seconds for `work` seconds of computation with exponential failures (Daly 2006, equation 20).
+    """Expected seconds for `work` seconds of computation with exponential failures (Daly 2006, the complete model).
 
     mtbf e^(restart / mtbf) (e^((interval + save) / mtbf) - 1) work / interval: a failure costs what was done since the last
     checkpoint and `restart` seconds, in either of which the next may come.

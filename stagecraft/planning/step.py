@@ -178,9 +178,8 @@ def layer_seconds(branch: Branch, tokens: float, length: int, model: Model, layo
 
 def _product(placed: Placed, tokens: float, layout: Layout, roofline: Roofline, state: State) -> tuple[float, float]:
     """(forward, backward): one product and two, each reading its operands in the format and writing activations or FP32 gradients."""
-    product, width = placed.product, min(bytes_of(placed.format), state.activation) if placed.format != "float32" else 4.0
-    share = 1.0 if product.split == "none" and not layout.tp > 1 else 1 / layout.tp  # replicated maps see their part of the sequence
-    rows = tokens * product.used * share
+    product, width = placed.product, min(bytes_of(placed.format), state.activation)
+    rows = tokens * product.used / layout.tp  # of the output, or of the sequence where the map is whole on every rank
     flops = 2 * rows * product.inputs * product.outputs
     into, out = rows * product.inputs, rows * product.outputs
     weights = placed.held
