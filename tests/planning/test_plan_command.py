@@ -22,9 +22,9 @@ MISTAKES = {
         "error: --layout: 'experts=8' is no part of a layout - write it like tp=2,ep=64,recompute=selective; names are tp, cp, "
         "pp, ep, dp, micro, recompute",
     ("super-120b", "--layout", "ep=64"):
-        "error: --layout: TP1 CP1 PP1 EP64 DP64, micro-batch 1, recompute none: needs 202.3 GB per GPU of 169.2 GB usable on B200, too much "
-        "by 33.1 GB - divide more (tp, pp, ep) or recompute=full",
-    ("nobody",): "error: stagecraft plan: no profile 'nobody' - give a path, or one of laptop, super-120b",
+        "error: --layout: TP1 CP1 PP1 EP64 DP64, micro-batch 1, recompute none: needs 202.3 GB per GPU of 169.2 GB usable on B200, too "
+        "much by 33.1 GB - divide more (tp, pp, ep) or recompute=full",
+    ("nobody",): "error: stagecraft plan: no profile 'nobody' - give a path, or one of laptop, ",
     ("super-120b", "--set", "luck=2"):
         "error: --set: 'luck=2' sets no efficiency - keys are gemm, attention, scan, sustained, memory, nvlink, network, overlap, "
         "memory_use, serving_memory_use, serving_step_seconds, restart_seconds, checkpoint_bandwidth; write gemm.nvfp4=0.7",
