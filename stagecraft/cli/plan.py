@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> None:
                             "419 in 54 days on 16,384 GPUs, arXiv 2407.21783, section 3.3.4)")
     serving = parser.add_argument_group("serving")
     serving.add_argument("--lengths", default=_LENGTHS, metavar="IN/OUT,...", help="tokens of prompt and answer (default: %(default)s)")
-    serving.add_argument("--drafts", type=int, metavar="N", help="by multi-token prediction (default: the profile's)")
+    serving.add_argument("--drafts", type=_whole, metavar="N", help="by multi-token prediction (default: the profile's)")
     serving.add_argument("--accepted", type=_positive, metavar="X", help="mean tokens per step with them (default: from 3.45 at 7 drafts)")
-    serving.add_argument("--tensor", type=int, metavar="N", help="GPUs of one engine (default: the best of 1, 2, 4, ...)")
+    serving.add_argument("--tensor", type=_whole, metavar="N", help="GPUs of one engine (default: the best of 1, 2, 4, ...)")
     options = parser.parse_args(argv)
     machines = cluster(options.gpus)
     plan = (_training if options.stage == "pretrain" else _serving)(options, machines, _changed(options.set))
@@ -82,6 +82,9 @@ def _training(options: argparse.Namespace, machines: Cluster, efficiency: Effici
 def _serving(options: argparse.Namespace, machines: Cluster, efficiency: Efficiencies) -> dict[str, Any]:
     section, where = _section(options.profile, "pretrain")
     architecture = parse(Architecture, section["architecture"], f"{where}.architecture")
+    if options.tensor is not None and (not 0 < options.tensor <= machines.count or architecture.num_attention_heads % options.tensor):
+        raise UserError(f"engines of {options.tensor} GPUs cannot be made of {options.gpus} with {architecture.num_attention_heads} heads",
+                        where="--tensor", mend="give a divisor of the heads that the GPUs suffice for")
     server = _section(options.profile, "serve")[0]["server"]
     length = server["draft_tokens"] if options.drafts is None else options.drafts
     drafts = None
@@ -106,10 +109,19 @@ def _section(profile: str, name: str) -> tuple[dict[str, Any], str]:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise ValueError
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"{text!r} is no positive number", where="stagecraft plan", mend="write it like 25e12 or 4.5")
     return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"{text!r} is no whole number", where="stagecraft plan", mend="write it like 3")
+    return int(text)
 
 
 def _lengths(text: str) -> list[tuple[int, int]]:
