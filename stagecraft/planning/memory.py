@@ -27,7 +27,7 @@ class State:
     @classmethod
     def of(cls, recipe: Formats) -> State:
         """FP32 training has no master copy; everything else is the mixed precision."""
-        return cls(4.0, 4.0, 8.0, 4.0, 8.0) if recipe.rest == "float32" else cls()
+        return cls(4.0, 4.0, 8.0, 4.0, 4.0) if recipe.rest == "float32" else cls()
 
 
 @dataclass(frozen=True)

@@ -15,24 +15,59 @@ from stagecraft.planning.architecture import nemotron_h
 from stagecraft.planning.formats import formats
 from stagecraft.planning.layout import RECOMPUTE, Layout, Workload, problems
 from stagecraft.planning.memory import State, training_memory
-from tests.architectures import tiny
+from tests.architectures import architecture, tiny
 from tests.planning.models import SUPER
 
 
-def test_states_are_those_of_a_model_under_training():
-    shapes = tiny()
+@pytest.fixture
+def process_group():
     parallel.initialize(seed=7)
-    trainer = Trainer(shapes, Optimization(lr=1e-3, steps=10), max_sequence_length=32, precision="bf16", mtp_depths=1)
-    tokens = torch.randint(0, shapes.vocab_size, (1, 32))
-    trainer.step([Batch(tokens, tokens, torch.ones(1, 32))])
+    yield
+    parallel.shutdown()
+
+
+def trained(shapes, length, **options):
+    """A model after one step over a row of tokens, and the bytes that its forward pass left for the backward pass."""
+    trainer = Trainer(shapes, Optimization(lr=1e-3, steps=10), max_sequence_length=length, precision="bf16", **options)
+    parameters = {p.untyped_storage().data_ptr() for p in trainer.module.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes(), tensor  # holding the tensor keeps its address from being used again
+        return tensor
+
+    tokens = torch.randint(0, shapes.vocab_size, (1, length))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trainer.step([Batch(tokens, tokens, torch.ones(1, length))])
+    return trainer, sum(size for size, _ in kept.values())
+
+
+def test_states_are_those_of_a_model_under_training(process_group):
+    shapes = tiny()
+    trainer, _ = trained(shapes, 32, mtp_depths=1)
     parameters = list(trainer.module.parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters)
     gradients = sum(p.main_grad.numel() * p.main_grad.element_size() for p in parameters)
     adam = trainer.optimizer.chained_optimizers[0] if hasattr(trainer.optimizer, "chained_optimizers") else trainer.optimizer
     moments = sum(t.numel() * t.element_size() for state in adam.optimizer.state.values() for t in state.values() if torch.is_tensor(t))
-    parallel.shutdown()
     planned = training_memory(nemotron_h(shapes), Workload(32, 1, 1), Layout(), formats("training", "float32"))
     assert (planned.weights, planned.gradients, planned.optimizer) == (weights, gradients, moments)
+
+
+@pytest.mark.parametrize(("pattern", "more"), [("*", 1.5), ("E", 1.5), ("M", 4.0)])
+def test_activations_are_nearly_those_that_autograd_keeps(process_group, pattern, more):
+    """Eager operators keep some copies that fused kernels do not; the eager scan keeps its decay matrices, which a kernel makes again."""
+    real, planned = [], []
+    for times in (1, 2):
+        shapes = architecture(hybrid_override_pattern=pattern * times, num_nextn_predict_layers=0)
+        real.append(trained(shapes, 256, mtp_depths=0, aux_loss=0.0)[1])
+        planned.append(training_memory(nemotron_h(shapes), Workload(256, 1), Layout(), formats("training", "float32")))
+    layer = planned[1].activations - planned[0].activations
+    assert layer <= real[1] - real[0] <= more * layer
+    rest = real[0] - (real[1] - real[0])
+    assert planned[0].logits <= rest <= 1.25 * planned[0].logits
 
 
 def needed(layout, work, recipe="nvfp4", state=None):
