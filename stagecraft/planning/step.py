@@ -28,6 +28,7 @@ class Kernels:
         activation: times an activation function's input and output are read or written, forward.
         convolution: passes over the convolved channels.
         scan: passes over the [heads, chunk] decay and score matrices per token, in FP32; 0 when they stay on the chip.
+        scan_inner: further passes over its inputs and outputs, in FP32.
         loss: passes over the FP32 logits, forward and backward together.
         optimizer: passes over its state, in passes of a fused optimizer.
         backward: elementwise traffic of the backward pass, in forward passes.
@@ -37,6 +38,7 @@ class Kernels:
     activation: float = 1.0
     convolution: float = 2.0
     scan: float = 0.0
+    scan_inner: float = 0.0
     loss: float = 5.0
     optimizer: float = 1.0
     backward: float = 2.0
@@ -165,7 +167,8 @@ def layer_seconds(branch: Branch, tokens: float, length: int, model: Model, layo
         inner = core.heads * core.dim
         chunk = min(core.chunk, length)
         states = 2 * inner * core.state / chunk * 4  # each chunk's state written and read, FP32
-        moved = tokens / layout.tp * ((core.channels + 2 * inner) * state.activation + states + 4 * kernels.scan * core.heads * chunk)
+        moved = tokens / layout.tp * ((core.channels + 2 * inner) * state.activation + states
+                                         + 4 * kernels.scan * core.heads * chunk + 4 * kernels.scan_inner * inner)
         flops = tokens * scan_flops(core, length) / layout.tp
         forward["scan"] += roofline.core(flops, moved, roofline.efficiency.scan)
         backward["scan"] += roofline.core(3 * flops, kernels.backward * moved, roofline.efficiency.scan)  # forward again, two gradients
