@@ -38,6 +38,7 @@ SUPER = nemotron_h(parse(Architecture, PROFILE["pretrain"]["architecture"], "arc
 NANO, GPT, QWEN = peer("nemotron-3-nano"), peer("gpt-oss-120b"), peer("qwen3.5-122b-a10b")
 SMALL_QWEN, LARGE_QWEN = peer("qwen3-30b-a3b"), peer("qwen3-235b-a22b")
 EFFICIENCY = efficiencies()
+MIXED = State(gradient=2.0)  # the performance recipes sum gradients in BF16
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Job:
         layout, recipe = parse_layout(self.layout, machines.count), formats("training", self.precision).on(machines.gpu)
         for problem in problems(layout, self.model, self.work, machines.count):
             raise ValueError(f"{self.name}: {problem}")
-        return training_step(self.model, self.work, layout, Roofline(machines.gpu, replace(EFFICIENCY, sustained=sustained)), recipe)
+        return training_step(self.model, self.work, layout, Roofline(machines.gpu, replace(EFFICIENCY, sustained=sustained)), recipe,
+                             MIXED)
 
 
 # Megatron-Bridge, docs/performance-summary.md, release 25.11: every MoE row on GB300 and GB200 but DeepSeek-V3, whose attention is not
@@ -142,10 +144,10 @@ def published_step() -> Iterator[tuple[str, ...]]:
 
 
 def known_layouts() -> Iterator[tuple[str, ...]]:
-    """Does what is known to run fit? BF16 gradients, as the performance recipes have them."""
-    mixed, frozen = State(gradient=2.0), State(gradient=0.0, optimizer=0.0)
-    jobs = [(job, job.name, mixed, True) for job in KNOWN]
-    jobs += [(LISTED, f"{LISTED.name}, all weights trained", mixed, False), (LISTED, f"{LISTED.name}, weights frozen", frozen, True)]
+    """Does what is known to run fit?"""
+    frozen = State(gradient=0.0, optimizer=0.0)
+    jobs = [(job, job.name, MIXED, True) for job in KNOWN]
+    jobs += [(LISTED, f"{LISTED.name}, all weights trained", MIXED, False), (LISTED, f"{LISTED.name}, weights frozen", frozen, True)]
     for job, name, state, runs in jobs:
         machines = cluster(job.gpus)
         memory = training_memory(job.model, job.work, parse_layout(job.layout, machines.count),

@@ -53,11 +53,12 @@ def reached(groups: int, experts: int, chosen: int) -> float:
     return groups * (1 - comb(experts - experts // groups, chosen) / comb(experts, chosen))
 
 
-def training_traffic(model: Model, work: Workload, layout: Layout, recipe: Formats, domain: int) -> dict[str, Traffic]:
+def training_traffic(model: Model, work: Workload, layout: Layout, recipe: Formats, domain: int,
+                     state: State | None = None) -> dict[str, Traffic]:
     """Per GPU and step, by dimension; of the pipeline stage that sends most in each."""
     totals: dict[str, Traffic] = {name: Traffic() for name in DIMENSIONS}
     for stage in stages(model, layout, recipe, work.mtp_depths):
-        for name, traffic in _stage(stage, model, work, layout, State.of(recipe), domain).items():
+        for name, traffic in _stage(stage, model, work, layout, state or State.of(recipe), domain).items():
             totals[name] = max(totals[name], traffic, key=lambda t: t.nvlink + t.network)
     return totals
 

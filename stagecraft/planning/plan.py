@@ -57,13 +57,13 @@ def plan_training(model: Model, run: Run, cluster: Cluster, recipe: Formats, eff
         memory = training_memory(model, run.work, layout, recipe, state)
         if memory.total > limit:
             raise _too_big(layout, memory, limit, cluster, "", "divide more (tp, pp, ep) or recompute=full")
-        best = Candidate(layout, memory, training_step(model, run.work, layout, roofline, recipe))
+        best = Candidate(layout, memory, training_step(model, run.work, layout, roofline, recipe, state))
     counts, step = count(model), best.step
     steps = run.tokens / run.work.tokens
     saving = checkpointing(counts.total + counts.mtp, cluster.count, run.mtbf_hours * 3600, efficiency.checkpoint_bandwidth,
                            efficiency.restart_seconds)
     hours = steps * step.seconds / 3600
-    traffic = training_traffic(model, run.work, best.layout, recipe, cluster.gpu.domain)
+    traffic = training_traffic(model, run.work, best.layout, recipe, cluster.gpu.domain, state)
     return {
         "cluster": f"{cluster.count}x{cluster.gpu.name}", "precision": recipe.name,
         "parameters": asdict(counts),

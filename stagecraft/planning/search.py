@@ -80,11 +80,11 @@ def search(model: Model, work: Workload, gpus: int, roofline: Roofline, recipe: 
                 smallest = memory.total, layout, memory
             if memory.total <= limit:
                 fitting += 1
-                step = training_step(model, work, layout, roofline, recipe)
+                step = training_step(model, work, layout, roofline, recipe, state)
                 if best is None or step.seconds < best.step.seconds:
                     best = Candidate(layout, memory, step)
                 break
     if smallest is None:
         raise ValueError(reasons[0])
-    least = Candidate(smallest[1], smallest[2], training_step(model, work, smallest[1], roofline, recipe))
+    least = Candidate(smallest[1], smallest[2], training_step(model, work, smallest[1], roofline, recipe, state))
     return Found(best, least, possible, fitting)

@@ -88,9 +88,9 @@ class Roofline:
         return moved / (self.gpu.bandwidth * self.efficiency.memory)
 
 
-def training_step(model: Model, work: Workload, layout: Layout, roofline: Roofline, recipe: Formats) -> Step:
+def training_step(model: Model, work: Workload, layout: Layout, roofline: Roofline, recipe: Formats, state: State | None = None) -> Step:
     """Predict one step of the slowest pipeline stage."""
-    state = State.of(recipe)
+    state = state or State.of(recipe)
     m = layout.microbatches(work)
     slowest: Counter[str] = Counter()
     optimizer = 0.0
@@ -107,7 +107,7 @@ def training_step(model: Model, work: Workload, layout: Layout, roofline: Roofli
     if layout.pp > 1:
         parts["pipeline bubble"] = (layout.pp - 1) * sum(slowest.values())
     hidden = roofline.efficiency.overlap
-    for name, traffic in training_traffic(model, work, layout, recipe, roofline.gpu.domain).items():
+    for name, traffic in training_traffic(model, work, layout, recipe, roofline.gpu.domain, state).items():
         seconds = traffic.seconds(roofline.gpu, roofline.efficiency) * (1 - getattr(hidden, name))
         if seconds:
             parts[f"{name} communication"] = seconds
