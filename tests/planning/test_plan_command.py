@@ -80,7 +80,8 @@ def test_an_efficiency_is_an_input(capsys):
 
 
 def test_bf16_gradients_need_less_and_send_less(capsys):
-    plans = [printed(capsys, "super-120b", "--gpus", "64xGB300", "--layout", "ep=64", "--gradients", kind) for kind in ("float32", "bfloat16")]
+    plans = [printed(capsys, "super-120b", "--gpus", "64xGB300", "--layout", "ep=64", "--gradients", kind)
+             for kind in ("float32", "bfloat16")]
     assert plans[0]["memory"]["gradients"] == 2 * plans[1]["memory"]["gradients"]
     assert plans[0]["communication"]["data"]["nvlink"] == pytest.approx(1.5 * plans[1]["communication"]["data"]["nvlink"])
     assert plans[0]["step"]["seconds"] > plans[1]["step"]["seconds"]
