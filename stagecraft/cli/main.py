@@ -1,4 +1,4 @@
-"""The `stagecraft` command: serve the promoted model, talk to it, trace a token, examine the machine, open MLflow."""
+"""The `stagecraft` command: plan a run, examine the machine, serve the promoted model, talk to it, trace a token, open MLflow."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "chat": "talk to the served model in the terminal",
     "lineage": "which document a trained-on token comes from, and what that passed",
     "doctor": "examine this machine before work: what it has, and whether it is fast enough",
+    "plan": "what a profile needs and takes on a cluster: memory, layout, days, cost; tokens per second served",
     "ui": "open MLflow's user interface on the record of the runs",
 }
 

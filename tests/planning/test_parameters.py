@@ -51,7 +51,8 @@ def architectures(draw):
         "hybrid_override_pattern": draw(st.text("M*E", min_size=1, max_size=7)), "hidden_size": hidden, "vocab_size": 16 * draw(size),
         "num_attention_heads": kv_heads * draw(st.integers(1, 3)),
         "num_key_value_heads": kv_heads, "head_dim": 4 * draw(size), "mamba_num_heads": groups * draw(st.integers(1, 3)),
-        "mamba_head_dim": 4 * draw(size), "ssm_state_size": 4 * draw(size), "n_groups": groups, "conv_kernel": draw(st.integers(2, 4)),
+        "mamba_head_dim": 4 * draw(size), "ssm_state_size": 4 * draw(size), "n_groups": groups,
+        "conv_kernel": draw(st.integers(2, 4)), "chunk_size": 8 * draw(size),
         "n_routed_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts)), "moe_intermediate_size": draw(size),
         "moe_latent_size": draw(st.none() | size), "moe_shared_expert_intermediate_size": draw(size),
         "mtp_hybrid_override_pattern": "*E", "num_nextn_predict_layers": 0}

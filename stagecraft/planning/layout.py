@@ -1,0 +1,115 @@
+"""How a training step is spread over GPUs: the sizes of the parallel groups, and what makes them impossible."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from stagecraft.contract.errors import UserError
+from stagecraft.planning.architecture import Attention, Model, Scan
+
+RECOMPUTE = ("none", "selective", "moe", "full")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One optimizer step: sequences of `length` tokens, `batch` of them over all GPUs; prediction depths of MTP."""
+
+    length: int
+    batch: int
+    mtp_depths: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.length * self.batch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the parallel groups, in Megatron's order of ranks: tensor, context, data, pipeline; expert over the first three.
+
+    Attributes:
+        tp, cp, pp, ep, dp: tensor (with sequence parallelism), context, pipeline, expert and data parallel sizes.
+        micro: sequences of one microbatch.
+        recompute: "none"; "selective": activation functions and norms are computed again; "moe": MoE layers
+            are as well; "full": all layers are.
+    """
+
+    tp: int = 1
+    cp: int = 1
+    pp: int = 1
+    ep: int = 1
+    dp: int = 1
+    micro: int = 1
+    recompute: str = "none"
+
+    def __str__(self) -> str:
+        return (f"TP{self.tp} CP{self.cp} PP{self.pp} EP{self.ep} DP{self.dp}, micro-batch {self.micro}, "
+                f"recompute {self.recompute}")
+
+    @property
+    def gpus(self) -> int:
+        """GPUs used."""
+        return self.tp * self.cp * self.pp * self.dp
+
+    @property
+    def expert_dp(self) -> int:
+        """Ranks that hold the same experts."""
+        return self.tp * self.cp * self.dp // self.ep
+
+    def microbatches(self, work: Workload) -> int:
+        """Forward passes of one rank in a step."""
+        return work.batch // (self.dp * self.micro)
+
+
+def problems(layout: Layout, model: Model, work: Workload, gpus: int) -> Iterator[str]:
+    """Why the layout cannot be, one sentence each; nothing if it can."""
+    if gpus % (layout.tp * layout.cp * layout.pp):
+        yield f"tp x cp x pp = {layout.tp * layout.cp * layout.pp} does not divide the {gpus} GPUs"
+    elif layout.gpus != gpus:
+        yield f"tp x cp x pp x dp = {layout.gpus} is not the {gpus} GPUs there are"
+    ranks = layout.tp * layout.cp * layout.dp
+    if ranks % layout.ep:
+        yield f"ep {layout.ep} does not divide the {ranks} ranks of a pipeline stage"
+    for layer in dict.fromkeys((*model.layers, *model.mtp)):
+        core = layer.core
+        if isinstance(core, Attention):
+            if core.heads % layout.tp:
+                yield f"tp {layout.tp} does not divide the {core.heads} attention heads"
+            if core.kv_heads % layout.tp and layout.tp % core.kv_heads:  # fewer heads than ranks are replicated
+                yield f"tp {layout.tp} and the {core.kv_heads} key-value heads do not divide each other"
+        if isinstance(core, Scan) and (core.heads % layout.tp or core.groups % layout.tp):
+            yield f"tp {layout.tp} does not divide the {core.heads} Mamba heads in {core.groups} groups"
+        yield from (f"ep {layout.ep} does not divide the {product.copies} experts"
+                    for product in layer.named("expert")[:1] if product.copies % layout.ep)
+    if layout.pp > len(model.layers):
+        yield f"pp {layout.pp} is more than the {len(model.layers)} layers"
+    if layout.cp > 1 and work.length % (2 * layout.cp):
+        yield f"cp {layout.cp} needs sequences that are a multiple of {2 * layout.cp} tokens, not {work.length}"
+    if work.length % layout.tp:
+        yield f"tp {layout.tp} does not divide the {work.length} tokens of a sequence"
+    if work.batch % (layout.dp * layout.micro):
+        yield f"dp {layout.dp} x micro-batch {layout.micro} does not divide the global batch of {work.batch}"
+
+
+def parse_layout(text: str, gpus: int) -> Layout:
+    """Read `tp=2,pp=1,ep=64`; what is not named is 1, dp the rest of the GPUs, recompute none.
+
+    Raises:
+        UserError: a name or a value is none of a layout's.
+    """
+    names = [field.name for field in fields(Layout)]
+    given: dict[str, int | str] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        good = value in RECOMPUTE if name == "recompute" else re.fullmatch(r"[1-9]\d*", value)
+        if name not in names or not good:
+            raise UserError(f"{part.strip()!r} is no part of a layout", where="--layout",
+                            mend=f"write it like tp=2,ep=64,recompute=selective; names are {', '.join(names)}")
+        given[name] = value if name == "recompute" else int(value)
+    if "dp" not in given:
+        model_parallel = int(given.get("tp", 1)) * int(given.get("cp", 1)) * int(given.get("pp", 1))
+        given["dp"] = max(gpus // model_parallel, 1)
+    return Layout(**given)

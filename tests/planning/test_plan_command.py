@@ -1,0 +1,98 @@
+"""`stagecraft plan`: mistakes in one line, and the JSON's figures."""
+
+import json
+
+import pytest
+
+from stagecraft.cli import plan as command
+from stagecraft.contract.errors import exit_on_user_error
+from tests.planning.models import ROOT
+
+MISTAKES = {
+    ("super-120b", "--gpus", "64xX9"): "error: --gpus: unknown GPU 'X9' - known are H100, H200, B200, GB200, GB300",
+    ("super-120b", "--gpus", "64"): "error: --gpus: '64' is not a number and a GPU - write it like 64xB200",
+    ("super-120b", "--gpus", "0xB200"): "error: --gpus: '0xB200' is not a number and a GPU - write it like 64xB200",
+    ("super-120b", "--layout", "tp=3"):
+        "error: --layout: tp x cp x pp = 3 does not divide the 64 GPUs - leave --layout out to search for one",
+    ("super-120b", "--layout", "tp=64"):
+        "error: --layout: tp 64 does not divide the 128 Mamba heads in 8 groups - leave --layout out to search for one",
+    ("super-120b", "--layout", "ep=64,dp=32"):
+        "error: --layout: tp x cp x pp x dp = 32 is not the 64 GPUs there are - leave --layout out to search for one",
+    ("super-120b", "--layout", "experts=8"):
+        "error: --layout: 'experts=8' is no part of a layout - write it like tp=2,ep=64,recompute=selective; names are tp, cp, "
+        "pp, ep, dp, micro, recompute",
+    ("super-120b", "--layout", "ep=64"):
+        "error: --layout: TP1 CP1 PP1 EP64 DP64, micro-batch 1, recompute none: needs 202.3 GB per GPU of 169.2 GB usable on B200, too "
+        "much by 33.1 GB - divide more (tp, pp, ep) or recompute=full",
+    ("nobody",): "error: stagecraft plan: no profile 'nobody' - give a path, or one of laptop, ",
+    ("super-120b", "--set", "luck=2"):
+        "error: --set: 'luck=2' sets no efficiency - keys are gemm, attention, scan, sustained, memory, nvlink, network, overlap, "
+        "memory_use, serving_memory_use, serving_step_seconds, restart_seconds, checkpoint_bandwidth; write gemm.nvfp4=0.7",
+    ("super-120b", "--price", "nan"): "error: stagecraft plan: 'nan' is no positive number - write it like 25e12 or 4.5",
+    ("super-120b", "--drafts", "-1"): "error: stagecraft plan: '-1' is no whole number - write it like 3",
+    ("super-120b", "--precision", "int3"): "error: --precision: no training precision 'int3' - known are nvfp4, mxfp8, bf16, float32",
+    ("super-120b", "--stage", "serve", "--lengths", "8k"): "error: --lengths: '8k' are no lengths - write them like 8k/64k,1000/200",
+    ("super-120b", "--stage", "serve", "--gpus", "2xB200", "--tensor", "4"):
+        "error: --tensor: engines of 4 GPUs cannot be made of 2xB200 with 32 heads - give a divisor of the heads that the GPUs suffice for",
+    ("super-120b", "--stage", "serve", "--gpus", "1xH100"): "error: --gpus: weights of ",
+}
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
+def test_a_mistake_is_one_line_and_exit_code_two(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        exit_on_user_error(lambda: command.main(arguments))
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and not printed.out
+    assert printed.err.count("\n") == 1 and printed.err.startswith(MISTAKES[arguments])
+
+
+def test_eight_gpus_are_too_few_and_it_says_by_how_much(capsys):
+    with pytest.raises(SystemExit):
+        exit_on_user_error(lambda: command.main(["super-120b", "--gpus", "8xH100"]))
+    assert "8xH100: no layout fits; the smallest, TP8 CP1 PP1 EP8 DP1" in (line := capsys.readouterr().err) and "too much by 2" in line
+
+
+def printed(capsys, *arguments):
+    command.main([*arguments, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_published_layout(capsys):
+    plan = printed(capsys, "params/super-120b.yaml", "--gpus", "64xGB300", "--layout", "ep=64", "--price", "2")
+    assert plan["parameters"]["total"] == 120_668_687_360
+    assert plan["step"]["tokens_per_gpu"] == pytest.approx(10308, rel=0.1)
+    assert plan["run"]["steps"] == 993_404 and plan["run"]["cost"] == pytest.approx(2 * plan["run"]["gpu_hours"])
+    seconds = plan["step"]["seconds"]
+    assert plan["run"]["days"] == pytest.approx(993_404 * seconds / 86400)
+    assert plan["checkpoint"]["steps_between"] == pytest.approx(plan["checkpoint"]["daly"] / seconds)
+
+
+def test_an_efficiency_is_an_input(capsys):
+    steps = [printed(capsys, "super-120b", "--gpus", "64xGB300", "--layout", "ep=64", "--set", f"sustained={share}")["step"]["seconds"]
+             for share in (1, 0.5)]
+    assert steps[1] == pytest.approx(2 * steps[0])
+
+
+def test_bf16_gradients_need_less_and_send_less(capsys):
+    plans = [printed(capsys, "super-120b", "--gpus", "64xGB300", "--layout", "ep=64", "--gradients", kind)
+             for kind in ("float32", "bfloat16")]
+    assert plans[0]["memory"]["gradients"] == 2 * plans[1]["memory"]["gradients"]
+    assert plans[0]["communication"]["data"]["nvlink"] == pytest.approx(1.5 * plans[1]["communication"]["data"]["nvlink"])
+    assert plans[0]["step"]["seconds"] > plans[1]["step"]["seconds"]
+
+
+def test_the_laptops_profile_plans_too(capsys):
+    assert printed(capsys, "laptop", "--gpus", "H100")["run"]["steps"] > 0
+    assert printed(capsys, "laptop", "--gpus", "H100", "--stage", "serve")["serving"][0]["resident"] > 0
+
+
+def test_serving_prints_with_and_without_drafts(capsys):
+    command.main(["super-120b", "--stage", "serve", "--gpus", "8xB200", "--lengths", "8k/64k"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "8192/65536" in line]
+    assert len(lines) == 2
