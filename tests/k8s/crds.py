@@ -5,6 +5,9 @@ from pathlib import Path
 import jsonschema
 import yaml
 
+# What a structural schema and JSON Schema mean alike.
+PLAIN = {"type", "enum", "required", "minimum", "maximum", "minItems", "maxItems", "minLength", "maxLength", "pattern", "oneOf", "anyOf",
+         "allOf", "not"}
 SCHEMAS = Path(__file__).parent / "schemas"
 
 
@@ -32,14 +35,14 @@ def published(source: Path) -> dict[tuple[str, str], dict]:
                 if item.get("kind") != "CustomResourceDefinition":
                     continue
                 for version in item["spec"]["versions"]:
-                    found[f"{item['spec']['group']}/{version['name']}", item["spec"]["names"]["kind"]] = version["schema"]["openAPIV3Schema"]
+                    group, kind = item["spec"]["group"], item["spec"]["names"]["kind"]
+                    found[f"{group}/{version['name']}", kind] = version["schema"]["openAPIV3Schema"]
     return found
 
 
 def strict(schema: dict) -> dict:
     """A structural schema as the API server reads it with unknown fields refused (`kubectl apply --validate=strict`), as JSON Schema."""
-    made = {key: value for key, value in schema.items() if key in (
-        "type", "enum", "required", "minimum", "maximum", "minItems", "maxItems", "minLength", "maxLength", "pattern", "oneOf", "anyOf", "allOf", "not")}
+    made = {key: value for key, value in schema.items() if key in PLAIN}
     if "properties" in schema:
         made["properties"] = {key: strict(value) for key, value in schema["properties"].items()}
         if not schema.get("x-kubernetes-preserve-unknown-fields") and "additionalProperties" not in schema:

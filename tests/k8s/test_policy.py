@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-# Paths a writable volume may be mounted on are the pod's business; what it may be backed by is not.
+# What a volume may be backed by.
 VOLUMES = {"emptyDir", "persistentVolumeClaim", "configMap", "secret", "name"}
 PLAIN_SECRET = re.compile(r"(?i)(password|secret|token|api[-_]?key|access[-_]?key)")
 
@@ -28,7 +28,8 @@ def pods(objects: list[dict]) -> Iterator[tuple[str, dict]]:
 @pytest.fixture(scope="session")
 def all_pods(objects):
     found = list(pods(objects))
-    assert {name for name, _ in found} == {"Deployment/mlflow", "StatefulSet/postgres", "LeaderWorkerSet/vllm", "TrainingRuntime/stagecraft-train"}
+    assert {name for name, _ in found} == {"Deployment/mlflow", "StatefulSet/postgres", "LeaderWorkerSet/vllm",
+                                           "TrainingRuntime/stagecraft-train"}
     return found
 
 
@@ -61,9 +62,10 @@ def test_volumes_are_bounded_and_none_is_the_nodes(all_pods):
             assert "emptyDir" not in volume or "sizeLimit" in volume["emptyDir"], (name, volume)
 
 
-def test_every_mount_has_a_volume_and_every_volume_a_mount(objects, all_pods):
+def test_every_mount_has_a_volume_and_every_volume_a_mount(all_pods):
     for name, pod in all_pods:
-        mounted = {mount["name"] for container in [*pod.get("initContainers", ()), *pod["containers"]] for mount in container["volumeMounts"]}
+        mounted = {mount["name"] for container in [*pod.get("initContainers", ()), *pod["containers"]]
+                   for mount in container["volumeMounts"]}
         claims = {"data"} if name == "StatefulSet/postgres" else set()
         assert mounted == {volume["name"] for volume in pod.get("volumes", ())} | claims, name
 
@@ -111,8 +113,9 @@ def test_roles_give_little(objects):
             assert not {"escalate", "bind", "impersonate", "deletecollection"} & set(rule["verbs"]), role["metadata"]
     for binding in (item for item in objects if item["kind"] == "RoleBinding"):
         for subject in binding["subjects"]:  # no workload of ours: people's groups, and the Prometheus that scrapes
-            assert subject["kind"] == "Group" or (subject["name"], subject["namespace"]) == ("prometheus-k8s", "monitoring"), binding["metadata"]
-        assert binding["roleRef"]["name"] in {role["metadata"]["name"] for role in roles if role["metadata"]["namespace"] == binding["metadata"]["namespace"]}
+            assert subject["kind"] == "Group" or (subject["name"], subject["namespace"]) == ("prometheus-k8s", "monitoring"), subject
+        assert (binding["metadata"]["namespace"], binding["roleRef"]["name"]) in {
+            (role["metadata"]["namespace"], role["metadata"]["name"]) for role in roles}, binding["metadata"]
 
 
 def test_the_namespace_refuses_what_is_not_restricted(objects):

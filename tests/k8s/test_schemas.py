@@ -32,7 +32,8 @@ def templates(item: dict) -> Iterator[dict]:
                "template": item["spec"]["leaderWorkerTemplate"]["workerTemplate"]}
     if item["kind"] == "TrainingRuntime":
         for job in item["spec"]["template"]["spec"]["replicatedJobs"]:
-            yield {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x", **job["template"]["metadata"]}, "spec": job["template"]["spec"]}
+            yield {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x", **job["template"]["metadata"]},
+                   "spec": job["template"]["spec"]}
 
 
 def test_every_object_has_a_schema(objects):
