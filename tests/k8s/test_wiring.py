@@ -1,17 +1,15 @@
 """That the parts of the manifests mean each other, and what the code says."""
 
-import json
 import re
 from configparser import ConfigParser
 from pathlib import Path
 
-import pytest
 import yaml
 
 from components.serve.deployment import arguments
 from components.serve.params import Deployment
 from stagecraft.contract.profile import read_profile
-from tests.k8s.conftest import ROOT
+from tests.k8s.conftest import ROOT, only
 from tests.k8s.test_policy import pods
 
 GPU = "nvidia.com/gpu"
@@ -21,11 +19,6 @@ UNITS = {"m": 1e-3, "": 1, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 def amount(quantity: object) -> float:
     number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(quantity)).groups()
     return float(number) * UNITS[unit]
-
-
-def only(objects: list[dict], kind: str, name: str | None = None) -> dict:
-    (item,) = [item for item in objects if item["kind"] == kind and name in (None, item["metadata"]["name"])]
-    return item
 
 
 def pod_of(objects: list[dict], kind: str) -> dict:
@@ -86,7 +79,8 @@ def test_ports_of_policies_services_and_monitors_exist(objects):
     for pod in labels(objects):
         by_role[pod["stagecraft.dev/role"]] = pod
     ports = {}
-    for kind, role in (("Deployment", "mlflow"), ("StatefulSet", "postgres"), ("LeaderWorkerSet", "serving"), ("TrainingRuntime", "training")):
+    kinds = {"Deployment": "mlflow", "StatefulSet": "postgres", "LeaderWorkerSet": "serving", "TrainingRuntime": "training"}
+    for kind, role in kinds.items():
         ports[role] = {key for container in pod_of(objects, kind)["containers"] for port in container["ports"]
                        for key in (port["name"], port["containerPort"])}
     for item in objects:
@@ -243,16 +237,6 @@ def test_node_environment_gives_a_reason_for_every_line(overlay, objects):
     assert comments and all(re.search(r"\[\d\]", comment) for comment, _ in comments), "every value names its source"
     assert only(objects, "ConfigMap", "node-env")["data"]["USE_MNNVL"] == {"hopper": "0", "blackwell": "1"}[overlay]
     assert int(only(objects, "ConfigMap", "node-env")["data"]["NVLINK_DOMAIN_SIZE"]) in (8, 72)
-
-
-@pytest.fixture(scope="module")
-def expressions(objects):
-    """Every PromQL expression, of rules, dashboard and autoscaler."""
-    dashboard = json.loads(only(objects, "ConfigMap", "stagecraft-dashboard")["data"]["stagecraft.json"])
-    found = [rule["expr"] for group in only(objects, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
-    found += [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
-    found += [trigger["metadata"]["query"] for trigger in only(objects, "ScaledObject")["spec"]["triggers"]]
-    return found
 
 
 def test_our_series_and_vllms_exist(expressions):
