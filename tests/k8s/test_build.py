@@ -17,7 +17,7 @@ def test_there_is_an_overlay_a_generation():
 
 
 def test_overlays_build(objects):
-    assert {item["metadata"].get("namespace") for item in objects} == {None, "stagecraft", "kubeflow"}
+    assert {item["metadata"].get("namespace") for item in objects} == {None, "stagecraft", "kubeflow", "monitoring"}
 
 
 @pytest.mark.skipif(not shutil.which(COMMAND[0]), reason="neither kustomize nor kubectl is installed")
