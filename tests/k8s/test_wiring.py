@@ -131,7 +131,7 @@ def test_the_default_job_fits_its_queue_and_the_namespace(objects):
     quota = queue_quota(objects, "stagecraft-train")
     assert request.keys() <= quota.keys()
     assert all(value <= quota[key] for key, value in request.items()), (request, quota)
-    assert request[GPU] == 64  # both published layouts
+    assert request[GPU] == 64  # of both published layouts
     hard = only(objects, "ResourceQuota")["spec"]["hard"]
     for key in ("cpu", "memory", GPU):
         both = quota[key] + queue_quota(objects, "stagecraft-serve")[key]
@@ -155,6 +155,9 @@ def test_the_smallest_service_fits_its_queue(objects):
         assert replicas * amount(value) <= quota[key], key
     budget = only(objects, "PodDisruptionBudget", "vllm")["spec"]
     assert budget["minAvailable"] < replicas  # or no node could ever be drained
+    batch = next(word for word in pod_of(objects, "LeaderWorkerSet")["containers"][0]["args"] if word.startswith("--max-num-seqs="))
+    (trigger,) = only(objects, "ScaledObject")["spec"]["triggers"]
+    assert 2 * int(trigger["metadata"]["threshold"]) == int(batch.partition("=")[2])  # half full, a replica may be lost
 
 
 def test_queues_and_topology_are_those_named(objects):
