@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
+import os
+import runpy
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -62,6 +66,25 @@ def run_stage(name: str) -> dict[str, Any]:
     return metrics
 
 
+def follow_stage(name: str) -> None:
+    """What a rank other than the first does under torchrun: the stage's worker, beside rank 0's `run_stage`.
+
+    All ranks see the same tree, on whatever nodes they are; rank 0 alone verifies the inputs, logs and writes the outputs.
+
+    Raises:
+        UserError: the stage knows no other ranks.
+    """
+    stage = STAGES[name]
+    worker = f"components.{name}.worker"
+    if importlib.util.find_spec(worker) is None:
+        raise UserError(f"{name} runs as one process", where="torchrun", mend=f"start it as python -m components.{name}")
+    plain = asdict(load(importlib.import_module(f"components.{name}.stage").Params, name))
+    inputs = {key: manifest.read(PATHS[key])["digest"] for key in stage.inputs}
+    work = _work_path(stage, digest_of([plain, inputs, code_digest(name)]))
+    sys.argv = [worker, str(work), *(str(PATHS[key]) for key in stage.inputs)]
+    runpy.run_module(worker, run_name="__main__")
+
+
 def cli(name: str, argv: Sequence[str] | None = None) -> None:
     """The command line of a stage."""
     stage = STAGES[name]
@@ -71,7 +94,8 @@ def cli(name: str, argv: Sequence[str] | None = None) -> None:
                     f"writes {', '.join(str(PATHS[k]) for k in stage.outputs)} and {stage.metrics_path}. "
                     f"Parameters come from section `{name}` of {params_path()} ($STAGECRAFT_PARAMS names another profile).")
     parser.parse_args(argv)
-    exit_on_user_error(lambda: _run_and_tell(name))
+    run = follow_stage if os.environ.get("RANK", "0") != "0" else _run_and_tell
+    exit_on_user_error(lambda: run(name))
 
 
 def _run_and_tell(name: str) -> None:
@@ -84,12 +108,16 @@ def _run_and_tell(name: str) -> None:
 
 def _work_directory(stage: Stage, key: str) -> Path:
     """`.work/<stage>/<key>`; work of other keys (other parameters, inputs or code) is stale and removed."""
-    work = WORK / stage.name / key[:16]
+    work = _work_path(stage, key)
     for other in (WORK / stage.name).glob("*"):
         if other != work:
             shutil.rmtree(other, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def _work_path(stage: Stage, key: str) -> Path:
+    return WORK / stage.name / key[:16]
 
 
 def _empty(directory: Path) -> Path:

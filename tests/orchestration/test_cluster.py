@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from stagecraft.contract.stages import PATHS, STAGES
+from tests.k8s.kustomize import build
 from tests.orchestration.conftest import copy
 from tests.orchestration.fake_kfp import fake_kfp
 
+ROOT = Path(__file__).parents[2]
 MAKER = {output: stage.name for stage in STAGES.values() for output in stage.outputs}
 
 
@@ -119,3 +122,32 @@ def test_stock_commands_still_reach_kfp():
     shown = subprocess.run([sys.executable, "-m", "stagecraft.cli.kfp", "--help"], capture_output=True, text=True, check=True).stdout
     for command in ("pipeline", "experiment", "recurring-run", "component", "dsl", "run"):
         assert command in shown
+
+
+def test_tasks_find_in_their_pods_what_the_manifests_put_there(fresh, tmp_path):
+    """The names that a task asks for are those of k8s/base/pipelines; GPUs go to all but curation."""
+    target = tmp_path / "pipeline.yaml"
+    done = fresh.run("stagecraft.cli.kfp", "dsl", "compile", "--py", "pipelines/full.py", "--output", str(target), STAGECRAFT_GPUS="8")
+    assert done.returncode == 0, done.stderr
+    specification, platform = YAML(typ="safe").load_all(target.read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    objects = {(item["kind"], item["metadata"]["name"]): item for item in build(ROOT / "k8s" / "overlays" / "hopper")
+               if item["metadata"].get("namespace") == "kubeflow"}
+    assert set(executors) == {f"exec-{name}" for name in STAGES}
+    for name in STAGES:
+        pod = executors[f"exec-{name}"]
+        (settings,), (claim,) = pod["configMapAsEnv"], pod["pvcMount"]
+        data = objects["ConfigMap", settings["configMapName"]]["data"]
+        assert {(entry["configMapKey"], entry["envVar"]) for entry in settings["keyToEnv"]} == {(key, key) for key in data}
+        assert ("PersistentVolumeClaim", claim["constant"]) in objects and claim["mountPath"] == data["STAGECRAFT_REMOTE"]
+        assert pod["secretAsEnv"][0]["secretName"] == "mlflow-client"
+        assert int(pod["securityContext"]["runAsUser"]) > 0 and pod["securityContext"]["runAsNonRoot"] is True
+        labels = pod["podMetadata"]["labels"]
+        assert labels["stagecraft.dev/stage"] == name and ("LocalQueue", labels["kueue.x-k8s.io/queue-name"]) in objects
+        resources = specification["deploymentSpec"]["executors"][f"exec-{name}"]["container"].get("resources", {})
+        assert resources.get("accelerator", {}).get("resourceCount") == (None if name == "curate" else "8")
+
+
+def test_a_count_of_gpus_that_is_none_is_one_line(fresh):
+    done = fresh.kfp("--endpoint", "http://127.0.0.1:1", STAGECRAFT_GPUS="many")
+    assert done.returncode == 2 and "is no count of GPUs" in done.stderr and "Traceback" not in done.stderr

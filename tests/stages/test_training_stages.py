@@ -102,3 +102,24 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_one_line(finished, tmp_path)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2 and "Traceback" not in output
     assert "pretrain.architecture.vocab_size" in output and "640" in output
+
+
+def test_torchrun_starts_the_same_training(finished, tmp_path):
+    """Its ranks find each other and rank 0's work, as the two ranks do that the stage starts itself: the same bits."""
+    straight, metrics = finished
+    where = project(tmp_path / "project")
+    shutil.copytree(straight / "artifacts" / "corpus", where / "artifacts" / "corpus")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "components.pretrain"]
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = json.loads((where / "metrics" / "pretrain.json").read_text())
+    for key in ("loss_first", "loss_last", "heldout_loss"):
+        assert again[key] == metrics["pretrain"][key], key
+    assert (where / "artifacts/base/model.safetensors").read_bytes() == (straight / "artifacts/base/model.safetensors").read_bytes()
+
+
+def test_torchrun_on_a_stage_of_one_process_is_one_line(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "components.quantize"], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "RANK": "1"})
+    assert done.returncode == 2 and "runs as one process" in done.stderr and "Traceback" not in done.stderr
