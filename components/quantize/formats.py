@@ -13,10 +13,10 @@ format that the search chose for each operator, and the same KV cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from components.quantize.operators import FORMATS
+from components.quantize.operators import FORMATS, Operator
 from stagecraft.contract.errors import UserError
 
 SHIPPED = "models/nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16/ptq"
@@ -41,6 +41,14 @@ def recipe(name: str, scales: Scales = "least_squares") -> Config:
         return config
     rules = [{**rule, "cfg": FP8} if "experts" in rule["quantizer_name"] else rule for rule in config["quant_cfg"]]
     return {"quant_cfg": rules, "algorithm": {"method": "max"}}
+
+
+def recipe_choice(name: str, operators: Iterable[Operator]) -> dict[str, str]:
+    """What `recipe(name)` does, as a choice: operator -> format."""
+    def fmt(family: str) -> str:
+        return name if family == "experts" else "fp8" if family.startswith(("shared_experts", "in_proj", "out_proj")) else "bf16"
+
+    return {operator.name: fmt(operator.family) for operator in operators}
 
 
 def uniform(name: str, scales: Scales = "least_squares") -> Config:

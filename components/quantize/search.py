@@ -15,7 +15,7 @@ from components.quantize.programme import Programme
 from components.quantize.roofline import seconds
 
 if TYPE_CHECKING:
-    from components.quantize.stage import Search
+    from components.quantize.params import Search
 
 
 @dataclass(frozen=True)

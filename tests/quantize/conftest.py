@@ -11,12 +11,15 @@ from torch import Tensor
 
 from components.quantize import stage
 from components.quantize.calibrate import calibration_windows
+from components.quantize.params import Calibration, Params, Search
 from stagecraft.contract.runlog import RunLog
 from tests.checkpoints import tiny_checkpoint
 from tests.quantize.corpus import small_corpus
 
-PARAMS = stage.Params(calibration=stage.Calibration(samples=16, heldout_samples=8, length=64, batch=8, conversations=0.5, seed=0),
-                      nvfp4_scales="least_squares")
+SEARCH = Search(enabled=True, effective_bits=4.75, formats=["nvfp4", "fp8", "bf16"], excluded="ignore", cost="bits", gpu="b200", tokens=64,
+                frontier=0)
+PARAMS = Params(calibration=Calibration(samples=16, heldout_samples=8, length=64, batch=8, conversations=0.5, seed=0),
+                nvfp4_scales="least_squares", search=SEARCH)
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Quantised:
         return self.root / name
 
 
-def run(root: Path, params: stage.Params = PARAMS) -> dict:
+def run(root: Path, params: Params = PARAMS) -> dict:
     """Run the stage below `root`, which holds corpus/ and aligned/."""
     outputs = {name: root / name for name in stage.FORMATS}
     for directory in (*outputs.values(), root / "work"):
