@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.quantize.operators import module_of, read_header, stored_bits
+from components.quantize.operators import Header, module_of, read_header, stored_bits
 from stagecraft.contract.files import write_json
 
 COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")  # how names begin
@@ -21,7 +21,9 @@ COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "cha
 def export(model: torch.nn.Module, source: Path, config: Mapping[str, Any], mtp: dict[str, Tensor], directory: Path) -> None:
     """Export `model`, quantised by ModelOpt, to `directory`.
 
-    The MTP block stays as it is. config.json is the source's own with `quantization_config` added: what ModelOpt writes comes
+    The MTP block stays as it is. The list of what is not quantised is by name and complete: export/quant_utils.py:782 of ModelOpt
+    leaves it out of a checkpoint with two formats, and vLLM then gives unquantised experts the format of their neighbours
+    (model_executor/layers/quantization/modelopt.py:1763). config.json is the source's own with `quantization_config` added: what ModelOpt writes comes
     from transformers, which drops `hybrid_override_pattern` and the MTP keys that vLLM reads.
 
     Raises:
@@ -32,14 +34,24 @@ def export(model: torch.nn.Module, source: Path, config: Mapping[str, Any], mtp:
     if mtp:
         model._mtp_layer_prefixes = ["mtp"]  # ModelOpt adds `mtp*` to the modules that are not quantised
     export_hf_checkpoint(model, dtype=model.dtype, export_dir=directory, extra_state_dict=mtp)
-    written = json.loads((directory / "config.json").read_text())
-    write_json(directory / "config.json", {**config, "quantization_config": written["quantization_config"]})
+    written = json.loads((directory / "config.json").read_text())["quantization_config"]
+    own = json.loads((directory / "hf_quant_config.json").read_text())
+    written["ignore"] = own["quantization"]["exclude_modules"] = unquantised(read_header(directory))
+    write_json(directory / "config.json", {**config, "quantization_config": written})
+    write_json(directory / "hf_quant_config.json", own)
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name.startswith(COPIED):
             shutil.copy2(path, directory / path.name)
     lost = read_header(source).keys() - read_header(directory).keys()
     if lost:
         raise RuntimeError(f"the export of {source} lost {len(lost)} tensors, {min(lost)} the first")
+
+
+def unquantised(header: Header) -> list[str]:
+    """Modules of a checkpoint with a matrix that is stored as it was: routed experts once for all of a layer, `mtp*` for its block."""
+    matrices = [name.removesuffix(".weight") for name, (_, shape) in header.items() if name.endswith(".weight") and len(shape) > 1]
+    plain = [name for name in matrices if f"{name}.weight_scale" not in header]
+    return sorted({"mtp*" if name.startswith("mtp.") else module_of(f"{name}.weight") or name for name in plain})
 
 
 def effective_bits(directory: Path, source: Path, operators: Collection[str] | None = None) -> tuple[float, float]:

@@ -13,6 +13,8 @@ format that the search chose for each operator, and the same KV cache.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -86,7 +88,8 @@ def _shipped(scales: Scales) -> Config:
 
     if scales not in RECIPES:
         raise UserError(f"unknown way to choose scales {scales!r}", where="quantize", mend=f"choose from {', '.join(RECIPES)}")
-    return load_recipe(f"{SHIPPED}/{RECIPES[scales]}").quantize.model_dump()
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+        return load_recipe(f"{SHIPPED}/{RECIPES[scales]}").quantize.model_dump()
 
 
 def _rule(name: str, cfg: Config) -> Config:

@@ -53,7 +53,8 @@ class Frontier:
         windows: int64 [N, T], not calibrated on.
     """
 
-    def __init__(self, problem: Problem, exports: Mapping[str, Stored], model: torch.nn.Module, reference: Tensor, windows: Tensor, batch: int):
+    def __init__(self, problem: Problem, exports: Mapping[str, Stored], model: torch.nn.Module, reference: Tensor, windows: Tensor,
+                 batch: int):
         self.problem, self.exports, self.exported = problem, exports, Exported(model)
         self.reference, self.windows, self.batch = reference, windows, batch
         self._known: dict[tuple[tuple[str, str], ...], float] = {}

@@ -83,7 +83,7 @@ def find_operators(header: Header) -> list[Operator]:
             weights.setdefault(module, []).append(name)
     found = []
     for module, names in weights.items():
-        layer, family = _SEARCHED.match(f"{module}.0.up_proj.").groups() if module.endswith(".experts") else _SEARCHED.match(module).groups()
+        layer, family = _SEARCHED.match(names[0]).groups()
         matrices = tuple(tuple(header[name][1]) for name in sorted(names))
         if any(columns % BLOCK for _, columns in matrices):
             continue

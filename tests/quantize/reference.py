@@ -7,6 +7,7 @@ server does, the inputs of quantised operators and the keys and values. Arithmet
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +97,8 @@ def _round_activations(model: NemotronHForCausalLM, scales: dict[str, Tensor], s
     for name, module in model.named_modules():
         stem = name.replace("model.", "backbone.", 1)
         if f"{stem}.input_scale" in scales:
-            module.register_forward_pre_hook(
-                lambda _, args, rounded=_format_of(stored[f"{stem}.weight"]), scale=scales[f"{stem}.input_scale"]:
-                (rounded(args[0], scale), *args[1:]))
+            rounded = partial(_format_of(stored[f"{stem}.weight"]), scale=scales[f"{stem}.input_scale"])
+            module.register_forward_pre_hook(lambda _, args, rounded=rounded: (rounded(args[0]), *args[1:]))
         for key in ("k_scale", "v_scale"):
             if f"{stem}.{key}" in scales:
                 module.register_forward_hook(lambda _, args, out, scale=scales[f"{stem}.{key}"]: fp8(out, scale))
