@@ -24,10 +24,12 @@ ORDER = ("in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "fc1_lat
 
 @dataclass(frozen=True)
 class Point:
-    """One quantised checkpoint on the frontier: bits per counted parameter, and nats per token from the source."""
+    """One quantised checkpoint on the frontier: bits per counted parameter, the estimate and the measure of nats per token from the
+    source, and the budget it was searched with."""
 
     series: str
     bits: float
+    sensitivity: float
     kl: float
     budget: float | None = None
 

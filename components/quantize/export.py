@@ -21,10 +21,10 @@ COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "cha
 def export(model: torch.nn.Module, source: Path, config: Mapping[str, Any], mtp: dict[str, Tensor], directory: Path) -> None:
     """Export `model`, quantised by ModelOpt, to `directory`.
 
-    The MTP block stays as it is. The list of what is not quantised is by name and complete: export/quant_utils.py:782 of ModelOpt
-    leaves it out of a checkpoint with two formats, and vLLM then gives unquantised experts the format of their neighbours
-    (model_executor/layers/quantization/modelopt.py:1763). config.json is the source's own with `quantization_config` added: what ModelOpt writes comes
-    from transformers, which drops `hybrid_override_pattern` and the MTP keys that vLLM reads.
+    The MTP block stays as it is. The list of what is not quantised is by name and complete: ModelOpt (export/quant_utils.py:782)
+    leaves it out where there are two formats, and vLLM (model_executor/layers/quantization/modelopt.py:1763) then gives
+    unquantised experts the format of their neighbours. config.json is the source's own with `quantization_config` added: what
+    ModelOpt writes comes from transformers, which drops `hybrid_override_pattern` and the MTP keys that vLLM reads.
 
     Raises:
         RuntimeError: a tensor of the source is in neither its own nor a quantised form among the exported ones.

@@ -65,7 +65,9 @@ class Frontier:
         if key not in self._known:
             model = self.exported.load(compose(choice, self.exports))
             self._known[key] = kl_divergence(self.reference, log_probabilities(model, self.windows, self.batch))
-        return Point(series, self.problem.effective_bits(choice), self._known[key], budget)
+        scores = self.problem.scores
+        estimate = sum(scores[name][fmt] for name, fmt in choice.items())
+        return Point(series, self.problem.effective_bits(choice), estimate, self._known[key], budget)
 
     def points(self, wanted: list[float], on_point: Callable[[], None]) -> list[Point]:
         """Ours and ModelOpt's search at each budget, each format everywhere, both recipes; calls `on_point` 2 * len(wanted) + 4 times."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from components.quantize import modelopt_cpu
 from components.quantize.calibrate import calibration_windows
-from components.quantize.decision import decision_figure, frontier_figure, rows, write_csv
+from components.quantize.decision import Point, decision_figure, frontier_figure, rows, write_csv
 from components.quantize.divergence import kl_divergence, log_probabilities
 from components.quantize.export import effective_bits, export
 from components.quantize.exported import Exported, read_tensors
@@ -85,7 +85,10 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         metrics |= measure(setting, name)
     if params.search.enabled:
         metrics |= {"nvfp4_effective_bits": bits_on_disk(setting, problem, choice, log.work / "nvfp4"), **summary(problem, choice)}
-        draw_frontier(setting, problem)
+        if params.search.frontier:
+            points = measure_frontier(setting, problem)
+            log.attach(write_csv(log.plots / "frontier.csv", [vars(point) for point in points]))
+            log.figure("frontier", frontier_figure(points))
     for name in FORMATS:
         for path in (log.work / name).iterdir():
             shutil.move(path, outputs[name] / path.name)
@@ -167,17 +170,13 @@ def bits_on_disk(setting: Setting, problem: Problem, choice: Mapping[str, str], 
     return actual
 
 
-def draw_frontier(setting: Setting, problem: Problem) -> None:
-    """Plot the divergence of our search, ModelOpt's, single formats and the recipes against their bits."""
+def measure_frontier(setting: Setting, problem: Problem) -> list[Point]:
+    """Bits and divergence of our search and ModelOpt's at several budgets, of single formats and of the recipes."""
     count, log = setting.params.search.frontier, setting.log
-    if not count:
-        return
     for fmt in FORMATS:
         quantise(setting, f"{fmt}-everywhere", chosen(problem.everywhere(fmt), setting.params.nvfp4_scales))
     exports = {fmt: read_tensors(log.work / f"{fmt}-everywhere") for fmt in FORMATS} | {"bf16": read_tensors(setting.source)}
     frontier = Frontier(problem, exports, load_model(setting.source), setting.reference, setting.heldout, setting.params.calibration.batch)
     with setting.timed("frontier"), modelopt_cpu.quiet(log.work / "frontier.log"), \
             log.bar("frontier", total=2 * count + 4, unit="checkpoint") as bar:
-        points = frontier.points(budgets(problem, count), bar.advance)
-    write_csv(log.plots / "frontier.csv", [vars(point) for point in points])
-    log.figure("frontier", frontier_figure(points))
+        return frontier.points(budgets(problem, count), bar.advance)

@@ -85,3 +85,13 @@ def test_kl_div_does_not_minimise_the_sum():
     choice = {programme.names[member]: recipes[str(index)]["format"] for index, group in enumerate(groups) for member in group}
     sensitivity, cost = programme.totals(choice)
     assert sensitivity > 1.05 * programme.totals(programme.solve(cost))[0]
+
+
+def test_two_formats_leave_the_list_of_what_is_excluded_out():
+    modelopt_cpu.load()
+    from modelopt.torch.export.quant_utils import process_layer_quant_config
+
+    layers = {"a.quantization": "fp8", "b.quantization": "nvfp4", "b.awq_block_size": 16, "c.quantization": None}
+    assert "exclude_modules" not in process_layer_quant_config(layers)
+    del layers["b.quantization"], layers["b.awq_block_size"]
+    assert process_layer_quant_config(layers)["exclude_modules"] == ["c*"] or process_layer_quant_config(layers)["exclude_modules"] == ["c"]
