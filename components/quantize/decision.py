@@ -17,6 +17,8 @@ from components.quantize.operators import FORMATS
 from components.quantize.search import Problem
 from stagecraft.contract.files import write_atomic
 
+STYLE = {"svg.hashsalt": "stagecraft", "svg.fonttype": "none"}
+"""Settings to save the figures under: the same bytes every time, and selectable text."""
 COLOURS = {"nvfp4": "#aa3377", "fp8": "#ccbb44", "bf16": "#8a8f98"}
 ORDER = ("in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "fc1_latent_proj", "experts", "fc2_latent_proj",
          "shared_experts.up_proj", "shared_experts.down_proj")
@@ -82,10 +84,11 @@ def frontier_figure(points: Sequence[Point]) -> Figure:
     """Divergence against effective bits: lines for searches, marks for single formats and recipes."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
+    looks = {"search": {"marker": "o", "markersize": 4, "color": "#4477aa"},
+             "ModelOpt's search": {"marker": "s", "markersize": 9, "fillstyle": "none", "linestyle": ":", "color": "#8a8f98"}}
     for series in dict.fromkeys(point.series for point in points):
         own = sorted((point.bits, point.kl) for point in points if point.series == series)
-        axes.plot(*zip(*own), "o-" if len(own) > 1 else "D", label=series, markersize=4 if len(own) > 1 else 7,
-                  alpha=0.85, linewidth=1.2)
+        axes.plot(*zip(*own), label=series, **looks.get(series, {"marker": "D", "markersize": 7, "linestyle": "none"}))
     axes.set(xlabel="effective bits per parameter", ylabel="KL divergence from the source, nats/token", yscale="log")
     axes.grid(color="#e4e6ea")
     axes.legend(frameon=False)
