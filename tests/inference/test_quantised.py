@@ -15,7 +15,7 @@ PROMPTS = [prompt for prompt in draw_prompts(40, seed=3) if len(prompt) > 1]
 
 @pytest.mark.parametrize("name", ["fp8", "nvfp4"])
 def test_log_probabilities_are_those_of_the_stored_numbers(quantised, name):  # noqa: F811
-    check(quantised.path(name), PROMPTS)
+    check(quantised.path(name), PROMPTS, mean=5e-3)
 
 
 def every_format(operators: list[Operator]) -> dict[str, str]:
@@ -44,10 +44,10 @@ def test_whatever_a_search_may_choose(quantised, tmp_path, choose):  # noqa: F81
     for operator in operators:
         weights = [name for name in stored if name.startswith(f"{operator.name}.") and name.endswith(".weight")]
         assert weights and {stored[name].dtype for name in weights} == {dtypes[choice[operator.name]]}, operator.name
-    check(directory, [prompt[:12] for prompt in PROMPTS])  # what tips over stays so for the rest of a prompt, and nine layers tip more
+    check(directory, [prompt[:12] for prompt in PROMPTS], mean=5e-2)  # what tips over stays so for the rest of a prompt, and nine layers tip more
 
 
-def check(checkpoint, prompts):
+def check(checkpoint, prompts, mean):
     """Sums in another order tip a few roundings over, and a rounding may tip the router: hence nearly all, not all."""
     with Engine(checkpoint, max_model_len=LENGTH, max_num_seqs=SEQUENCES) as engine:
         got = engine.logprobs(prompts)
@@ -55,10 +55,10 @@ def check(checkpoint, prompts):
     rounded = reference_model(checkpoint, activations=True)
     distance = torch.cat([torch.tensor(values) - reference_logprobs(rounded, prompt) for values, prompt in zip(got, prompts)]).abs()
     assert (distance < 1e-4).float().mean() > 0.9
-    assert distance.mean() < 5e-3
+    assert distance.mean() < mean
     decoded = torch.cat([torch.tensor(completion.logprobs) - reference_logprobs(rounded, prompt + completion.token_ids)[-4:]
                          for prompt, (completion,) in zip(prompts, answers)]).abs()
     assert (decoded < 1e-4).float().mean() > 0.9
     unrounded = reference_model(checkpoint)
     apart = torch.cat([torch.tensor(values) - reference_logprobs(unrounded, prompt) for values, prompt in zip(got, prompts)]).abs()
-    assert apart.mean() > 20 * distance.mean()  # the engine does round what goes into its operators
+    assert (apart < 1e-4).float().mean() < 0.1  # the engine does round what goes into its operators
