@@ -44,7 +44,7 @@ def test_whatever_a_search_may_choose(quantised, tmp_path, choose):  # noqa: F81
     for operator in operators:
         weights = [name for name in stored if name.startswith(f"{operator.name}.") and name.endswith(".weight")]
         assert weights and {stored[name].dtype for name in weights} == {dtypes[choice[operator.name]]}, operator.name
-    check(directory, [prompt[:12] for prompt in PROMPTS], mean=5e-2)  # what tips over stays so for the rest of a prompt, and nine layers tip more
+    check(directory, [prompt[:12] for prompt in PROMPTS], mean=5e-2)  # nine layers tip more, and for the rest of a prompt
 
 
 def check(checkpoint, prompts, mean):
