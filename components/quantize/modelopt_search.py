@@ -2,12 +2,12 @@
 
 | defect, below modelopt/torch/quantization | here |
 |---|---|
-| _auto_quantize_cost.py:95  of experts without a gate only `down_proj` is counted | own accounting (`operators.py`) |
-| algorithms.py:221  NVFP4 with static block scales, as in the shipped recipe, costs 4 bits where it takes 4.5 | own accounting |
-| algorithms.py:1357  operators that are not searched count at 16 bits, however they are stored | own accounting |
-| algorithms.py:1698  the objective reaches the solver unscaled, whose absolute tolerance passes worse choices | `programme.py` |
-| algorithms.py:1444  fused experts match no rule and are scored at the latent output, all others of their kind at the mixer's | `_rules` |
-| algorithms.py:1885  `method="kl_div"` bounds the worst score by a threshold, it does not minimise the sum | `method="gradient"` |
+| _auto_quantize_cost.py:110  of experts without a gate only `down_proj` is counted | own accounting (`operators.py`) |
+| algorithms.py:239  NVFP4 with static block scales, as in the shipped recipe, costs 4 bits where it takes 4.5 | own accounting |
+| algorithms.py:1082  operators that are not searched count at 16 bits, however they are stored | own accounting |
+| algorithms.py:1709  the objective reaches the solver unscaled, whose absolute tolerance passes worse choices | `programme.py` |
+| algorithms.py:1475  fused experts match no rule and are scored at the latent output, all others of their kind at the mixer's | `_rules` |
+| algorithms.py:1860  `method="kl_div"` bounds the worst score by a threshold, it does not minimise the sum | `method="gradient"` |
 
 `tests/quantize/test_search_defects.py` shows each in ModelOpt as it comes, so it fails once upstream has mended it.
 """
