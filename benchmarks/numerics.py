@@ -1,6 +1,6 @@
 """Megabytes per second of the number formats: plain PyTorch, compiled, and ModelOpt, on the same tensors in turn.
 
-    python -m benchmarks.numerics [--rows 4096] [--columns 1024] [--rounds 7]
+    python -m benchmarks.numerics [--rows 4096] [--columns 1024] [--rounds 7] [--only "scale search"]
 
 One thread unless OMP_NUM_THREADS says otherwise. The figures are medians over the rounds; `x` is the ratio to plain PyTorch.
 """
@@ -78,13 +78,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--columns", type=int, default=1024, help="a multiple of 32")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="operations whose name contains this")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     theirs = modelopt_operations()
     table = Table(title=f"MB/s in, [{args.rows}, {args.columns}], {torch.get_num_threads()} thread")
     for column in ("operation", "dtype", "plain", "compiled", "x", "ModelOpt", "x", "first call, s"):
         table.add_column(column, justify="left" if column in ("operation", "dtype") else "right")
-    for name, ours in OURS.items():
+    for name, ours in ((name, operation) for name, operation in OURS.items() if args.only in name):
         for dtype in (torch.bfloat16, torch.float32):
             rows = max(1, args.rows // 32) if "search" in name else args.rows
             x = torch.randn(rows, args.columns, generator=torch.Generator().manual_seed(0)).to(dtype)

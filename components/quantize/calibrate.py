@@ -18,7 +18,7 @@ from stagecraft.data.tasks.rows import read_rows
 from stagecraft.data.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from components.quantize.stage import Calibration
+    from components.quantize.params import Calibration
 
 
 def calibration_windows(corpus: Path, params: Calibration, vocab_size: int) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,11 @@ def dequantize(elements: Tensor, scale: Tensor, dtype: torch.dtype = torch.float
     return (elements.float() * scale).to(dtype)
 
 
+def round_static(x: Tensor, scale: Tensor) -> Tensor:
+    """`x` rounded to E4M3 in units of `scale`, which broadcasts against it; shape and dtype of `x`."""
+    return (e4m3(x.float() / scale) * scale).to(x.dtype)
+
+
 @kernel(0)
 def _flat(x: Tensor, amax: Tensor | None) -> Tensor:
     """[N] -> [N]"""

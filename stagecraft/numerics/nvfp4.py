@@ -105,6 +105,15 @@ def dequantize(codes: Tensor, scales: Tensor, tensor_scale: Tensor, dtype: torch
     return (elements.unflatten(-1, (-1, BLOCK)) * (scales.float() * tensor_scale).unsqueeze(-1)).flatten(-2).to(dtype)
 
 
+def round_static(x: Tensor, tensor_scale: Tensor) -> Tensor:
+    """`x` [..., n] rounded to NVFP4 in blocks along the last dimension, as a server rounds activations: the tensor scale is given
+    and broadcasts against `x`, block scales are those of the largest magnitudes."""
+    blocks, tensor_scale = x.float().unflatten(-1, (-1, BLOCK)), tensor_scale.unsqueeze(-1)
+    magnitude = blocks.abs()
+    unit = block_scales(magnitude.amax(-1, keepdim=True), tensor_scale).float() * tensor_scale
+    return (e2m1(magnitude / unit) * unit).copysign(blocks).flatten(-2).to(x.dtype)
+
+
 def tensor_scale_of(amax: Tensor) -> Tensor:
     """FP32 tensor scale of a largest magnitude (any shape)."""
     return amax.float() / MAX

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
-from components.quantize import stage
+from components.quantize import modelopt_cpu, stage
 from components.quantize.calibrate import calibration_windows
+from components.quantize.export import export
+from components.quantize.formats import chosen
+from components.quantize.operators import read_header
+from components.quantize.params import Calibration, Params, Search
+from components.quantize.search import Problem, pose
+from components.quantize.source import load_model, mtp_tensors, read_config
 from stagecraft.contract.runlog import RunLog
 from tests.checkpoints import tiny_checkpoint
 from tests.quantize.corpus import small_corpus
 
-PARAMS = stage.Params(calibration=stage.Calibration(samples=16, heldout_samples=8, length=64, batch=8, conversations=0.5, seed=0),
-                      nvfp4_scales="least_squares")
+SEARCH = Search(enabled=True, effective_bits=4.75, formats=["nvfp4", "fp8", "bf16"], excluded="ignore", cost="bits", gpu="b200", tokens=64,
+                frontier=0)
+PARAMS = Params(calibration=Calibration(samples=16, heldout_samples=8, length=64, batch=8, conversations=0.5, seed=0),
+                nvfp4_scales="least_squares", search=SEARCH)
 
 
 @dataclass
@@ -29,6 +38,12 @@ class Quantised:
     heldout: Tensor
 
     @property
+    def search(self) -> tuple[Problem, dict[str, str]]:
+        """The problem that the search posed and the choice it made, from the scores it kept."""
+        problem = pose(read_header(self.source), self.config, json.loads((self.root / "work" / "scores.json").read_text()), SEARCH)
+        return problem, problem.programme.solve(SEARCH.effective_bits)
+
+    @property
     def source(self) -> Path:
         return self.root / "aligned"
 
@@ -36,13 +51,25 @@ class Quantised:
         return self.root / name
 
 
-def run(root: Path, params: stage.Params = PARAMS) -> dict:
+def run(root: Path, params: Params = PARAMS) -> dict:
     """Run the stage below `root`, which holds corpus/ and aligned/."""
     outputs = {name: root / name for name in stage.FORMATS}
     for directory in (*outputs.values(), root / "work"):
         directory.mkdir(exist_ok=True)
     inputs = {"corpus": root / "corpus", "aligned": root / "aligned"}
     return stage.main(params, inputs, outputs, RunLog("quantize", root / "plots", root / "work"))
+
+
+def made(corpus: Path, source: Path, directory: Path, choice: Mapping[str, str]) -> Path:
+    """`source` quantised by a choice of formats, calibrated on the windows that the stage would draw."""
+    modelopt_cpu.load()
+    model, config = load_model(source), read_config(source)
+    calibration, _ = calibration_windows(corpus, PARAMS.calibration, config["vocab_size"])
+    directory.mkdir(parents=True)
+    with modelopt_cpu.quiet(directory.with_suffix(".log")):
+        modelopt_cpu.quantize(model, chosen(choice), calibration.split(PARAMS.calibration.batch), lambda: None)
+        export(model, source, config, mtp_tensors(source), directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ server does, the inputs of quantised operators and the keys and values. Arithmet
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,8 @@ def _round_activations(model: NemotronHForCausalLM, scales: dict[str, Tensor], s
     for name, module in model.named_modules():
         stem = name.replace("model.", "backbone.", 1)
         if f"{stem}.input_scale" in scales:
-            module.register_forward_pre_hook(lambda _, args, scale=scales[f"{stem}.input_scale"]: (fp8(args[0], scale), *args[1:]))
+            rounded = partial(_format_of(stored[f"{stem}.weight"]), scale=scales[f"{stem}.input_scale"])
+            module.register_forward_pre_hook(lambda _, args, rounded=rounded: (rounded(args[0]), *args[1:]))
         for key in ("k_scale", "v_scale"):
             if f"{stem}.{key}" in scales:
                 module.register_forward_hook(lambda _, args, out, scale=scales[f"{stem}.{key}"]: fp8(out, scale))
@@ -105,7 +107,7 @@ def _round_activations(model: NemotronHForCausalLM, scales: dict[str, Tensor], s
 
 
 def _rounding_experts(module, stem, scales, stored):
-    round_input = nvfp4 if stored[f"{stem}.0.up_proj.weight"].dtype == torch.uint8 else fp8
+    round_input = _format_of(stored[f"{stem}.0.up_proj.weight"])
 
     def forward(hidden: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         total = torch.zeros_like(hidden)
@@ -118,6 +120,11 @@ def _rounding_experts(module, stem, scales, stored):
         return total
 
     return forward
+
+
+def _format_of(weight: Tensor):
+    """What the inputs of an operator are rounded with: the format of its stored weight."""
+    return nvfp4 if weight.dtype == torch.uint8 else fp8
 
 
 def fp8(x: Tensor, scale: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, NemotronHForCausalLM
 
 from components.quantize.divergence import kl_divergence, log_probabilities
+from components.quantize.operators import module_of
 from tests.quantize.reference import dequantised, reference_model, stored_tensors
 
 FORMATS = ("fp8", "nvfp4")
@@ -30,18 +31,36 @@ def test_every_tensor_is_there_and_what_is_not_quantised_is_untouched(quantised,
             assert torch.equal(stored[key], value), key
 
 
+def test_each_operator_has_the_format_of_the_recipe_or_the_search(quantised):
+    dtypes = {"nvfp4": torch.uint8, "fp8": torch.float8_e4m3fn, "bf16": torch.float32}
+    _, choice = quantised.search
+    for key, tensor in stored_tensors(quantised.path("nvfp4")).items():
+        if key.endswith(".weight"):
+            assert tensor.dtype == dtypes[choice.get(module_of(key), "bf16")], key
+    for key, tensor in stored_tensors(quantised.path("fp8")).items():
+        if key.endswith(".weight"):
+            is_fp8 = any(part in key for part in (".mixer.experts.", ".shared_experts.", ".in_proj.", ".out_proj."))
+            assert tensor.dtype == (torch.float8_e4m3fn if is_fp8 and not key.startswith("mtp.") else torch.float32), key
+
+
+EXCLUDED = """lm_head backbone.embeddings mtp*
+backbone.layers.0.mixer.conv1d backbone.layers.3.mixer.conv1d backbone.layers.2.mixer.gate backbone.layers.5.mixer.gate""".split()
+EXCLUDED_FROM_FP8 = """backbone.layers.1.mixer.q_proj backbone.layers.1.mixer.k_proj backbone.layers.1.mixer.v_proj
+backbone.layers.1.mixer.o_proj backbone.layers.4.mixer.q_proj backbone.layers.4.mixer.k_proj backbone.layers.4.mixer.v_proj
+backbone.layers.4.mixer.o_proj
+backbone.layers.2.mixer.fc1_latent_proj backbone.layers.2.mixer.fc2_latent_proj
+backbone.layers.5.mixer.fc1_latent_proj backbone.layers.5.mixer.fc2_latent_proj""".split()
+
+
 @pytest.mark.parametrize("name", FORMATS)
-def test_each_operator_has_the_format_of_the_recipe(quantised, name):
-    expert = torch.float8_e4m3fn if name == "fp8" else torch.uint8
-    for key, tensor in stored_tensors(quantised.path(name)).items():
-        if not key.endswith(".weight"):
-            continue
-        is_expert = ".mixer.experts." in key
-        is_fp8 = any(part in key for part in (".shared_experts.", ".in_proj.", ".out_proj."))
-        if key.startswith("mtp.") or not (is_expert or is_fp8):
-            assert tensor.dtype == torch.float32, key
-        else:
-            assert tensor.dtype == (expert if is_expert else torch.float8_e4m3fn), key
+def test_exactly_this_is_excluded(quantised, name):
+    """By the report's table: embedding, head, convolution, router, MTP; from FP8 also attention and latent projections."""
+    _, choice = quantised.search
+    expected = EXCLUDED_FROM_FP8 if name == "fp8" else [operator for operator, fmt in choice.items() if fmt == "bf16"]
+    directory = quantised.path(name)
+    listed = json.loads((directory / "hf_quant_config.json").read_text())["quantization"]["exclude_modules"]
+    assert listed == sorted([*EXCLUDED, *expected]) == json.loads((directory / "config.json").read_text())["quantization_config"]["ignore"]
+    assert all(tensor.dtype == torch.float32 for key, tensor in stored_tensors(directory).items() if ".gate." in key)
 
 
 @pytest.mark.parametrize(("name", "largest"), [("fp8", 0.03), ("nvfp4", 0.11)])
@@ -92,7 +111,7 @@ def test_module_names_are_those_of_the_tensors(quantised, name):
         assert any(key.startswith(module.rstrip("*")) for key in stored), module
 
 
-@pytest.mark.parametrize(("name", "most"), [("fp8", 8.02), ("nvfp4", 5.5)])
+@pytest.mark.parametrize(("name", "most"), [("fp8", 8.02), ("nvfp4", 4.75)])
 def test_bits_and_bytes(quantised, name, most):
     metrics = quantised.metrics
     assert metrics[f"{name}_bytes"] == (quantised.path(name) / "model.safetensors").stat().st_size < metrics["source_bytes"]
@@ -101,7 +120,7 @@ def test_bits_and_bytes(quantised, name, most):
     weights, _ = dequantised(quantised.path(name))
     for key, tensor in stored.items():
         module = key.rpartition(".")[0]
-        if f"{module}.weight_scale" in stored:
+        if f"{module}.weight_scale" in stored and not key.endswith((".k_scale", ".v_scale")):
             bits += 8 * tensor.numel() * tensor.element_size()
             numel += weights[key].numel() if key.endswith(".weight") else 0
     assert metrics[f"{name}_bits"] == pytest.approx(bits / numel)
@@ -110,7 +129,7 @@ def test_bits_and_bytes(quantised, name, most):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_exported_model_predicts_what_the_quantised_one_did(quantised, name):
-    """The divergence measured in memory (ModelOpt's emulation) is the one of the files (this package's reference)."""
+    """The divergence that the stage measured on the files is the one of this package's reference, in float64."""
     source = NemotronHForCausalLM.from_pretrained(quantised.source, dtype=torch.float32).eval()
     reference = log_probabilities(source, quantised.heldout, 8)
     exported = log_probabilities(reference_model(quantised.path(name), activations=True), quantised.heldout, 8)
@@ -123,4 +142,4 @@ def test_weights_alone_of_fp8_diverge_less_than_of_nvfp4(quantised):
     reference = log_probabilities(source, quantised.heldout, 8)
     models = {name: reference_model(quantised.path(name)) for name in FORMATS}
     kl = {name: kl_divergence(reference, log_probabilities(model, quantised.heldout, 8)) for name, model in models.items()}
-    assert 0 < kl["fp8"] < kl["nvfp4"] < 1.0  # nats; random weights: rounding flips many a routing decision
+    assert 0 < kl["fp8"] < kl["nvfp4"] < 2.0  # nats; random weights: rounding flips many a routing decision

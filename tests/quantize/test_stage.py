@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
+import torch
 
 from components.quantize import stage
 from components.quantize.formats import recipe
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import parse
-from tests.quantize.conftest import PARAMS, run
+from tests.quantize.conftest import PARAMS, SEARCH, run
+from tests.quantize.reference import stored_tensors
 
 PLAIN = {"calibration": {"samples": 4, "heldout_samples": 2, "length": 32, "batch": 2, "conversations": 0.5, "seed": 0},
-         "nvfp4_scales": "max"}
+         "nvfp4_scales": "max",
+         "search": {"enabled": False, "effective_bits": 4.75, "formats": ["nvfp4", "fp8"], "excluded": "ignore", "cost": "bits",
+                    "gpu": "h100", "tokens": 1, "frontier": 0}}
 
 
 @pytest.fixture
@@ -34,9 +39,13 @@ def test_same_inputs_same_files(quantised, inputs):
 
 def test_metrics_and_scales_by_largest_magnitude(quantised, inputs):
     metrics = run(inputs, parse(stage.Params, PLAIN, "test"))
-    assert metrics.keys() == quantised.metrics.keys()
-    assert metrics["nvfp4_bytes"] == quantised.metrics["nvfp4_bytes"]
+    assert metrics.keys() == {key for key in quantised.metrics if not key.startswith("search_")} - {"nvfp4_effective_bits"}
     assert 0 < metrics["fp8_kl"] < 3
+    precision = {key: tensor.dtype for key, tensor in stored_tensors(inputs / "nvfp4").items() if key.endswith(".weight")}
+    for key, dtype in precision.items():
+        is_expert, is_fp8 = ".mixer.experts." in key, any(part in key for part in (".shared_experts.", ".in_proj.", ".out_proj."))
+        recipe_dtype = torch.uint8 if is_expert else torch.float8_e4m3fn if is_fp8 else torch.float32
+        assert dtype == (torch.float32 if key.startswith("mtp.") else recipe_dtype), key
 
 
 def change(path, **values):
@@ -89,6 +98,11 @@ def test_corpus_of_another_vocabulary(inputs):
         run(inputs)
 
 
+def test_a_budget_below_every_choice(inputs):
+    with pytest.raises(UserError, match=r"search\.effective_bits: a budget of 4\.4 where no choice is below 4\.50\d\d - raise it"):
+        run(inputs, replace(PARAMS, search=replace(SEARCH, effective_bits=4.4)))
+
+
 def test_unknown_format():
     with pytest.raises(UserError, match="unknown format 'int3' - choose fp8 or nvfp4"):
         recipe("int3")
@@ -98,15 +112,18 @@ def test_unknown_format():
 
 @pytest.mark.parametrize(("key", "value", "complaint"), [
     ("nvfp4_scales", "guess", "least_squares"), ("calibration", {**PLAIN["calibration"], "samples": 0}, "greater than 0"),
-    ("calibration", {**PLAIN["calibration"], "length": 1}, "greater than 1"), ("bits", 4, "unknown key")])
+    ("calibration", {**PLAIN["calibration"], "length": 1}, "greater than 1"), ("bits", 4, "unknown key"),
+    ("search", {**PLAIN["search"], "effective_bits": 0}, r"search\.effective_bits: Input should be greater than 0 \(found 0\)"),
+    ("search", {**PLAIN["search"], "effective_bits": 33.0}, "less than or equal to 32"),
+    ("search", {**PLAIN["search"], "formats": ["int3"]}, r"'nvfp4', 'fp8' or 'bf16' \(found 'int3'\)"),
+    ("search", {**PLAIN["search"], "formats": ["bf16"]}, "hold nothing to quantise to"),
+    ("search", {**PLAIN["search"], "gpu": "abacus"}, "'h100', 'h200' or 'b200'")])
 def test_impossible_parameters(key, value, complaint):
     with pytest.raises(UserError, match=complaint):
         parse(stage.Params, {**PLAIN, key: value}, "params.yaml: quantize")
 
 
 def test_windows_are_disjoint_and_seeded(quantised):
-    from dataclasses import replace
-
     from components.quantize.calibrate import calibration_windows
 
     def windows(seed):

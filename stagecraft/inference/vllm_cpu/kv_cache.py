@@ -13,7 +13,7 @@ from vllm.engine import arg_utils
 from vllm.model_executor.layers.quantization.modelopt import ModelOptKVCacheMethod
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
-from stagecraft.inference.vllm_cpu.quantised import round_fp8
+from stagecraft.numerics import fp8
 
 
 def mend() -> None:
@@ -28,7 +28,7 @@ def mend() -> None:
     def update(self: CPUAttentionBackendImpl, layer: torch.nn.Module, key: Tensor, value: Tensor, kv_cache: Tensor,
                slot_mapping: Tensor) -> None:
         if hasattr(layer, "cache_scales"):
-            key, value = (round_fp8(tensor, scale) for tensor, scale in zip((key, value), layer.cache_scales))
+            key, value = (fp8.round_static(tensor, scale) for tensor, scale in zip((key, value), layer.cache_scales))
         upstream_update(self, layer, key, value, kv_cache, slot_mapping)
 
     arg_utils.resolve_kv_cache_dtype_string = lambda asked, model_config: asked

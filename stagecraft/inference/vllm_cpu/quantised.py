@@ -30,23 +30,9 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8Static
 from vllm.model_executor.utils import replace_parameter
 
 from stagecraft.inference.vllm_cpu.moe import SquaredReluExperts
-from stagecraft.numerics import nvfp4
-from stagecraft.numerics.rounding import e2m1, e4m3
+from stagecraft.numerics import fp8, nvfp4
 
 UNSET = torch.finfo(torch.float32).min  # a merged layer stored as one tensor fills the first of its scales only
-
-
-def round_fp8(x: Tensor, scale: Tensor) -> Tensor:
-    """`x` rounded to E4M3 in units of `scale`, which broadcasts against it; shape and dtype of `x`."""
-    return (e4m3(x.float() / scale) * scale).to(x.dtype)
-
-
-def round_nvfp4(x: Tensor, scale: Tensor) -> Tensor:
-    """`x` [..., n] rounded to NVFP4 in blocks along the last dimension with tensor scale `scale`, which broadcasts against it."""
-    blocks, scale = x.float().unflatten(-1, (-1, nvfp4.BLOCK)), scale.unsqueeze(-1)
-    magnitude = blocks.abs()
-    unit = nvfp4.block_scales(magnitude.amax(-1, keepdim=True), scale).float() * scale
-    return (e2m1(magnitude / unit) * unit).copysign(blocks).flatten(-2).to(x.dtype)
 
 
 class RoundingExperts(SquaredReluExperts):
@@ -109,7 +95,7 @@ class DequantisedLinear:
 
     def __init__(self, spec: Any):
         self.nvfp4 = spec.weight == kNvfp4Static
-        self.rounding = {kFp8StaticTensorSym: round_fp8, kNvfp4Dynamic: round_nvfp4, None: None}[spec.activation]
+        self.rounding = {kFp8StaticTensorSym: fp8.round_static, kNvfp4Dynamic: nvfp4.round_static, None: None}[spec.activation]
 
     def input_quant_key(self) -> None:
         """No key: the operator before hands its results over unrounded."""
@@ -176,8 +162,8 @@ def mend() -> None:
     modelopt.select_linear_kernel, method.create_weights, method.process_weights_after_loading = select, create, process
     modelopt.select_fp8_moe_backend = _select(modelopt.select_fp8_moe_backend, Fp8MoeBackend.EMULATION)
     modelopt.select_nvfp4_moe_backend = _select(modelopt.select_nvfp4_moe_backend, NvFp4MoeBackend.EMULATION)
-    for experts, dequantise, rounding in ((modelopt.ModelOptFp8MoEMethod, _fp8_experts, round_fp8),
-                                          (modelopt.ModelOptNvFp4FusedMoE, _nvfp4_experts, round_nvfp4)):
+    for experts, dequantise, rounding in ((modelopt.ModelOptFp8MoEMethod, _fp8_experts, fp8.round_static),
+                                          (modelopt.ModelOptNvFp4FusedMoE, _nvfp4_experts, nvfp4.round_static)):
         upstream_process, upstream_config = experts.process_weights_after_loading, experts.get_fused_moe_quant_config
         experts.process_weights_after_loading = _method(partial(_process_experts, upstream_process, dequantise, rounding))
         experts.get_fused_moe_quant_config = _method(partial(_experts_quant_config, upstream_config))

@@ -1,0 +1,52 @@
+"""Parameters of the quantize stage, as params.yaml explains them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stagecraft.contract.params import params
+
+
+@params
+class Calibration:
+    """What the activations' scales are measured on, and what the divergence is."""
+
+    samples: Annotated[int, Field(gt=0)]
+    heldout_samples: Annotated[int, Field(gt=0)]
+    length: Annotated[int, Field(gt=1)]
+    batch: Annotated[int, Field(gt=0)]
+    conversations: Annotated[float, Field(ge=0, le=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+@params
+class Search:
+    """What the formats of the NVFP4 checkpoint are chosen from, and by what measure."""
+
+    enabled: bool
+    effective_bits: Annotated[float, Field(gt=0, le=32)]
+    formats: list[Literal["nvfp4", "fp8", "bf16"]]
+    excluded: Literal["ignore", "count"]
+    cost: Literal["bits", "time"]
+    gpu: Literal["h100", "h200", "b200"]
+    tokens: Annotated[int, Field(gt=0)]
+    frontier: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _usable(self) -> Search:
+        if not {"nvfp4", "fp8"} & set(self.formats) or len(set(self.formats)) < len(self.formats):
+            raise ValueError(f"formats {self.formats} hold nothing to quantise to, or something twice")
+        if self.frontier == 1:
+            raise ValueError("a frontier of one budget is none; 0 leaves it out")
+        return self
+
+
+@params
+class Params:
+    """Parameters of the quantize stage; params.yaml says what each means."""
+
+    calibration: Calibration
+    nvfp4_scales: Literal["least_squares", "max"]
+    search: Search
