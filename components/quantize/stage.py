@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,9 +10,11 @@ from pydantic import Field
 
 from components.quantize import modelopt_cpu
 from components.quantize.calibrate import calibration_windows
+from components.quantize.distil import Distillation, distil
 from components.quantize.divergence import kl_divergence, log_probabilities
 from components.quantize.export import effective_bits, export
 from components.quantize.formats import recipe
+from components.quantize.mixture import mixture
 from components.quantize.source import load_model, mtp_tensors, read_config, weight_bytes
 from stagecraft.contract.params import params
 from stagecraft.contract.runlog import RunLog
@@ -37,6 +40,7 @@ class Params:
 
     calibration: Calibration
     nvfp4_scales: Literal["least_squares", "max"]
+    distil: Distillation
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
@@ -48,15 +52,17 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 
     Returns:
         source_bytes, and per format: bytes on disk, bits per weight of the quantised operators and of the whole checkpoint,
-        KL divergence from the source on held-out windows in nats per token.
+        KL divergence from the source on held-out windows in nats per token; what distillation changed, if there was any.
 
     Raises:
-        UserError: a checkpoint of another architecture or unreadable, too little calibration data.
+        UserError: a checkpoint of another architecture or unreadable, too little data to calibrate or distil on.
     """
     config = read_config(inputs["aligned"])
     modelopt_cpu.load()
     calibration, heldout = calibration_windows(inputs["corpus"], params.calibration, config["vocab_size"])
-    reference = log_probabilities(load_model(inputs["aligned"]), heldout, params.calibration.batch)
+    lessons = mixture(inputs["corpus"], inputs["aligned"], params.distil, params.calibration) if params.distil.steps else None
+    source = load_model(inputs["aligned"])
+    reference = log_probabilities(source, heldout, params.calibration.batch)
     mtp = mtp_tensors(inputs["aligned"])
 
     metrics: dict[str, float] = {"source_bytes": weight_bytes(inputs["aligned"])}
@@ -65,6 +71,11 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         rows = calibration.to(model.device).split(params.calibration.batch)
         with log.bar(f"calibrating {name}", total=len(rows), unit="batch") as bar, modelopt_cpu.quiet(log.work / f"{name}.log"):
             modelopt_cpu.quantize(model, recipe(name, params.nvfp4_scales), rows, bar.advance)
+        with modelopt_cpu.quiet(log.work / f"{name}.log"):
+            if name == "nvfp4" and lessons:
+                calibrate = partial(modelopt_cpu.quantize, config=recipe(name, params.nvfp4_scales), batches=rows)
+                model, figures = distil(source, model, calibrate, lessons, params.distil, params.calibration.batch, log)
+                metrics.update(figures)
             metrics[f"{name}_kl"] = kl_divergence(reference, log_probabilities(model, heldout, params.calibration.batch))
             export(model, inputs["aligned"], config, mtp, outputs[name])
         metrics[f"{name}_bytes"] = weight_bytes(outputs[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 
@@ -14,7 +15,7 @@ from stagecraft.contract.params import parse
 from tests.quantize.conftest import PARAMS, run
 
 PLAIN = {"calibration": {"samples": 4, "heldout_samples": 2, "length": 32, "batch": 2, "conversations": 0.5, "seed": 0},
-         "nvfp4_scales": "max"}
+         "nvfp4_scales": "max", "distil": asdict(PARAMS.distil)}
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_unreadable_checkpoint(inputs, damage):
 def test_missing_and_scarce_calibration_rows(inputs):
     rows = inputs / "corpus" / "tasks" / "sft.jsonl"
     rows.write_text("\n".join(rows.read_text().splitlines()[:3]))
-    with pytest.raises(UserError, match="tokens where calibration wants"):
+    with pytest.raises(UserError, match=r"tokens where \d+ are wanted - lower quantize\.calibration"):
         run(inputs)
     rows.unlink()
     with pytest.raises(UserError, match=r"sft\.jsonl"):
