@@ -18,7 +18,7 @@ from tests.quantize.corpus import small_corpus
 
 PARAMS = stage.Params(calibration=stage.Calibration(samples=16, heldout_samples=8, length=64, batch=8, conversations=0.5, seed=0),
                       nvfp4_scales="least_squares",
-                      distil=Distillation(steps=0, lr=3e-4, batch=8, rollouts_share=0.4, clip=1.0, heldout=10, confidence=0.95, prompts=4,
+                      distil=Distillation(steps=0, lr=1e-4, batch=16, rollouts_share=0.4, clip=1.0, heldout=80, confidence=0.95, prompts=4,
                                           max_new_tokens=4, seed=0))
 
 

@@ -27,7 +27,7 @@ from stagecraft.data.tokenizer import load_tokenizer
 from tests.quantize.conftest import PARAMS, run
 from tests.quantize.reference import dequantised, reference_model
 
-LEARNING = replace(PARAMS, distil=replace(PARAMS.distil, steps=8))
+LEARNING = replace(PARAMS, distil=replace(PARAMS.distil, steps=20))
 
 
 @dataclass
@@ -40,9 +40,9 @@ def prepare(quantised, root: Path) -> Path:
     """The inputs of the session's run, with RL prompts and two rollouts of most of them."""
     for name in ("corpus", "aligned"):
         shutil.copytree(quantised.root / name, root / name)
-    rows = draw_splits({"sft": 12, "rl": 100, "heldout": 12}, {"sort": 0.0, "arithmetic": 0.0}, 1)["rl"]
+    rows = draw_splits({"sft": 12, "rl": 410, "heldout": 12}, {"sort": 0.0, "arithmetic": 0.0}, 1)["rl"]
     write_rows(root / "corpus" / "tasks" / "rl.jsonl", rows)
-    rollouts = [{"id": row["id"], "completion": text, "finished": finished} for row in rows[:90]
+    rollouts = [{"id": row["id"], "completion": text, "finished": finished} for row in rows[:400]
                 for text, finished in (("<think>QQ QQ</think>QQ", True), ("<think>QQ QQ QQ", False))]
     (root / "aligned" / "rollouts.jsonl").write_text("".join(json.dumps(rollout) + "\n" for rollout in rollouts))
     return root
@@ -114,7 +114,7 @@ def test_gradients_reach_all_weights_but_the_frozen(inputs, dtype, tmp_path):
         modelopt_cpu.quantize(student, recipe("nvfp4", "max"), [windows])
         scales = {name: value.clone() for name, value in student.named_buffers()}
         log = RunLog("quantize", tmp_path, tmp_path)
-        distil.learn(teacher, student, windows, replace(PARAMS.distil, steps=2, lr=1e-3), log)
+        distil.learn(teacher, student, windows, replace(PARAMS.distil, steps=2, lr=2e-2), log)
     original = dict(load_model(inputs / "aligned").to(dtype).named_parameters())
     assert all(torch.equal(value, original[name]) for name, value in teacher.named_parameters())
     for name, value in student.named_parameters():
@@ -139,10 +139,10 @@ def test_loss_is_the_divergence_of_the_first_batch(inputs, tmp_path):
 
 
 def test_windows_are_60_to_40_and_apart(inputs):
-    params = replace(PARAMS.distil, steps=5)
+    params = replace(PARAMS.distil, steps=5, batch=8)
     data = mixture(inputs / "corpus", inputs / "aligned", params, PARAMS.calibration)
     assert data.training.shape == (40, 64)
-    assert data.heldout.shape == (10, 64)
+    assert data.heldout.shape == (PARAMS.distil.heldout, 64)
     texts = [[data.tokenizer.decode(row) for row in part] for part in (data.training, data.heldout)]
     for part in texts:
         assert sum("QQ" in text for text in part) == round(0.4 * len(part))
