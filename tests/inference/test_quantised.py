@@ -27,3 +27,6 @@ def test_log_probabilities_are_those_of_the_stored_numbers(quantised, name):  # 
     unrounded = reference_model(quantised.path(name))
     apart = torch.cat([torch.tensor(values) - reference_logprobs(unrounded, prompt) for values, prompt in zip(got, PROMPTS)]).abs()
     assert apart.mean() > 20 * distance.mean()  # the engine does round what goes into its operators
+    # ... and nothing else sets it apart from the dequantised weights: the two references are as far from one another.
+    expected = torch.cat([reference_logprobs(rounded, prompt) - reference_logprobs(unrounded, prompt) for prompt in PROMPTS]).abs()
+    assert apart.mean() == pytest.approx(float(expected.mean()), rel=0.05)

@@ -61,8 +61,8 @@ def rounded_states(rounding: StateRounding) -> Iterator[None]:
 
     decode, prefill = CPUSSUBackend.__call__, mamba_mixer2.mamba_chunk_scan_combined_varlen
 
-    def decode_rounded(self: CPUSSUBackend, state: Tensor, *args: Any, state_batch_indices: Tensor, num_accepted_tokens: Tensor | None = None,
-                       dst_state_batch_indices: Tensor | None = None, **rest: Any) -> None:
+    def decode_rounded(self: CPUSSUBackend, state: Tensor, *args: Any, state_batch_indices: Tensor,
+                       dst_state_batch_indices: Tensor | None = None, num_accepted_tokens: Tensor | None = None, **rest: Any) -> None:
         if num_accepted_tokens is not None:
             raise NotImplementedError("rounded states with speculative decoding")
         decode(self, state, *args, state_batch_indices=state_batch_indices, dst_state_batch_indices=dst_state_batch_indices, **rest)
