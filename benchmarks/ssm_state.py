@@ -67,7 +67,8 @@ def decode(model: torch.nn.Module, texts: Tensor, roundings: Sequence[StateRound
     for step in range(texts.shape[1]):
         ids = texts[:, step].repeat(len(roundings))[:, None]
         logits = model(ids, past_key_values=cache, use_cache=True).logits[:, -1]
-        states = [layer.recurrent_states[0] for layer in cache.layers if hasattr(layer, "recurrent_states")]
+        kept = [layer.recurrent_states[0] for layer in cache.layers if hasattr(layer, "recurrent_states")]
+        states = [state for state in kept if state is not None]  # layers of experts have a place for a state and none
         for state in states:
             for part, rounding in zip(state.view(*shape, *state.shape[1:]), roundings):
                 part.copy_(rounding.stored(part) if step else rounding.prefilled(part))
