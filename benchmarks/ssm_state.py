@@ -155,7 +155,7 @@ def answers(checkpoint: Path, corpus: Path, prompts: int, samples: int, max_toke
                 unfinished = float(np.mean([not answer.finished for group in groups for answer in group]))
                 if name == "FP32":
                     before.append(lengths)
-                cells += [f"{float(lengths.mean()) / settings.get('n', 1):.2f}", change(lengths, before[place])]
+                cells += [f"{float(lengths.mean()) / settings.get('n', 1):.2f}", change(lengths, before[place]) if name != "FP32" else ""]
             table.add_row(name, *cells, f"{unfinished:.1%}")
     Console(width=130).print(table)
 

@@ -48,18 +48,18 @@ def mixture(corpus: Path, aligned: Path, params: Distillation, calibration: Cali
     rows = {row["id"]: row for row in read_rows(corpus / "tasks" / "rl.jsonl")}
     spoken = unseen_conversations(corpus, calibration)
     path = aligned / "rollouts.jsonl"
-    records = read_rollouts(path, rows) if params.rollouts_share else []
-    ids = sorted({record["id"] for record in records})
+    rollouts = read_rollouts(path, rows) if params.rollouts_share else []
+    ids = sorted({name for name, _ in rollouts})
     judged = {ids[index] for index in rng.permutation(len(ids))[:round(len(ids) * JUDGED)]}
     parts = []
     for count, is_judge in ((params.heldout, True), (params.steps * params.batch, False)):
         drawn = round(count * params.rollouts_share)
-        answered = _encoded([record for record in records if (record["id"] in judged) == is_judge], rows, tokenizer, rng)
+        answered = _encoded([(rows[name], text) for name, text in rollouts if (name in judged) == is_judge], tokenizer, rng)
         windows = [cut(spoken, count - drawn, calibration.length, corpus / "tasks" / "sft.jsonl", MEND)] if count > drawn else []
         if drawn:
             windows.append(cut(answered, drawn, calibration.length, path, MEND))
         parts.append(torch.from_numpy(rng.permutation(np.concatenate(windows))))
-    prompts = [row for name, row in rows.items() if name not in set(ids)]
+    prompts = [rows[name] for name in sorted(rows.keys() - set(ids))]
     if len(prompts) < params.prompts:
         raise UserError(f"{len(prompts)} prompts without a rollout where {params.prompts} are wanted",
                         where=str(corpus / "tasks" / "rl.jsonl"), mend="lower quantize.distil.prompts, or raise curate.tasks.rl_rows")
@@ -67,8 +67,8 @@ def mixture(corpus: Path, aligned: Path, params: Distillation, calibration: Cali
     return Mixture(parts[1], parts[0], [prompts[index] for index in chosen], tokenizer)
 
 
-def read_rollouts(path: Path, rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The completions that the rl stage left beside its checkpoint.
+def read_rollouts(path: Path, rows: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """The completions that the rl stage left beside its checkpoint: (id of the prompt's row, text with the stop token if it had one).
 
     Raises:
         UserError: there are none, a line is not one, or its prompt is not among `rows`.
@@ -78,27 +78,23 @@ def read_rollouts(path: Path, rows: dict[str, dict[str, Any]]) -> list[dict[str,
         lines = path.read_text().splitlines()
     except OSError:
         raise UserError("no rollouts to distil on", where=str(path), mend=mend) from None
-    records = []
+    rollouts = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            row, _, _ = record["id"], record["completion"], record["finished"]
+            is_known, text = record["id"] in rows, record["completion"] + IM_END * record["finished"]
         except (ValueError, TypeError, KeyError):
             raise UserError("not a rollout: a JSON object with id, completion and finished", where=f"{path}:{number}", mend=mend) from None
-        if row not in rows:
-            raise UserError(f"rollout of {row!r}, which is no RL prompt of this corpus", where=f"{path}:{number}",
+        if not is_known:
+            raise UserError(f"rollout of {record['id']!r}, which is no RL prompt of this corpus", where=f"{path}:{number}",
                             mend="use the corpus that the checkpoint was trained on")
-        records.append(record)
-    return records
+        rollouts.append((record["id"], text))
+    return rollouts
 
 
-def _encoded(records: list[dict[str, Any]], rows: dict[str, dict[str, Any]], tokenizer: PreTrainedTokenizerBase,
+def _encoded(rollouts: list[tuple[dict[str, Any], str]], tokenizer: PreTrainedTokenizerBase,
              rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Prompt and completion as the policy saw and wrote them, in random order."""
-    order = rng.permutation(len(records))
-
-    def one(record: dict[str, Any]) -> np.ndarray:
-        spoken = record["completion"] + IM_END * bool(record["finished"])
-        return np.asarray(encode_prompt(tokenizer, rows[record["id"]]) + tokenizer.encode(spoken, add_special_tokens=False))
-
-    return (one(records[index]) for index in order)
+    for index in rng.permutation(len(rollouts)):
+        row, text = rollouts[index]
+        yield np.asarray(encode_prompt(tokenizer, row) + tokenizer.encode(text, add_special_tokens=False))
