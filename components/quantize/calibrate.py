@@ -37,15 +37,24 @@ def calibration_windows(corpus: Path, params: Calibration, vocab_size: int) -> t
     spoken = _conversations(corpus, rng) if params.conversations else iter(())
     parts = []
     for (talk, text), phase in zip(counts, ("phase1", "heldout")):
-        rows = [_cut(spoken, talk, params.length, corpus / "tasks" / "sft.jsonl")] if talk else []
+        rows = [cut(spoken, talk, params.length, corpus / "tasks" / "sft.jsonl")] if talk else []
         if text:
-            rows.append(_cut(_shuffled(read_blend(corpus, phase), rng), text, params.length, corpus / "blend.json"))
+            rows.append(cut(_shuffled(read_blend(corpus, phase), rng), text, params.length, corpus / "blend.json"))
         parts.append(torch.from_numpy(np.concatenate(rows)))
     largest = int(max(part.max() for part in parts))
     if largest >= vocab_size:
         raise UserError(f"token {largest} where the model knows {vocab_size}", where=str(corpus),
                         mend="use the corpus that the checkpoint was trained on")
     return parts[0], parts[1]
+
+
+def unseen_conversations(corpus: Path, params: Calibration) -> Iterator[np.ndarray]:
+    """The conversations that `calibration_windows` leaves over, in random order."""
+    spoken = _conversations(corpus, np.random.default_rng(params.seed))
+    for count in (params.samples, params.heldout_samples):
+        if talk := round(count * params.conversations):
+            cut(spoken, talk, params.length, corpus / "tasks" / "sft.jsonl")
+    return spoken
 
 
 def _conversations(corpus: Path, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -65,13 +74,17 @@ def _shuffled(files: list[tuple[Path, float]], rng: np.random.Generator) -> Iter
     return (documents[index] for index in order)
 
 
-def _cut(documents: Iterable[np.ndarray], rows: int, length: int, where: Path) -> np.ndarray:
-    """Documents end to end, cut into rows; the rest of the last document is dropped."""
+def cut(documents: Iterable[np.ndarray], rows: int, length: int, where: Path,
+        mend: str = "lower quantize.calibration.samples or length, or curate more text") -> np.ndarray:
+    """Documents end to end, cut into int64 [rows, length]; the rest of the last document is dropped.
+
+    Raises:
+        UserError: the documents end before.
+    """
     taken, size = [], 0
     for document in documents:
         taken.append(document)
         size += len(document)
         if size >= rows * length:
             return np.concatenate(taken)[:rows * length].reshape(rows, length).astype(np.int64)
-    raise UserError(f"{size} tokens where calibration wants {rows * length}", where=str(where),
-                    mend="lower quantize.calibration.samples or length, or curate more text")
+    raise UserError(f"{size} tokens where {rows * length} are wanted", where=str(where), mend=mend)

@@ -16,3 +16,13 @@ def log_probabilities(model: torch.nn.Module, windows: Tensor, batch: int) -> Te
 def kl_divergence(reference: Tensor, other: Tensor) -> float:
     """Mean over positions of KL(reference || other) in nats per token; both [N, T, V] log-probabilities."""
     return float((reference.exp() * (reference - other)).sum(-1, dtype=torch.float64).mean())
+
+
+@torch.no_grad()
+def divergence_by_window(teacher: torch.nn.Module, student: torch.nn.Module, windows: Tensor, batch: int) -> Tensor:
+    """float64 [N]: mean over the positions of each window of KL(teacher || student) in nats; windows int64 [N, T]."""
+    parts = []
+    for rows in windows.split(batch):
+        one, other = log_probabilities(teacher, rows, batch), log_probabilities(student, rows, batch)
+        parts.append((one.exp() * (one - other)).sum(-1, dtype=torch.float64).mean(-1))
+    return torch.cat(parts)

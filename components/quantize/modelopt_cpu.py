@@ -38,7 +38,8 @@ def load() -> None:
     _names_without_sentinel()
 
 
-def quantize(model: torch.nn.Module, config: dict[str, Any], batches: Sequence[Tensor], on_batch: Callable[[], None]) -> None:
+def quantize(model: torch.nn.Module, config: dict[str, Any], batches: Sequence[Tensor],
+             on_batch: Callable[[], None] = lambda: None) -> None:
     """Insert and calibrate quantizers, in place, on `batches` (int64 [B, T] each)."""
     import modelopt.torch.quantization as mtq
 

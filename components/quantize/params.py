@@ -44,9 +44,26 @@ class Search:
 
 
 @params
+class Distillation:
+    """How the student learns and how it is judged; params.yaml says what each means."""
+
+    steps: Annotated[int, Field(ge=0)]
+    lr: Annotated[float, Field(gt=0)]
+    batch: Annotated[int, Field(gt=0)]
+    rollouts_share: Annotated[float, Field(ge=0, le=1)]
+    clip: Annotated[float, Field(gt=0)]
+    heldout: Annotated[int, Field(gt=1)]
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    prompts: Annotated[int, Field(gt=1)]
+    max_new_tokens: Annotated[int, Field(gt=0)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+@params
 class Params:
     """Parameters of the quantize stage; params.yaml says what each means."""
 
     calibration: Calibration
     nvfp4_scales: Literal["least_squares", "max"]
     search: Search
+    distil: Distillation

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from torch import Tensor
 from components.quantize import modelopt_cpu
 from components.quantize.calibrate import calibration_windows
 from components.quantize.decision import STYLE, Point, decision_figure, frontier_figure, rows, write_csv
+from components.quantize.distil import distil
 from components.quantize.divergence import kl_divergence, log_probabilities
 from components.quantize.export import effective_bits, export
 from components.quantize.exported import Exported, read_tensors
 from components.quantize.formats import Config, chosen, recipe
 from components.quantize.frontier import Frontier, budgets
+from components.quantize.mixture import Mixture, mixture
 from components.quantize.modelopt_search import sensitivities
 from components.quantize.operators import read_header
 from components.quantize.params import Params
@@ -36,7 +39,8 @@ FORMATS = ("fp8", "nvfp4")
 
 @dataclass(frozen=True)
 class Setting:
-    """What every step reads: the source, its configuration and MTP tensors, windows int64 [N, T], the source's predictions."""
+    """What every step reads: the source, its configuration and MTP tensors, windows int64 [N, T], what
+    distillation learns from, the source's predictions."""
 
     params: Params
     source: Path
@@ -44,6 +48,7 @@ class Setting:
     mtp: dict[str, Tensor]
     calibration: Tensor
     heldout: Tensor
+    lessons: Mixture | None
     reference: Tensor
     log: RunLog
     seconds: dict[str, float]
@@ -70,10 +75,12 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     Returns:
         source_bytes, and per format: bytes on disk, bits per weight of the quantised operators and of the whole checkpoint,
         KL divergence of the exported checkpoint from the source on held-out windows in nats per token; of the search its
-        effective bits on disk, its sensitivity in nats per token, and how many operators have each format.
+        effective bits on disk, its sensitivity in nats per token, and how many operators have each format; what distillation
+        changed, if there was any.
 
     Raises:
-        UserError: a checkpoint of another architecture or unreadable, too little calibration data, a budget that no choice meets.
+        UserError: a checkpoint of another architecture or unreadable, too little data to calibrate or distil on, a budget that no
+            choice meets.
     """
     setting = prepare(params, inputs, log)
     metrics: dict[str, float] = {"source_bytes": weight_bytes(setting.source)}
@@ -82,7 +89,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         problem, choice = search(setting)
         configs["nvfp4"] = chosen(choice, params.nvfp4_scales)
     for name in FORMATS:
-        quantise(setting, name, configs[name])
+        metrics |= quantise(setting, name, configs[name], setting.lessons if name == "nvfp4" else None)
         metrics |= measure(setting, name)
     if params.search.enabled:
         metrics |= {"nvfp4_effective_bits": bits_on_disk(setting, problem, choice, log.work / "nvfp4"), **summary(problem, choice)}
@@ -106,8 +113,9 @@ def prepare(params: Params, inputs: dict[str, Path], log: RunLog) -> Setting:
     config = read_config(inputs["aligned"])
     modelopt_cpu.load()
     calibration, heldout = calibration_windows(inputs["corpus"], params.calibration, config["vocab_size"])
+    lessons = mixture(inputs["corpus"], inputs["aligned"], params.distil, params.calibration) if params.distil.steps else None
     reference = log_probabilities(load_model(inputs["aligned"]), heldout, params.calibration.batch)
-    return Setting(params, inputs["aligned"], config, mtp_tensors(inputs["aligned"]), calibration, heldout, reference, log, {})
+    return Setting(params, inputs["aligned"], config, mtp_tensors(inputs["aligned"]), calibration, heldout, lessons, reference, log, {})
 
 
 def search(setting: Setting) -> tuple[Problem, dict[str, str]]:
@@ -131,22 +139,28 @@ def search(setting: Setting) -> tuple[Problem, dict[str, str]]:
     return problem, choice
 
 
-def quantise(setting: Setting, name: str, config: Config) -> None:
-    """Write the checkpoint `work/name`, unless a run that was killed has left it there, whole."""
-    log, done = setting.log, setting.log.work / name
+def quantise(setting: Setting, name: str, config: Config, lessons: Mixture | None = None) -> dict[str, float]:
+    """Write the checkpoint `work/name`, unless a run that was killed has left it there, whole; returns what distillation changed."""
+    params, log, done, figures_path = setting.params, setting.log, setting.log.work / name, setting.log.work / f"{name}.json"
     if done.exists():
         log.note(f"{name}: exported before")
-        return
-    model = load_model(setting.source)
+        return json.loads(figures_path.read_text())
+    model, figures = load_model(setting.source), {}
     batches = setting.batches(model)
     with setting.timed(name), log.bar(f"calibrating {name}", total=len(batches), unit="batch") as bar, \
             modelopt_cpu.quiet(log.work / f"{name}.log"):
         modelopt_cpu.quantize(model, config, batches, bar.advance)
+    with setting.timed("distillation" if lessons else name), modelopt_cpu.quiet(log.work / f"{name}.log"):
+        if lessons:
+            calibrate = partial(modelopt_cpu.quantize, config=config, batches=batches)
+            model, figures = distil(load_model(setting.source), model, calibrate, lessons, params.distil, params.calibration.batch, log)
+        write_json(figures_path, figures)
         unfinished = done.with_suffix(".part")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         export(model, setting.source, setting.config, setting.mtp, unfinished)
     unfinished.rename(done)
+    return figures
 
 
 def measure(setting: Setting, name: str) -> dict[str, float]:

@@ -16,6 +16,14 @@ MODEL = "/model"
 USER = 2000
 LABEL = "app.kubernetes.io/name"
 CLIENT = "stagecraft.dev/client"
+# vLLM 0.32.0 rounds stochastically on NVIDIA GPUs alone, with Triton only on Blackwell (config/mamba.py:85): FlashInfer serves Hopper too.
+# Five rounds of Philox as in arXiv 2604.12374, section 4; vLLM's default is ten.
+SSM_CACHE = {
+    "float32": ["--mamba-ssm-cache-dtype", "float32"],
+    "float16": ["--mamba-ssm-cache-dtype", "float16"],
+    "float16_stochastic": ["--mamba-ssm-cache-dtype", "float16", "--enable-mamba-cache-stochastic-rounding",
+                           "--mamba-cache-philox-rounds", "5", "--mamba-backend", "flashinfer"],
+}
 
 
 def arguments(name: str, deployment: Deployment, draft_tokens: int) -> list[str]:
@@ -23,7 +31,7 @@ def arguments(name: str, deployment: Deployment, draft_tokens: int) -> list[str]
     return [
         "--model", MODEL, "--served-model-name", name, "--host", "0.0.0.0", "--port", str(PORT), "--dtype", deployment.dtype,
         "--max-model-len", str(deployment.max_model_len), "--max-num-seqs", str(deployment.max_num_seqs),
-        "--tensor-parallel-size", str(deployment.gpus), *CHAT, *speculation(draft_tokens),
+        "--tensor-parallel-size", str(deployment.gpus), *SSM_CACHE[deployment.ssm_cache], *CHAT, *speculation(draft_tokens),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -61,6 +61,7 @@ class Deployment:
         dtype: what the engine computes in where the checkpoint is not quantised.
         max_model_len: tokens of prompt and answer.
         max_num_seqs: sequences in one batch.
+        ssm_cache: what a Mamba state is kept in between two tokens; float16 rounded stochastically is unbiased, at half of float32's size.
         claim: PersistentVolumeClaim with the promoted checkpoint at its root, mounted read-only.
         secret: Secret whose key `api-key` clients must present.
         clients: value of the pod label `stagecraft.dev/client` that lets a pod in the namespace reach the server.
@@ -74,6 +75,7 @@ class Deployment:
     dtype: Annotated[str, Field(pattern=r"^(auto|bfloat16|float16|float32)$")]
     max_model_len: Positive
     max_num_seqs: Positive
+    ssm_cache: Literal["float32", "float16", "float16_stochastic"]
     claim: Name
     secret: Name
     clients: Name

@@ -15,7 +15,7 @@ from components.quantize.calibrate import calibration_windows
 from components.quantize.export import export
 from components.quantize.formats import chosen
 from components.quantize.operators import read_header
-from components.quantize.params import Calibration, Params, Search
+from components.quantize.params import Calibration, Distillation, Params, Search
 from components.quantize.search import Problem, pose
 from components.quantize.source import load_model, mtp_tensors, read_config
 from stagecraft.contract.runlog import RunLog
@@ -25,7 +25,9 @@ from tests.quantize.corpus import small_corpus
 SEARCH = Search(enabled=True, effective_bits=4.75, formats=["nvfp4", "fp8", "bf16"], excluded="ignore", cost="bits", gpu="b200", tokens=64,
                 frontier=0)
 PARAMS = Params(calibration=Calibration(samples=16, heldout_samples=8, length=64, batch=8, conversations=0.5, seed=0),
-                nvfp4_scales="least_squares", search=SEARCH)
+                nvfp4_scales="least_squares", search=SEARCH,
+                distil=Distillation(steps=0, lr=1e-4, batch=16, rollouts_share=0.4, clip=1.0, heldout=80, confidence=0.95, prompts=4,
+                                    max_new_tokens=4, seed=0))
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -19,7 +19,8 @@ from tests.quantize.reference import stored_tensors
 PLAIN = {"calibration": {"samples": 4, "heldout_samples": 2, "length": 32, "batch": 2, "conversations": 0.5, "seed": 0},
          "nvfp4_scales": "max",
          "search": {"enabled": False, "effective_bits": 4.75, "formats": ["nvfp4", "fp8"], "excluded": "ignore", "cost": "bits",
-                    "gpu": "h100", "tokens": 1, "frontier": 0}}
+                    "gpu": "h100", "tokens": 1, "frontier": 0},
+         "distil": asdict(PARAMS.distil)}
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_unreadable_checkpoint(inputs, damage):
 def test_missing_and_scarce_calibration_rows(inputs):
     rows = inputs / "corpus" / "tasks" / "sft.jsonl"
     rows.write_text("\n".join(rows.read_text().splitlines()[:3]))
-    with pytest.raises(UserError, match="tokens where calibration wants"):
+    with pytest.raises(UserError, match=r"tokens where \d+ are wanted - lower quantize\.calibration"):
         run(inputs)
     rows.unlink()
     with pytest.raises(UserError, match=r"sft\.jsonl"):

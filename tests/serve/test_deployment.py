@@ -1,6 +1,7 @@
 """What is written for a cluster: read by the Kubernetes client's own models, its security properties one by one, vLLM's own parser."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -98,5 +99,25 @@ def test_vllm_understands_the_arguments(pod):
     assert read.speculative_config == {"method": "mtp", "num_speculative_tokens": 2}
     assert read.served_model_name == ["stagecraft"] and read.max_num_seqs == params().deployment.max_num_seqs
     assert read.enable_prefix_caching is False
+    assert read.mamba_ssm_cache_dtype == "float16" and read.enable_mamba_cache_stochastic_rounding
+    assert (read.mamba_cache_philox_rounds, str(read.mamba_backend)) == (5, "flashinfer")
     command = pod["containers"][0]
     assert command["command"] == ["vllm", "serve"] and command["args"][0] == "/model"
+
+
+@pytest.mark.parametrize(("cache", "dtype"), [("float32", "float32"), ("float16", "float16")])
+def test_plain_state_caches(cache, dtype):
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    flags = arguments("stagecraft", replace(params().deployment, ssm_cache=cache), 0)
+    read = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
+    assert read.mamba_ssm_cache_dtype == dtype and not read.enable_mamba_cache_stochastic_rounding
+
+
+def test_stochastic_rounding_is_what_upstream_says_of_it():
+    """Off CUDA it is refused, and without a float16 cache: hence the three flags together, in the manifest only."""
+    from vllm.config.mamba import MambaConfig
+
+    with pytest.raises(ValueError, match="only supported on NVIDIA CUDA"):
+        MambaConfig(enable_stochastic_rounding=True, backend="flashinfer")

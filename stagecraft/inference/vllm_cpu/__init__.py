@@ -2,6 +2,7 @@
 
 Each module mends one defect of vLLM 0.32.0 on a CPU and says where upstream it sits; off a CPU nothing is touched. The tests in
 tests/inference hold two things about each: that upstream still has the defect, and that the mended engine equals a reference.
+`state_rounding` alone is no repair: a study switches it on for a while.
 """
 
 from __future__ import annotations

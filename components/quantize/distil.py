@@ -1,0 +1,151 @@
+"""Quantisation-aware distillation: the quantised student learns the source's predictions, and is kept only if that helped.
+
+As in arXiv 2604.12374, section 4, the teacher is the source in its own precision, the loss KL(teacher || student) on the logits, and
+what both read is fine-tuning conversations and RL rollouts. Here every position counts, and all weights of the layers learn but the
+router's; embedding and head stay too, for the MTP block reads them and is not retrained. Gradients pass straight through the
+rounding (ModelOpt's quantisers) with the scales of calibration; afterwards the new weights are calibrated like any others, and
+that model is the one judged.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+
+from components.quantize.answers import solved
+from components.quantize.divergence import divergence_by_window
+from components.quantize.mixture import Mixture
+from stagecraft.contract.runlog import RunLog
+
+if TYPE_CHECKING:
+    from components.quantize.params import Distillation
+
+ROUTER = ".mixer.gate."
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A student on the held-out windows and prompts: KL(teacher || student) by window in nats per token, answers 1 or 0 by prompt."""
+
+    divergence: Tensor
+    solved: Tensor
+
+
+def distil(teacher: torch.nn.Module, student: torch.nn.Module, calibrate: Callable[[torch.nn.Module], None], data: Mixture,
+           params: Distillation, batch: int, log: RunLog) -> tuple[torch.nn.Module, dict[str, float]]:
+    """Distil `teacher` into `student`.
+
+    Args:
+        teacher: the source.
+        student: the source with calibrated quantisers, as it would be exported without distillation.
+        calibrate: inserts and calibrates quantisers in a plain model, in place.
+        data: what to learn from and to judge by.
+        batch: windows at a time where nothing is learned.
+
+    Returns:
+        (the better model, figures). The distilled one is better if its divergence from the teacher on held-out windows is lower
+        by more than chance at `params.confidence`, one-sided, paired by window; else it is the student as it came, bit for bit.
+    """
+    before = standing(teacher, student, data, params, batch)
+    learn(teacher, student, data.training, params, log)
+    distilled = copy.deepcopy(teacher)
+    transfer(student, distilled)
+    calibrate(distilled)
+    after = standing(teacher, distilled, data, params, batch)
+    gain, error = mean(before.divergence - after.divergence)
+    is_better = fell(before.divergence, after.divergence, params.confidence)
+    figures = {"distil_kept": float(is_better), "distil_kl_gain": gain, "distil_kl_gain_stderr": error}
+    for name, state in (("before", before), ("after", after)):
+        figures[f"distil_kl_{name}"], figures[f"distil_kl_{name}_stderr"] = mean(state.divergence)
+        figures[f"distil_exact_match_{name}"], figures[f"distil_exact_match_{name}_stderr"] = mean(state.solved)
+    figures["distil_exact_match_gain"], figures["distil_exact_match_gain_stderr"] = mean(after.solved - before.solved)
+    plot(log, figures)
+    log.note(f"distilled: {figures['distil_kl_before']:.4f} -> {figures['distil_kl_after']:.4f} nats, better by {gain:.4f} ± {error:.4f}; "
+             f"{figures['distil_exact_match_before']:.1%} -> {figures['distil_exact_match_after']:.1%} of tasks; "
+             + ("kept" if is_better else "not better, discarded"))
+    if is_better:
+        return distilled, figures
+    transfer(teacher, student)
+    return student, figures
+
+
+def learn(teacher: torch.nn.Module, student: torch.nn.Module, windows: Tensor, params: Distillation, log: RunLog) -> None:
+    """Train `student` in place on `windows`, `params.batch` at a step, by AdamW with a learning rate that falls to zero.
+
+    The optimizer works on float32 copies: in bfloat16 a step of 1e-5 would be lost in the rounding of most weights.
+    """
+    log.rewind(-1)  # a stage that was killed starts over, its curve too
+    learning = trainable(student)
+    masters = [parameter.detach().float().clone().requires_grad_() for parameter in learning]
+    optimizer = torch.optim.AdamW(masters, lr=params.lr, weight_decay=0.0)
+    with log.bar("distilling", total=params.steps) as bar:
+        for step, rows in enumerate(windows.to(student.device).split(params.batch), 1):
+            optimizer.param_groups[0]["lr"] = rate = params.lr * (1 - (step - 1) / params.steps)
+            with torch.no_grad():
+                target = teacher(rows, use_cache=False).logits.float().log_softmax(-1)
+            predicted = student(rows, use_cache=False).logits.float().log_softmax(-1)
+            loss = F.kl_div(predicted.flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="batchmean")
+            for master, gradient in zip(masters, torch.autograd.grad(loss, learning, allow_unused=True)):
+                master.grad = None if gradient is None else gradient.float()
+            norm = torch.nn.utils.clip_grad_norm_(masters, params.clip)
+            optimizer.step()
+            with torch.no_grad():
+                for parameter, master in zip(learning, masters):
+                    parameter.copy_(master)
+            log.step(step, "distil", kl=loss.item(), lr=rate, gradient_norm=norm.item())
+            bar.advance(kl=loss.item())
+
+
+def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The layers' weights except the router's."""
+    fixed = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    return [parameter for name, parameter in model.named_parameters() if id(parameter) not in fixed and ROUTER not in name]
+
+
+@torch.no_grad()
+def transfer(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Copy all parameters by name; quantisers and their scales are no parameters."""
+    values = dict(source.named_parameters())
+    for name, parameter in target.named_parameters():
+        parameter.copy_(values[name])
+
+
+def standing(teacher: torch.nn.Module, student: torch.nn.Module, data: Mixture, params: Distillation, batch: int) -> Standing:
+    """Measure a student on what it does not learn from."""
+    return Standing(divergence_by_window(teacher, student, data.heldout, batch),
+                    solved(student, data.tokenizer, data.prompts, params.max_new_tokens))
+
+
+def fell(before: Tensor, after: Tensor, confidence: float) -> bool:
+    """Whether the mean of paired values fell by more than chance: Student's t test, one-sided, at `confidence`."""
+    gain, error = mean(before - after)
+    return gain > float(stats.t.ppf(confidence, len(before) - 1)) * error
+
+
+def mean(values: Tensor) -> tuple[float, float]:
+    """(mean, its standard error)."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
+def plot(log: RunLog, figures: dict[str, float]) -> None:
+    """The divergence on training batches while learning, and on the held-out windows before and after."""
+    from matplotlib.figure import Figure
+
+    curve = log.curve("distil")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([row["step"] for row in curve], [row["kl"] for row in curve], label="batch learned from")
+    ends = [figures[f"distil_kl_{name}"] for name in ("before", "after")]
+    errors = [figures[f"distil_kl_{name}_stderr"] for name in ("before", "after")]
+    axes.errorbar([0, len(curve) + 1], ends, errors, fmt="o", capsize=4, color="black", label="held out, calibrated, ± standard error")
+    axes.set(xlabel="step", ylabel="KL(teacher || student), nats per token", ylim=(0, None))
+    axes.legend()
+    log.figure("distillation", figure)
