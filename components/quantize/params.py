@@ -30,7 +30,7 @@ class Search:
     formats: list[Literal["nvfp4", "fp8", "bf16"]]
     excluded: Literal["ignore", "count"]
     cost: Literal["bits", "time"]
-    gpu: Literal["h100", "h200", "b200"]
+    gpu: Literal["h100", "h200", "b200", "gb200", "gb300"]
     tokens: Annotated[int, Field(gt=0)]
     frontier: Annotated[int, Field(ge=0)]
 

@@ -144,7 +144,7 @@ def quantise(setting: Setting, name: str, config: Config, lessons: Mixture | Non
     params, log, done, figures_path = setting.params, setting.log, setting.log.work / name, setting.log.work / f"{name}.json"
     if done.exists():
         log.note(f"{name}: exported before")
-        return json.loads(figures_path.read_text())
+        return json.loads(figures_path.read_text()) if lessons else {}
     model, figures = load_model(setting.source), {}
     batches = setting.batches(model)
     with setting.timed(name), log.bar(f"calibrating {name}", total=len(batches), unit="batch") as bar, \
@@ -154,7 +154,7 @@ def quantise(setting: Setting, name: str, config: Config, lessons: Mixture | Non
         if lessons:
             calibrate = partial(modelopt_cpu.quantize, config=config, batches=batches)
             model, figures = distil(load_model(setting.source), model, calibrate, lessons, params.distil, params.calibration.batch, log)
-        write_json(figures_path, figures)
+            write_json(figures_path, figures)
         unfinished = done.with_suffix(".part")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()

@@ -20,9 +20,10 @@ from components.quantize.frontier import budgets, compose
 from components.quantize.modelopt_search import modelopt_choice
 from components.quantize.operators import FORMATS, Operator, find_operators, read_header, tie
 from components.quantize.programme import Programme
-from components.quantize.roofline import GPUS, seconds
+from components.quantize.roofline import seconds
 from components.quantize.search import pose
 from stagecraft.contract.errors import UserError
+from stagecraft.planning.hardware import gpu as machine
 from tests.quantize.conftest import PARAMS, SEARCH, made
 
 BITS = (4.5, 8.0, 16.0)
@@ -184,9 +185,9 @@ def test_time_is_the_rooflines(quantised):
     problem, _ = quantised.search
     projection = next(operator for operator in problem.operators if operator.family == "in_proj")
     experts = next(operator for operator in problem.operators if operator.family == "experts")
-    h100 = GPUS["h100"]
+    h100 = machine("h100")
     assert seconds(projection, "fp8", "h100", 1, quantised.config) == pytest.approx(projection.bits("fp8") / 8 / h100.bandwidth)
-    assert seconds(projection, "nvfp4", "h100", 10**6, quantised.config) == pytest.approx(2e6 * projection.numel / h100.bf16)
+    assert seconds(projection, "nvfp4", "h100", 10**6, quantised.config) == pytest.approx(2e6 * projection.numel / h100.peak["bfloat16"])
     assert seconds(experts, "fp8", "h100", 1, quantised.config) == pytest.approx(experts.bits("fp8") / 8 * 2 / 32 / h100.bandwidth)
     header = read_header(quantised.source)
 
