@@ -118,7 +118,7 @@ def test_unknown_format():
     ("search", {**PLAIN["search"], "effective_bits": 33.0}, "less than or equal to 32"),
     ("search", {**PLAIN["search"], "formats": ["int3"]}, r"'nvfp4', 'fp8' or 'bf16' \(found 'int3'\)"),
     ("search", {**PLAIN["search"], "formats": ["bf16"]}, "hold nothing to quantise to"),
-    ("search", {**PLAIN["search"], "gpu": "abacus"}, "'h100', 'h200' or 'b200'")])
+    ("search", {**PLAIN["search"], "gpu": "abacus"}, "'gb200' or 'gb300'")])
 def test_impossible_parameters(key, value, complaint):
     with pytest.raises(UserError, match=complaint):
         parse(stage.Params, {**PLAIN, key: value}, "params.yaml: quantize")
