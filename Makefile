@@ -19,8 +19,8 @@ setup: ## build .venv from requirements/laptop.lock, unless it is up to date
 run: setup ## all seven stages, end to end
 	@kfp run pipelines/full.py
 
-test: setup ## the tests, two at a time
-	@pytest -q -n 2 tests
+test: setup ## the tests
+	@pytest -q tests
 
 lint: setup ## ruff
 	@ruff check .
