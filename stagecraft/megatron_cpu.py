@@ -154,6 +154,9 @@ def _patch_after_import() -> None:
     # moe/moe_utils.py:1169 converts split sizes to numpy only when the tensor lies on a GPU; with EP > 1 gloo needs numbers.
     token_dispatcher.maybe_move_tensor_to_cpu = (
         lambda tensor, as_numpy=False, record_stream=False: tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor)
+    # moe/token_dispatcher.py:469 makes a stream for the process with the first layer of experts. vLLM (v1/worker/cpu/shm.py:63), if it
+    # comes before that, has put a stream without events in place of ours.
+    token_dispatcher.MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = _Stream()
 
 
 def _import_megatron() -> None:

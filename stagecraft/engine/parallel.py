@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 
 def initialize(seed: int, *, tensor: int = 1, pipeline: int = 1, expert: int = 1) -> None:
@@ -31,7 +32,8 @@ def initialize(seed: int, *, tensor: int = 1, pipeline: int = 1, expert: int = 1
 
 
 def shutdown() -> None:
-    """Leave the process group."""
+    """Leave the process group, and what megatron remembers of it: the MTP losses are kept by the groups and depths of the first model."""
+    MTPLossLoggingHelper.tracker.clear()
     if parallel_state.is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():

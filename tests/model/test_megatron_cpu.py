@@ -41,6 +41,20 @@ def test_split_sizes_stay_tensors_on_a_cpu():
     assert not torch.is_tensor(token_dispatcher.maybe_move_tensor_to_cpu(torch.tensor([1, 2]), as_numpy=True))
 
 
+def test_the_dispatchers_stream_has_events_whoever_came_first():
+    """In a process of its own: an engine's worker is imported between the shim and the first layer of experts."""
+    code = """
+import stagecraft.megatron_cpu
+import torch
+import vllm.v1.worker.cpu.shm
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+assert torch.cuda.Stream().record_event() is None, "vLLM's streams have events now"
+MoEAlltoAllTokenDispatcher.cuda_dtoh_stream.record_event().synchronize()
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_modules_of_transformer_engine_are_named_in_code():
     from megatron.core.models.hybrid import hybrid_block
     from megatron.core.transformer.moe import moe_layer
