@@ -74,3 +74,9 @@ def entries(portions: Mapping[Group, Portion], share: float = 1.0) -> list[list[
 def prefix(group: Group) -> str:
     """The token files of a group, relative to the corpus and without suffix."""
     return f"tokens/{group[0]}-tier{group[1]}"
+
+
+def group_of(name: str) -> Group | None:
+    """The group whose token files have this prefix; None for those of no group (held out, long-document questions)."""
+    category, mark, tier = name.removeprefix("tokens/").rpartition("-tier")
+    return (category, int(tier)) if mark else None

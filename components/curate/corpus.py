@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from components.curate.blend import Group, Portion, blend, entries, prefix
+from components.curate.blend import Group, Portion, blend, entries, group_of, prefix
 from components.curate.catalogue import Catalogue
 from components.curate.document_qa import ask
 from components.curate.params import BlendParams
@@ -98,11 +98,7 @@ def write_blends(directory: Path, files: dict[str, TokenFile], params: BlendPara
     Raises:
         UserError: a weight is for something that is not there.
     """
-    tokens: dict[Group, int] = {}
-    for name, file in files.items():
-        if name not in (HELDOUT, LONG):
-            category, _, tier = name.removeprefix("tokens/").rpartition("-tier")
-            tokens[category, int(tier)] = file.counted[1]
+    tokens = {group: file.counted[1] for name, file in files.items() if (group := group_of(name))}
     phases = {name: blend(name, getattr(params, name), tokens, params.max_epochs) for name in ("phase1", "phase2")}
     if params.long_share and LONG not in files:
         raise UserError(f"no document of {params.long_min_characters} characters to ask about", where="curate.blend.long_min_characters",

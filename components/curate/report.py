@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from components.curate.blend import Group, Portion
+from components.curate.blend import Group, Portion, group_of
 from components.curate.catalogue import Catalogue
 from components.curate.corpus import TokenFile
 from components.curate.funnel import Funnel
@@ -75,9 +75,8 @@ def _categories(token_files: Mapping[str, TokenFile]) -> dict[str, dict[str, flo
     """Documents, tokens and bytes of the training files by category, and how many bytes a token of it stands for."""
     found: dict[str, Counter[str]] = {}
     for name, file in token_files.items():
-        category, tier, _ = name.removeprefix("tokens/").rpartition("-tier")
-        if tier:
-            found.setdefault(category, Counter()).update(documents=file.counted[0], tokens=file.counted[1], bytes=file.bytes)
+        if group := group_of(name):
+            found.setdefault(group[0], Counter()).update(documents=file.counted[0], tokens=file.counted[1], bytes=file.bytes)
     return {category: {**counts, "bytes_per_token": round(counts["bytes"] / max(1, counts["tokens"] - counts["documents"]), 4)}
             for category, counts in found.items()}
 

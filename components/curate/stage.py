@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from components.curate.blend import group_of
 from components.curate.catalogue import Catalogue
 from components.curate.corpus import HELDOUT, TokenFile, write_blends, write_tokens
 from components.curate.decontamination import EvaluationIndex
@@ -143,7 +144,7 @@ def gather(shards: list[Shard], results: Path, params: Params, log: RunLog) -> t
 def sizes(files: dict[str, TokenFile], vocab_size: int) -> dict[str, float]:
     """What the corpus came to; `bytes_per_token` is that of held-out text."""
     heldout = files[HELDOUT]
-    train = [file for name, file in files.items() if "-tier" in name]
+    train = [file for name, file in files.items() if group_of(name)]
     return {
         "documents": sum(file.counted[0] for file in train), "bytes": sum(file.bytes for file in train),
         "tokens": sum(file.counted[1] for file in train),

@@ -15,14 +15,16 @@ def log_probabilities(model: torch.nn.Module, windows: Tensor, batch: int) -> Te
 
 def kl_divergence(reference: Tensor, other: Tensor) -> float:
     """Mean over positions of KL(reference || other) in nats per token; both [N, T, V] log-probabilities."""
-    return float((reference.exp() * (reference - other)).sum(-1, dtype=torch.float64).mean())
+    return float(_by_position(reference, other).mean())
 
 
 @torch.no_grad()
 def divergence_by_window(teacher: torch.nn.Module, student: torch.nn.Module, windows: Tensor, batch: int) -> Tensor:
     """float64 [N]: mean over the positions of each window of KL(teacher || student) in nats; windows int64 [N, T]."""
-    parts = []
-    for rows in windows.split(batch):
-        one, other = log_probabilities(teacher, rows, batch), log_probabilities(student, rows, batch)
-        parts.append((one.exp() * (one - other)).sum(-1, dtype=torch.float64).mean(-1))
-    return torch.cat(parts)
+    return torch.cat([_by_position(*(log_probabilities(model, rows, batch) for model in (teacher, student))).mean(-1)
+                      for rows in windows.split(batch)])
+
+
+def _by_position(reference: Tensor, other: Tensor) -> Tensor:
+    """float64 [N, T]: KL(reference || other) in nats at each position."""
+    return (reference.exp() * (reference - other)).sum(-1, dtype=torch.float64)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from stagecraft.numerics.nvfp4 import BLOCK
+
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1, "I8": 1}
 FORMATS = ("nvfp4", "fp8", "bf16")
 """What an operator may become, cheapest first; `bf16` leaves it as it is stored, in float32 too."""
-BLOCK = 16
 SCALES = (".weight_scale", ".weight_scale_2", ".input_scale")
 
 _SEARCHED = re.compile(r"backbone\.layers\.(\d+)\.mixer\.(in_proj|out_proj|[qkvo]_proj|fc[12]_latent_proj"

@@ -18,9 +18,7 @@ _DISK_SECONDS = 3.0  # of writing, and of reading
 MENDS = {
     "all_reduce": "look at NVLink and the fabric above, then run nccl-tests' all_reduce_perf with NCCL_DEBUG=INFO",
     "memory_rate": "another program uses the memory, or a GPU is slowed down",
-    "gemm_fp32": "another program uses the processor, or it is slowed down (power, heat)",
-    "gemm_bf16": "another program uses the processor, or it is slowed down (power, heat)",
-    "gemm_fp8": "another program uses the processor, or it is slowed down (power, heat)",
+    **dict.fromkeys(("gemm_fp32", "gemm_bf16", "gemm_fp8"), "another program uses the processor, or it is slowed down (power, heat)"),
 }
 
 
