@@ -31,11 +31,6 @@ class Counts:
     embedding: int
     routed: int
 
-    @property
-    def active_without_embedding(self) -> int:
-        """`active` less the embedding table and the head: the convention that some papers follow."""
-        return self.active - self.embedding
-
 
 def count_parameters(shapes: Shapes) -> Counts:
     """Count the parameters of a hybrid Mamba-2 / attention / MoE model.
