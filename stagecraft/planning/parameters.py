@@ -21,14 +21,12 @@ class Counts:
         active: of `total`, what one token reads: the `num_experts_per_tok` routed experts of each MoE layer instead of all,
             and everything else in full, the whole embedding table and head included.
         mtp: the multi-token prediction block, once, however many depths share it; it uses the backbone's embedding and head.
-        embedding: of `total`, the embedding table and the head, which are never tied.
         routed: of `total`, the routed experts, which are what low precision is mostly about.
     """
 
     total: int
     active: int
     mtp: int
-    embedding: int
     routed: int
 
 
@@ -50,7 +48,7 @@ def count(model: Model) -> Counts:
     total = ends + sum(layer.held for layer in model.layers)
     active = ends + sum(layer.active for layer in model.layers)
     routed = sum(product.held for layer in model.layers for product in layer.named("expert"))
-    return Counts(total=total, active=active, mtp=sum(layer.held for layer in model.mtp), embedding=2 * model.embedding, routed=routed)
+    return Counts(total=total, active=active, mtp=sum(layer.held for layer in model.mtp), routed=routed)
 
 
 def count_bytes(counts: Counts, routed: str, rest: str) -> float:
