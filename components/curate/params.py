@@ -123,10 +123,11 @@ class EndpointParams:
 
 @params
 class SyntheticParams:
-    """The documents made here: how many by family (a family left out is not made), and task rows per family."""
+    """What is made here: documents by family (a family left out is not made), and rows per family for tasks/sft.jsonl and rl.jsonl."""
 
     documents: dict[str, Annotated[int, Field(ge=0)]]
-    task_rows: Annotated[int, Field(ge=0)]
+    sft_rows: Annotated[int, Field(ge=0)]
+    rl_rows: Annotated[int, Field(ge=0)]
     endpoint: EndpointParams
 
     def __post_init__(self) -> None:

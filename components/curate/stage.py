@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from components.curate.blend import group_of
@@ -35,6 +36,8 @@ __all__ = ["Params", "main"]
 
 EVALUATION = ("heldout", "rl")  # the sets no training text may share a prompt with
 _SHARD_PARAMS = ("max_document_bytes", "languages", "min_language_probability", "quality", "rules")
+Tasks = dict[str, list[dict[str, Any]]]
+
 _LATER_STEPS = 6  # after the shards: deduplication, tokenizer, three kinds of token files, report
 
 
@@ -54,16 +57,18 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     """
     corpus = outputs["corpus"]
     results = log.cache
-    tasks = draw_tasks(params, corpus)
+    tasks = draw_tasks(params)
     seeds = default_seeds() if params.seeds == "default" else read_seeds(Path(params.seeds))
     train(seeds).save(results / "classifier.npz")
-    evaluation = EvaluationIndex.build(evaluation_texts(tasks))
+    prompts = evaluation_texts(tasks)
+    evaluation = EvaluationIndex.build(prompts)
     evaluation.save(results / "evaluation.npz")
 
     files = list_files(params.input)
     synthetic = make(params.synthetic, params.seed, evaluation, results, log)
-    assert_disjoint({**tasks, "synthetic": synthetic.rows})
-    write_rows(corpus / "tasks" / "synthetic.jsonl", synthetic.rows)
+    join(tasks, synthetic.rows, params.seed)
+    for split, rows in tasks.items():
+        write_rows(corpus / "tasks" / f"{split}.jsonl", rows)
     sample = [*draw_sample(files, params.sample_bytes), *synthetic.files]
     shards = plan_shards(sample, params.shards, shard_basis(params, results))
     with log.bar("curating", total=len(shards) + _LATER_STEPS) as bar:
@@ -84,7 +89,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         phases = write_blends(corpus, token_files, params.blend)
         metrics = {**sizes(token_files, tokenizer.get_vocab_size()), **funnel.metrics(),
                    **{f"tasks_{name}": len(rows) for name, rows in tasks.items()}, **synthetic.metrics(catalogue)}
-        rules = rulebook(params, {name: len(tasks[name]) for name in EVALUATION})
+        rules = rulebook(params, {name: len(texts) for name, texts in prompts.items()})
         report = build_report(params, rules, [*files, *synthetic.files], sample, funnel, catalogue, token_files, phases, tasks, seeds,
                               metrics)
         report["synthetic"] = synthetic.report(catalogue)
@@ -97,18 +102,26 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     return metrics
 
 
-def draw_tasks(params: Params, corpus: Path) -> dict[str, list[dict[str, Any]]]:
-    """Draw the verifiable tasks and write tasks/<set>.jsonl."""
-    tasks = draw_splits(
-        {"sft": params.tasks.sft_rows, "rl": params.tasks.rl_rows, "heldout": params.tasks.heldout_rows},
-        params.tasks.flawed, params.seed, params.tasks.sft_weights)
+def draw_tasks(params: Params) -> Tasks:
+    """Draw the verifiable tasks from their templates: set -> rows."""
+    return draw_splits({"sft": params.tasks.sft_rows, "rl": params.tasks.rl_rows, "heldout": params.tasks.heldout_rows},
+                       params.tasks.flawed, params.seed, params.tasks.sft_weights)
+
+
+def join(tasks: Tasks, more: Tasks, seed: int) -> None:
+    """Shuffle further rows into the sets that they are for; a set that gets none keeps its order.
+
+    Raises:
+        UserError: a prompt occurs twice.
+    """
+    for split, rows in more.items():
+        if rows:
+            tasks[split] += rows
+            Random(f"{seed}/joined/{split}").shuffle(tasks[split])
     assert_disjoint(tasks)
-    for split, rows in tasks.items():
-        write_rows(corpus / "tasks" / f"{split}.jsonl", rows)
-    return tasks
 
 
-def evaluation_texts(tasks: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+def evaluation_texts(tasks: Tasks) -> dict[str, list[str]]:
     """Set -> its prompts: what no document may hold."""
     return {name: ["\n".join(message["content"] for message in row["messages"]) for row in tasks[name]] for name in EVALUATION}
 

@@ -27,7 +27,7 @@ from stagecraft.data.tasks import FAMILIES, prompt_key, read_rows
 from stagecraft.data.tokenizer import load_tokenizer
 
 PHASE = {"tokens": 100_000, "categories": {}, "tiers": [1, 1, 1, 1, 1]}
-SYNTHETIC = {"documents": {}, "task_rows": 0, "endpoint": {
+SYNTHETIC = {"documents": {}, "sft_rows": 0, "rl_rows": 0, "endpoint": {
     "url": "", "model": "", "key_variable": "", "temperature": 0.8, "max_tokens": 1000, "concurrency": 2, "timeout_seconds": 5.0,
     "max_retries": 2}}
 VALUES = {

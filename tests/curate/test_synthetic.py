@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, permutations
@@ -56,16 +57,16 @@ def of_topic(family, topic, count=12):
     return found
 
 
-def synthetic_params(documents, rows=0, **endpoint) -> SyntheticParams:
-    values = {"documents": documents, "task_rows": rows, "endpoint": {**SYNTHETIC["endpoint"], **endpoint}}
+def synthetic_params(documents, sft=0, rl=0, **endpoint) -> SyntheticParams:
+    values = {"documents": documents, "sft_rows": sft, "rl_rows": rl, "endpoint": {**SYNTHETIC["endpoint"], **endpoint}}
     return parse(SyntheticParams, values, "synthetic")
 
 
-def made(directory, documents, rows=0, seed=0, index=EMPTY, **endpoint):
+def made(directory, documents, sft=0, seed=0, index=EMPTY, rl=0, **endpoint):
     (directory / "work").mkdir(parents=True, exist_ok=True)
     (directory / "results").mkdir(exist_ok=True)
     log = RunLog("curate", directory / "plots", directory / "work")
-    return make(synthetic_params(documents, rows, **endpoint), seed, index, directory / "results", log)
+    return make(synthetic_params(documents, sft, rl, **endpoint), seed, index, directory / "results", log)
 
 
 def texts_of(result):
@@ -205,8 +206,8 @@ def test_equal_seeds_agree_others_do_not_and_families_have_streams_of_their_own(
     alone = made(tmp_path / "c", {"economics": 12}, 6)
     assert texts_of(alone) == [text for text in texts_of(one) if text in texts_of(alone)] and len(texts_of(alone)) == 12
     assert not set(texts_of(one)) & set(texts_of(made(tmp_path / "d", both, 6, seed=1)))
-    assert len({prompt_key(row) for row in one.rows}) == 12
-    assert not {row["demonstration"].removeprefix("<think>")[:60] for row in one.rows} & {text[:60] for text in texts_of(one)}
+    assert len({prompt_key(row) for row in one.rows["sft"]}) == 12
+    assert not {row["demonstration"].removeprefix("<think>")[:60] for row in one.rows["sft"]} & {text[:60] for text in texts_of(one)}
 
 
 def test_documents_are_no_near_duplicates_of_each_other():
@@ -221,11 +222,11 @@ def test_documents_are_no_near_duplicates_of_each_other():
 
 def test_rows_that_share_text_with_an_evaluation_set_are_left_out(tmp_path):
     first = made(tmp_path / "a", {"economics": 3}, 5)
-    held = first.rows[2]["messages"][0]["content"].upper()
+    held = first.rows["sft"][2]["messages"][0]["content"].upper()
     index = EvaluationIndex.build({"heldout": [f"Now: {held}"], "rl": []})
     second = made(tmp_path / "b", {"economics": 3}, 5, index=index)
-    assert second.accounts["economics"].rejected["row_in_heldout"] >= 1 and len(second.rows) == 5
-    assert held not in [row["messages"][0]["content"].upper() for row in second.rows]
+    assert second.accounts["economics"].rejected["row_in_heldout"] >= 1 and len(second.rows["sft"]) == 5
+    assert held not in [row["messages"][0]["content"].upper() for row in second.rows["sft"]]
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def corpora(tmp_path_factory):
     documents = dict.fromkeys(FAMILIES, 8)
     changes = {"input": str(tmp_path / "texts"), "shards": 2, "blend": {**VALUES["blend"], "long_share": 0.0}}
     plain = run(tmp_path, "plain", **changes)
-    return plain, run(tmp_path, "with", **changes, synthetic={**SYNTHETIC, "documents": documents, "task_rows": 4})
+    return plain, run(tmp_path, "with", **changes, synthetic={**SYNTHETIC, "documents": documents, "sft_rows": 3, "rl_rows": 1})
 
 
 def test_documents_go_through_the_stage_and_none_is_held_out(corpora):
@@ -247,7 +248,7 @@ def test_documents_go_through_the_stage_and_none_is_held_out(corpora):
     assert report.keys() == FAMILIES.keys()
     for family in report.values():
         assert family["generated"] == 12 and family["documents"] == family["passed"] == family["kept"] == 8 and family["rows"] == 4
-    assert metrics["synthetic_documents"] == 40 and metrics["tasks_synthetic"] == 20
+    assert metrics["synthetic_documents"] == 40 and metrics["synthetic_rows"] == 20
     page = "".join(ElementTree.parse(directory / "report.html").getroot().itertext())
     assert "Synthetic documents" in page and "A sample of economics" in page
     tokenizer = load_tokenizer(directory / "tokenizer")
@@ -267,16 +268,26 @@ def test_documents_go_through_the_stage_and_none_is_held_out(corpora):
     assert (directory / "heldout" / "text.jsonl").read_bytes() == (plain / "heldout" / "text.jsonl").read_bytes()
 
 
-def test_the_other_tasks_stay_as_they_are_and_no_prompt_is_shared(corpora):
-    (plain, _), (directory, _) = corpora
-    for split in ("sft", "rl", "heldout"):
-        assert (plain / "tasks" / f"{split}.jsonl").read_bytes() == (directory / "tasks" / f"{split}.jsonl").read_bytes()
-    assert read_rows(plain / "tasks" / "synthetic.jsonl") == []
-    rows = read_rows(directory / "tasks" / "synthetic.jsonl")
-    assert {row["family"] for row in rows} == FAMILIES.keys()
-    assert all(verify(row, row["demonstration"]).score == 1 for row in rows)
-    others = {prompt_key(row) for split in ("sft", "rl", "heldout") for row in read_rows(directory / "tasks" / f"{split}.jsonl")}
-    assert not others & {prompt_key(row) for row in rows}
+def test_rows_join_the_tasks_that_are_trained_on(corpora):
+    (plain, _), (directory, metrics) = corpora
+    assert (plain / "tasks" / "heldout.jsonl").read_bytes() == (directory / "tasks" / "heldout.jsonl").read_bytes()
+    for split, each in {"sft": 3, "rl": 1}.items():
+        before, rows = (read_rows(corpus / "tasks" / f"{split}.jsonl") for corpus in (plain, directory))
+        ours = [row for row in rows if row["family"] in FAMILIES]
+        assert Counter(row["family"] for row in ours) == dict.fromkeys(FAMILIES, each)
+        assert sorted(before, key=prompt_key) == sorted((row for row in rows if row["family"] not in FAMILIES), key=prompt_key)
+        assert rows[-len(ours):] != ours  # shuffled among the others: nothing trains on one kind at the end
+        assert metrics[f"tasks_{split}"] == len(rows)
+        keys = {frozenset(row) for row in rows if "tools" not in row}
+        assert len(keys) == 1  # rows of a set look alike, wherever they come from
+        if split == "sft":
+            assert all(row["mode"] == "good" and verify(row, row["demonstration"]).score == 1 for row in ours)
+
+
+def test_rows_of_rl_do_not_depend_on_how_many_sft_gets(tmp_path):
+    few, many = made(tmp_path / "a", {"logic": 2}, 1, rl=4), made(tmp_path / "b", {"logic": 2}, 9, rl=4)
+    assert few.rows["rl"] == many.rows["rl"] and len(few.rows["rl"]) == 4 and len(many.rows["sft"]) == 9
+    assert not {prompt_key(row) for row in many.rows["rl"]} & {prompt_key(row) for row in many.rows["sft"]}
 
 
 @settings(max_examples=100, deadline=None)
@@ -308,7 +319,7 @@ def test_hostile_expressions_are_refused(text):
 
 @pytest.mark.parametrize("changes, message", [
     ({"documents": {"poetry": 3}}, "unknown synthetic family 'poetry'"), ({"documents": {"logic": -1}}, "synthetic.documents.logic"),
-    ({"task_rows": -1}, "synthetic.task_rows"),
+    ({"sft_rows": -1}, "synthetic.sft_rows"),
     ({"endpoint": {**SYNTHETIC["endpoint"], "url": "localhost:80", "model": "m"}}, "endpoint.url"),
     ({"endpoint": {**SYNTHETIC["endpoint"], "url": "http://localhost:80"}}, "a url but no model"),
     ({"endpoint": {**SYNTHETIC["endpoint"], "api_key": "secret"}}, "api_key: unknown key"),
@@ -323,4 +334,4 @@ def test_impossible_parameters_are_one_line(changes, message):
 @pytest.mark.parametrize("profile", ["params.yaml", "params/super-120b.yaml"])
 def test_the_profiles_make_all_families(profile):
     found = load(Params, "curate", Path(__file__).parents[2] / profile).synthetic
-    assert found.documents.keys() == FAMILIES.keys() and min(found.documents.values()) > 0 and found.task_rows > 0
+    assert found.documents.keys() == FAMILIES.keys() and min(found.documents.values()) > 0 and (found.rl_rows > 0) == (found.sft_rows > 0)

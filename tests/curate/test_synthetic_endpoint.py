@@ -207,7 +207,7 @@ def test_a_model_writes_documents_and_rows_and_a_refusal_is_waited_out(tmp_path,
         assert accounts["logic"]["rejected"] == {"repeated": 1} and accounts["code-concepts"]["rejected"] == {"no_sandbox": 3}
         assert [(account["generated"], account["documents"], account["rows"]) for account in accounts.values()] == [
             (5, 3, 0), (3, 1, 1), (4, 2, 2), (3, 1, 2), (3, 0, 0)]
-        assert all(verify(row, row["demonstration"]).score == 1 for row in result.rows) and len(result.rows) == 5
+        assert all(verify(row, row["demonstration"]).score == 1 for row in result.rows["sft"]) and len(result.rows["sft"]) == 5
         rows = [json.loads(line) for file in result.files for line in Path(file.path).read_text().splitlines()]
         assert len(rows) == 7 and all(row["licence"] == "" for row in rows)
         again = made(tmp_path, {"economics": 3, "logic": 1, "multiple-choice": 2, "algorithmic": 1, "code-concepts": 1}, 2,

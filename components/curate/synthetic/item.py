@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from stagecraft.data.tasks.families import GOOD
 from stagecraft.data.tasks.task import assistant
 
 _OPENINGS = ("Question: ", "Problem: ", "Exercise: ", "", "Here is a problem. ", "Consider this. ")
@@ -56,9 +57,9 @@ def problem(random: Random, family: str, topic: str, text: str, steps: str, answ
 
 
 def task_row(item: Item, number: int) -> dict[str, Any]:
-    """The item as a row of tasks/synthetic.jsonl, with a demonstration that thinks and then answers."""
+    """The item as a row of tasks/sft.jsonl, with a demonstration that thinks and then answers."""
     is_integer = _INTEGER.fullmatch(item.answer) is not None
     verifier = {"kind": "number", "answer": int(item.answer)} if is_integer else {"kind": "text", "answer": item.answer}
-    return {"id": f"{item.family}-{number:06d}", "family": item.family, "topic": item.topic,
+    return {"id": f"{item.family}-{number:06d}", "family": item.family,
             "messages": [{"role": "user", "content": item.prompt}], "verifier": verifier,
-            "demonstration": assistant(item.answer, item.working)}
+            "demonstration": assistant(item.answer, item.working), "mode": GOOD}

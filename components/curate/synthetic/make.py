@@ -54,15 +54,16 @@ class Account:
 
 @dataclass
 class Synthetic:
-    """The files to read, the rows for tasks/synthetic.jsonl, and the account of each family."""
+    """The files to read, the rows that join the sets of tasks `sft` and `rl`, and the account of each family."""
 
     files: list[File]
-    rows: list[dict[str, Any]]
+    rows: dict[str, list[dict[str, Any]]]
     accounts: dict[str, Account]
 
     def metrics(self, catalogue: Catalogue) -> dict[str, float]:
-        """`synthetic_documents` that are left after all steps, `tasks_synthetic`."""
-        return {"synthetic_documents": sum(counts["kept"] for counts in self.report(catalogue).values()), "tasks_synthetic": len(self.rows)}
+        """`synthetic_documents` that are left after all steps, `synthetic_rows` of the tasks."""
+        return {"synthetic_documents": sum(counts["kept"] for counts in self.report(catalogue).values()),
+                "synthetic_rows": sum(account.rows for account in self.accounts.values())}
 
     def report(self, catalogue: Catalogue) -> dict[str, dict[str, Any]]:
         """Family -> its account, with the documents that `passed` the steps of the shards and those `kept` after deduplication."""
@@ -81,14 +82,14 @@ def make(params: SyntheticParams, seed: int, index: EvaluationIndex, results: Pa
     """Make all families. Each draws from its own stream of the seed, so that one family leaves the others as they are.
 
     Args:
-        index: of the evaluation sets, which no task row may share text with; documents meet it in their shard.
+        index: of the evaluation sets, which no row may share text with; documents meet it in their shard.
         results: directory for the files and a model's replies; what lies there from an earlier run is used or replaced.
 
     Raises:
         UserError: the endpoint cannot be used, or a family's templates are exhausted.
     """
-    made = Synthetic([], [], {})
-    wanted = {family: count + params.task_rows for family, count in params.documents.items()}
+    made = Synthetic([], {"rl": [], "sft": []}, {})
+    wanted = {family: count + params.rl_rows + params.sft_rows for family, count in params.documents.items()}
     if not sum(wanted.values()):
         return made
     endpoint = Endpoint(params.endpoint, results / "synthetic-replies.jsonl") if params.endpoint.url else None
@@ -114,15 +115,19 @@ def make(params: SyntheticParams, seed: int, index: EvaluationIndex, results: Pa
                     break
             if not endpoint and len(documents) + len(rows) < wanted[family]:
                 raise UserError(f"the templates of {family} gave {len(documents) + len(rows)} of {wanted[family]} items, no prompt twice",
-                                where="curate.synthetic", mend="ask for fewer documents or task rows")
+                                where="curate.synthetic", mend="ask for fewer documents or rows")
             account.documents, account.rows = len(documents), len(rows)
             account.sample = documents[0].document if documents else ""
             if documents:
                 made.files.append(_write(results, family, documents, "" if endpoint else _LICENCE))
-            made.rows += rows
+            for number, row in enumerate(rows):  # RL's come first: they do not change when SFT's grow
+                if number < params.rl_rows:
+                    del row["demonstration"], row["mode"]
+                    made.rows["rl"].append(row)
+                else:
+                    made.rows["sft"].append(row)
     if endpoint:
         log.note(f"{endpoint.asked} replies of {params.endpoint.model} asked for, the others were there")
-    Random(f"{seed}/synthetic/rows").shuffle(made.rows)
     return made
 
 
