@@ -20,7 +20,7 @@ run: setup ## all seven stages, end to end
 	@kfp run pipelines/full.py
 
 test: setup ## the tests
-	@pytest -q tests
+	@pytest -q --numprocesses 2 tests
 
 lint: setup ## ruff
 	@ruff check .

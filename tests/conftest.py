@@ -1,8 +1,21 @@
-"""What every test shares: no diary unless a test asks for one, and one thread, so that tests can run beside other work."""
+"""What every test shares: no diary unless a test asks for one, one thread, and two processes that share the directories between them."""
 
 import os
+
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MLFLOW_TRACKING_URI"] = ""
 for _name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "STAGECRAFT_EVENTS", "STAGECRAFT_PARAMS", "KFP_ENDPOINT"):
     os.environ.pop(_name, None)
+
+
+class _ByDirectory(LoadScopeScheduling):
+    """A directory's tests run in one process, in their order: they share servers and trained models."""
+
+    def _split_scope(self, nodeid):
+        return nodeid.partition("::")[0].rpartition("/")[0]
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return _ByDirectory(config, log)
