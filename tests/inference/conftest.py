@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-import llvmlite.binding  # noqa: F401 - the engine must start beside numba, which curation's tests import
+import flask.globals  # noqa: F401 - the engine must start beside what MLflow imports ...
+import llvmlite.binding  # noqa: F401 - ... and beside numba, which curation's tests import
 import pytest
 import torch
 from transformers import NemotronHForCausalLM

@@ -1,13 +1,14 @@
 """Prints, as JSON, what vLLM does in a process without our plugin: {defect: still there?}. Run by test_upstream_defects.py."""
 
+import importlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
 os.environ.update(VLLM_LOGGING_LEVEL="ERROR", VLLM_PLUGINS="")  # before vllm is imported
 
-import llvmlite.binding  # noqa: F401 - looked at by the scan
 import torch
 from vllm.model_executor.kernels.linear import _POSSIBLE_NVFP4_KERNELS
 from vllm.model_executor.layers import utils
@@ -85,6 +86,17 @@ def cache_becomes_fp8() -> bool:
     return "fp8" in resolve_kv_cache_dtype_string("auto", model)
 
 
+def scan_fails(module: str, kind: type[Exception]) -> bool:
+    """With this one module to look at."""
+    modules, looked_at = dict(sys.modules), {module: importlib.import_module(module)}
+    try:
+        sys.modules.clear()
+        sys.modules.update(looked_at)
+        return raises(kind, lambda: _rebind_kernels([]))
+    finally:
+        sys.modules.update(modules)
+
+
 def main() -> None:
     current_platform.import_kernels()
     fp8 = ModelOptFp8Config("FP8", True, None, [])
@@ -99,7 +111,8 @@ def main() -> None:
         "quantised, float32": torch.float32 not in fp8.get_supported_act_dtypes(),
         "quantised, NVFP4 kernel": not _POSSIBLE_NVFP4_KERNELS.get(PlatformEnum.CPU),
         "kv_cache": cache_becomes_fp8(),
-        "kernel_scan": raises(AttributeError, lambda: _rebind_kernels([])),
+        "kernel_scan, numba": scan_fails("llvmlite.binding.ffi", AttributeError),
+        "kernel_scan, flask": scan_fails("flask.globals", RuntimeError),
     }))
 
 

@@ -1,7 +1,8 @@
-"""An engine in a process that has imported numba.
+"""An engine in a process that has imported numba or flask.
 
-Upstream: vllm/triton_utils/dispatcher.py:139 (`_rebind_kernels`) walks over every value in every module and takes `vars(value)` for
-a dictionary. llvmlite's library handle answers every attribute, `__dict__` too, with a function wrapper: AttributeError at start.
+Upstream: vllm/triton_utils/dispatcher.py:135 (`_rebind_kernels`) walks over every value in every module. It asks `hasattr(value, "__dict__")`:
+flask's proxies raise RuntimeError outside a request. And it takes `vars(value)` for a dictionary: llvmlite's library handle answers every
+attribute, `__dict__` too, with a function wrapper. Either ends the start of the engine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ from typing import Any
 from vllm.triton_utils import dispatcher
 
 
+def has_attribute(value: Any, name: str) -> bool:
+    """`hasattr`; False, if asking fails in whatever way."""
+    try:
+        return builtins.hasattr(value, name)
+    except Exception:
+        return False
+
+
 def attributes(value: Any) -> Mapping[str, Any]:
     """`vars(value)`; nothing, if that is no mapping."""
     found = builtins.vars(value)
@@ -20,4 +29,5 @@ def attributes(value: Any) -> Mapping[str, Any]:
 
 
 def mend() -> None:
+    dispatcher.hasattr = has_attribute
     dispatcher.vars = attributes
