@@ -11,6 +11,7 @@ import stagecraft.megatron_cpu  # noqa: F401
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from stagecraft.contract.errors import UserError
@@ -29,7 +30,7 @@ def save(directory: Path, trainer: Trainer, extra: dict[str, Any] | None = None)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
-    dist_checkpointing.save(_sharded(trainer, loading=False), temporary)
+    dist_checkpointing.save(_sharded(trainer), temporary)
     dist.barrier()
     if dist.get_rank() == 0:
         write_json(temporary / _STATE, {"step": trainer.steps_done, "scheduler": trainer.scheduler.state_dict(), "extra": extra or {}})
@@ -43,6 +44,8 @@ def save(directory: Path, trainer: Trainer, extra: dict[str, Any] | None = None)
 def resume(directory: Path, trainer: Trainer) -> dict[str, Any] | None:
     """Load the newest checkpoint, if there is one; returns the `extra` it was saved with.
 
+    The layout of the ranks may be another one than it was saved in.
+
     Raises:
         UserError: the newest checkpoint cannot be read.
     """
@@ -52,21 +55,26 @@ def resume(directory: Path, trainer: Trainer) -> dict[str, Any] | None:
     newest = found[-1]
     try:
         state = json.loads((newest / _STATE).read_text())
-        loaded = dist_checkpointing.load(_sharded(trainer, loading=True), newest)
+        loaded = dist_checkpointing.load(_sharded(trainer), newest)
         trainer.module.load_state_dict(loaded["model"])
-        trainer.optimizer.load_state_dict(loaded["optimizer"])
+        for name, moments in trainer.moments().items():
+            for moment, tensor in moments.items():
+                tensor.copy_(loaded["optimizer"][name][moment])
         trainer.scheduler.load_state_dict(state["scheduler"])
     except (Exception, CheckpointException) as error:  # the latter is a BaseException
         raise UserError(f"unreadable checkpoint: {type(error).__name__}: {str(error)[:200]}", where=str(newest),
                         mend="delete this directory to go on from the one before it") from error
-    trainer.steps_done = state["step"]
+    trainer.go_on_from(state["step"])
     return state["extra"]
 
 
-def _sharded(trainer: Trainer, loading: bool) -> dict[str, Any]:
+def _sharded(trainer: Trainer) -> dict[str, Any]:
+    """Weights and moments by the names and places of the weights.
+
+    megatron-core's own `optimizer.sharded_state_dict` names them by the optimizer they are in, which depends on the layout: with
+    tensor or expert parallelism the experts have one of their own.
+    """
     model = trainer.module.sharded_state_dict(prefix="")
-    if not loading:
-        for part in getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer]):
-            part.optimizer.initialise_state()
-    metadata = {"chained_optim_avoid_prefix": True}
-    return {"model": model, "optimizer": trainer.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)}
+    moments = {name: {moment: make_sharded_optimizer_tensor(model[name], tensor, f"optimizer.{moment}")
+                      for moment, tensor in moments.items()} for name, moments in trainer.moments().items()}
+    return {"model": model, "optimizer": moments}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from stagecraft.megatron_cpu import ON_CPU
 
@@ -12,9 +13,17 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
+from stagecraft.engine.layout import Layout
 
-def initialize(seed: int, *, tensor: int = 1, pipeline: int = 1, expert: int = 1) -> None:
-    """Join the process group (of one, outside torchrun), build the parallel groups and seed every generator."""
+ONE = Layout(tensor=1, pipeline=1, expert=1)
+
+
+def initialize(seed: int, layout: Layout = ONE) -> None:
+    """Join the process group (of one, outside torchrun), build the parallel groups and seed every generator.
+
+    Raises:
+        UserError: the layout does not divide the number of ranks.
+    """
     if not dist.is_initialized():
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if "RANK" in os.environ:
@@ -23,12 +32,23 @@ def initialize(seed: int, *, tensor: int = 1, pipeline: int = 1, expert: int = 1
             dist.init_process_group("gloo" if ON_CPU else "nccl")
         else:
             dist.init_process_group("gloo" if ON_CPU else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+    layout.data(dist.get_world_size())
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline, expert_model_parallel_size=expert,
-            expert_tensor_parallel_size=1)
+            tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
+            expert_model_parallel_size=layout.expert, expert_tensor_parallel_size=1)
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def sizes() -> dict[str, Any]:
+    """The groups' sizes as megatron-core's TransformerConfig names them."""
+    tensor, pipeline = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_world_size()
+    return {
+        "tensor_model_parallel_size": tensor, "sequence_parallel": tensor > 1, "pipeline_model_parallel_size": pipeline,
+        "variable_seq_lengths": pipeline > 1, "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
+        "expert_tensor_parallel_size": 1,
+    }
 
 
 def shutdown() -> None:

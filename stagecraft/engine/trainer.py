@@ -19,6 +19,7 @@ from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelpe
 from torch import Tensor
 
 from stagecraft.checkpoint.convert import from_hf, to_hf
+from stagecraft.engine import parallel, whole
 from stagecraft.engine.optimizers import FusedAdam
 from stagecraft.model.build import build_model, transformer_config
 from stagecraft.model.config import Architecture
@@ -92,7 +93,7 @@ class Trainer:
     def __init__(self, architecture: Architecture, optimization: Optimization, *, max_sequence_length: int,
                  weights: Mapping[str, Tensor] | None = None, frozen: Sequence[str] = (), **options: Any):
         self.architecture, self.optimization = architecture, optimization
-        self.config = transformer_config(architecture, **options)
+        self.config = transformer_config(architecture, **parallel.sizes(), **options)
         self.module = build_model(architecture, self.config, max_sequence_length)
         self.mtp = bool(self.config.mtp_num_layers)
         if weights is not None:
@@ -124,20 +125,24 @@ class Trainer:
             loss: (model output, batch) -> (summed loss, number of tokens, sums to report). Default: next-token cross-entropy.
         """
         self.model.train()
-        set_noise(self.steps_done, parallel_state.get_data_parallel_rank())
+        set_noise(self.steps_done, dist.get_rank())
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         self.scheduler.step(1)
-        reports = get_forward_backward_func()(
-            forward_step_func=lambda iterator, model: self._forward(next(iterator), model, loss), data_iterator=iter(batches),
-            model=[self.model], num_microbatches=len(batches), seq_length=batches[0].tokens.shape[1],
-            micro_batch_size=batches[0].tokens.shape[0], forward_only=False)
+        reports = self._run(batches, loss, forward_only=False)
         _, grad_norm, _ = self.optimizer.step()
         self.steps_done += 1
-        sums = self._reduce(reports)
+        sums, mtp_losses = self._told_by_last_stage((self._reduce(reports), self._mtp_losses(len(batches))))
         tokens = sums.pop("tokens")
         return StepResult(sums.pop("loss") / max(tokens, 1), float(grad_norm), self.optimizer.param_groups[0]["lr"], int(tokens),
-                          self._mtp_losses(len(batches)), sums)
+                          mtp_losses, sums)
+
+    def _run(self, batches: Sequence[Batch], loss: LossFunction | None, forward_only: bool) -> list[dict[str, Tensor]]:
+        """Through the pipeline; what each microbatch reports, on the last stage."""
+        return get_forward_backward_func()(
+            forward_step_func=lambda iterator, model: self._forward(next(iterator), model, loss), data_iterator=iter(batches),
+            model=[self.model], num_microbatches=len(batches), seq_length=batches[0].tokens.shape[1],
+            micro_batch_size=batches[0].tokens.shape[0], forward_only=forward_only)
 
     def _forward(self, batch: Batch, model: torch.nn.Module, loss: LossFunction | None) -> tuple[Tensor, Callable]:
         options: dict[str, Any] = {"loss_mask": batch.loss_mask} if self.mtp else {}
@@ -154,14 +159,27 @@ class Trainer:
         return output, summed
 
     @staticmethod
+    def _told_by_last_stage(value: Any) -> Any:
+        """What the last stage of the pipeline has for `value`."""
+        if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, parallel_state.get_pipeline_model_parallel_last_rank(),
+                                   group=parallel_state.get_pipeline_model_parallel_group())
+        return box[0]
+
+    @staticmethod
     def _reduce(reports: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Sums over the microbatches of all data-parallel ranks; nothing but on the last stage of the pipeline."""
+        if not reports:
+            return {}
         names = sorted(reports[0])
         sums = torch.stack([torch.stack([report[name].double() for report in reports]).sum() for name in names])
         dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
         return dict(zip(names, sums.tolist()))
 
     def _mtp_losses(self, microbatches: int) -> list[float]:
-        if not self.mtp:
+        if not self.mtp or not parallel_state.is_pipeline_last_stage():
             return []
         MTPLossLoggingHelper.reduce_metrics_in_tracker()
         losses = (MTPLossLoggingHelper.tracker["loss_values"] / microbatches).tolist()
@@ -170,18 +188,34 @@ class Trainer:
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> tuple[float, int]:
-        """Summed next-token loss (nats) and number of tokens of one batch, without quantisation or gradient."""
+        """Summed next-token loss (nats) and number of tokens of one batch, without quantisation or gradient; the same on every rank."""
         self.model.eval()
-        output = self.module(batch.tokens, torch.zeros_like(batch.tokens), None, labels=batch.labels, packed_seq_params=batch.packed,
-                             **({"loss_mask": batch.loss_mask} if self.mtp else {}))
-        return float((output.double() * batch.loss_mask).sum()), int(batch.loss_mask.sum())
+        reports = self._run([batch], None, forward_only=True)
+        return self._told_by_last_stage((float(reports[0]["loss"]), int(reports[0]["tokens"])) if reports else None)
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """The optimizer's state on this rank, by the names of the weights: `exp_avg`, `exp_avg_sq`."""
+        found: dict[Tensor, dict[str, Tensor]] = {}
+        for part in self._optimizers():
+            part.initialise_state()
+            found.update(part.state)
+        return {name: found[parameter] for name, parameter in self.module.named_parameters() if parameter in found}
+
+    def go_on_from(self, step: int) -> None:
+        """Count `step` steps as done."""
+        self.steps_done = step
+        for part in self._optimizers():
+            for group in part.param_groups:
+                group["step"] = step
+
+    def _optimizers(self) -> list[FusedAdam]:
+        return [part.optimizer for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer])]
 
     def weights(self) -> dict[str, Tensor]:
-        """Canonical tensors of the model (one process holds all of it)."""
-        return dict(to_hf(self.architecture, self.module.state_dict(), self.mtp))
+        """Canonical tensors of the model, on rank 0; nothing on the others. Every rank calls it."""
+        state = whole.gather(self.module)
+        return dict(to_hf(self.architecture, state, self.mtp)) if state else {}
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over canonical tensors; those of the MTP block only where this model has one."""
-        state = from_hf(self.architecture, tensors, self.mtp)
-        own = self.module.state_dict()
-        self.module.load_state_dict({**own, **state})
+        whole.scatter(self.module, self.architecture, from_hf(self.architecture, tensors, self.mtp))

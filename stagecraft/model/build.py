@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from stagecraft.megatron_cpu import ON_CPU, bind_kernels, bind_modules
@@ -14,6 +15,7 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.quantization.quant_config import RecipeConfig
+from megatron.core.quantization.utils import get_quant_config_or_none
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
 from megatron.core.ssm.mamba_mixer import MambaMixer, MambaMixerSubmodules
 from megatron.core.transformer import TransformerConfig
@@ -75,11 +77,28 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
 
 def build_model(architecture: Architecture, config: TransformerConfig, max_sequence_length: int) -> HybridModel:
     """The HybridModel of this rank's pipeline stage, initialised from the megatron RNG state."""
-    pattern = architecture.hybrid_override_pattern + ("/" + architecture.mtp_hybrid_override_pattern) * (config.mtp_num_layers or 0)
-    return HybridModel(
+    stages = "|".join(pipeline_stages(architecture.hybrid_override_pattern, config.pipeline_model_parallel_size))
+    model = HybridModel(
         config, layer_spec(architecture), vocab_size=architecture.vocab_size, max_sequence_length=max_sequence_length,
-        hybrid_layer_pattern=pattern, pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage())
+        hybrid_layer_pattern=stages + ("/" + architecture.mtp_hybrid_override_pattern) * (config.mtp_num_layers or 0),
+        pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage())
+    if config.pipeline_model_parallel_size > 1:
+        _match_by_global_names(model)
+    return model
+
+
+def pipeline_stages(pattern: str, stages: int) -> list[str]:
+    """The layers of each stage: as even as it goes, the later stages the longer ones."""
+    bounds = [len(pattern) * stage // stages for stage in range(stages + 1)]
+    return [pattern[start:end] for start, end in pairwise(bounds)]
+
+
+def _match_by_global_names(model: HybridModel) -> None:
+    """Look up every module's precision by its number in the whole model: hybrid_model.py:331 goes by its number in the stage."""
+    for layer in model.decoder.layers:
+        for name, module in layer.named_modules(prefix=f"decoder.layers.{layer.layer_number - 1}"):
+            if hasattr(module, "finish_init"):
+                module.finish_init(get_quant_config_or_none(name, model.config.quant_recipe))
 
 
 def layer_spec(architecture: Architecture) -> ModuleSpec:

@@ -43,7 +43,8 @@ class GroupedExperts(MegatronModule):
             init_method(whole)
         start = self.num_local_experts * self.ep_group.rank()
         weight = nn.Parameter(whole[start:start + self.num_local_experts].clone())
-        weight.allreduce = self.ep_group.size() == 1  # else reduced over the expert data-parallel group
+        # Reduced over the expert data-parallel group where that is another one: experts are not divided by tensor parallelism.
+        weight.allreduce = self.ep_group.size() == self.config.tensor_model_parallel_size == 1
         return weight
 
     def finish_init(self, quant_config: Any) -> None:

@@ -1,0 +1,57 @@
+"""How a model is divided over ranks, and what makes a division impossible: told before any work."""
+
+from __future__ import annotations
+
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.params import params
+from stagecraft.engine.schedule import Positive
+from stagecraft.model.config import Architecture
+
+
+@params
+class Layout:
+    """Sizes of the groups that divide the model; the ranks that are left over are data parallel.
+
+    Args:
+        tensor: of every matrix, and of the sequence between them (sequence parallelism goes with it).
+        pipeline: of the layers; MTP and head lie on the last stage.
+        expert: of the routed experts. Experts are not divided further: their tensor parallelism is 1.
+    """
+
+    tensor: Positive
+    pipeline: Positive
+    expert: Positive
+
+    def data(self, ranks: int) -> int:
+        """Data-parallel ranks out of `ranks`.
+
+        Raises:
+            UserError: the layout does not divide them.
+        """
+        model = self.tensor * self.pipeline
+        if ranks % model:
+            raise UserError(f"{ranks} ranks cannot be divided into tensor {self.tensor} x pipeline {self.pipeline}", where="layout",
+                            mend=f"start a multiple of {model} ranks, or divide the model by less")
+        if (ranks // self.pipeline) % self.expert:
+            raise UserError(f"the {ranks // self.pipeline} ranks of a pipeline stage cannot be divided into expert {self.expert}",
+                            where="layout.expert", mend="choose a divisor")
+        return ranks // model
+
+    def check(self, a: Architecture, sequence_length: int, optimizer: str) -> None:
+        """Refuse what this architecture cannot be divided into.
+
+        Raises:
+            ValueError: a size that does not divide, or a combination that nothing computes.
+        """
+        divided = {"num_attention_heads": a.num_attention_heads, "num_key_value_heads": a.num_key_value_heads,
+                   "mamba_num_heads": a.mamba_num_heads, "n_groups": a.n_groups, "vocab_size": a.vocab_size,
+                   "moe_shared_expert_intermediate_size": a.moe_shared_expert_intermediate_size, "sequence length": sequence_length}
+        for name, size in divided.items():
+            if size % self.tensor:
+                raise ValueError(f"layout.tensor {self.tensor} does not divide {name} {size}")
+        if self.pipeline > len(a.hybrid_override_pattern):
+            raise ValueError(f"layout.pipeline {self.pipeline} is more than the {len(a.hybrid_override_pattern)} layers")
+        if a.n_routed_experts % self.expert:
+            raise ValueError(f"layout.expert {self.expert} does not divide n_routed_experts {a.n_routed_experts}")
+        if optimizer == "muon" and self.tensor > 1:
+            raise ValueError("muon needs whole matrices: set layout.tensor to 1, or optimizer to adamw")

@@ -1,0 +1,98 @@
+"""What every rank of test_layouts.py runs: the same steps under one layout after the other, told by rank 0 as JSON.
+
+    torchrun --nproc-per-node=4 -m tests.engine.layouts <directory> <cases>
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from stagecraft.megatron_cpu import ON_CPU  # noqa: F401
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+from safetensors.torch import load_file
+
+from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine.layout import Layout
+from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from tests.architectures import tiny
+
+SHAPES = tiny(hybrid_override_pattern="M*EME", num_key_value_heads=2)
+SCHEDULE = Optimization(lr=2e-3, min_lr=1e-4, steps=12, warmup_steps=3, decay_steps=4, weight_decay=0.1)
+ROWS, STEPS = 4, 3
+PLAIN = {"precision": "bf16", "mtp_depths": 0, "aux_loss": 0.0}
+
+
+def rows_of(step: int) -> Batch:
+    """The global batch of a step: 4 rows of 32 tokens, some without a loss."""
+    row = torch.randint(0, 60, (ROWS, 17), generator=torch.Generator().manual_seed(step)).repeat(1, 2)[:, :33]
+    mask = torch.ones(ROWS, 32)
+    mask[step % ROWS, 20:] = 0
+    return Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous(), mask)
+
+
+def part(batch: Batch, micro: int) -> list[Batch]:
+    """This data-parallel rank's share of it, in microbatches."""
+    share = ROWS // parallel_state.get_data_parallel_world_size()
+    start = share * parallel_state.get_data_parallel_rank()
+    return [Batch(*(t[at:at + micro] for t in (batch.tokens, batch.labels, batch.loss_mask))) for at in range(start, start + share, micro)]
+
+
+def trainer_of(weights, **options) -> Trainer:
+    return Trainer(SHAPES, SCHEDULE, max_sequence_length=32, weights=weights, **{**PLAIN, **options})
+
+
+def take(trainer: Trainer, steps: int, micro: int) -> list[list[float]]:
+    """Loss, gradient norm, tokens and MTP losses of further steps."""
+    found = []
+    for _ in range(steps):
+        result = trainer.step(part(rows_of(trainer.steps_done), micro))
+        found.append([result.loss, result.grad_norm, result.tokens, *result.mtp_losses])
+    return found
+
+
+def leave_groups() -> None:
+    """Another layout may come; the process group stays, gloo does not come up twice under torchrun."""
+    MTPLossLoggingHelper.tracker.clear()
+    parallel_state.destroy_model_parallel()
+
+
+def run(weights, case: dict, directory: Path) -> tuple[dict, dict]:
+    """One case: {"layout": sizes, "options": of the trainer, "micro": rows, "resume": layout to go on in, if any}."""
+    parallel.initialize(7, Layout(**case["layout"]))
+    trainer = trainer_of(weights, **case.get("options", {}))
+    micro, told = case.get("micro", 1), {}
+    told["steps"] = take(trainer, STEPS, micro)
+    told["heldout"] = trainer.loss(rows_of(99))
+    told["formats"] = sorted({f"{name} {module.precision}" for layer in trainer.module.decoder.layers
+                              for name, module in layer.named_modules(prefix=str(layer.layer_number)) if hasattr(module, "precision")})
+    if "resume" in case:
+        checkpoints.save(directory / "checkpoints", trainer)
+        leave_groups()
+        parallel.initialize(7, Layout(**case["resume"]))
+        trainer = trainer_of(None, **case.get("options", {}))
+        checkpoints.resume(directory / "checkpoints", trainer)
+    told["after"] = take(trainer, STEPS, micro)
+    whole = trainer.weights()
+    leave_groups()
+    return told, whole
+
+
+def main() -> None:
+    """Run all cases; rank 0 writes what it saw, and the whole weights."""
+    directory, cases = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    weights = load_file(directory / "weights.safetensors")
+    told = {}
+    for name, case in cases.items():
+        found, whole = run(weights, case, directory / name)
+        if whole:
+            torch.save(whole, directory / f"{name}.pt")
+            told[name] = found
+    if told:
+        (directory / "told.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Tensor, sequence, pipeline, expert and data parallelism: the same training as one process, and checkpoints that change the layout."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import chain
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stagecraft.contract.errors import UserError
+from stagecraft.engine.layout import Layout
+from stagecraft.model.build import pipeline_stages
+from tests.architectures import tiny
+from tests.engine import layouts
+
+ONE = {"tensor": 1, "pipeline": 1, "expert": 1}
+FULL = {"precision": "bf16", "mtp_depths": 2, "aux_loss": 1e-4}
+
+
+def size(**sizes):
+    return {**ONE, **sizes}
+
+
+CASES = {
+    "dp4": {"layout": ONE},
+    "tp2 dp2": {"layout": size(tensor=2)},
+    "pp2 dp2": {"layout": size(pipeline=2)},
+    "pp4": {"layout": size(pipeline=4)},
+    "ep2 dp4": {"layout": size(expert=2)},
+    "ep4": {"layout": size(expert=4)},
+    "tp2 pp2": {"layout": size(tensor=2, pipeline=2)},
+    "pp2 ep2": {"layout": size(pipeline=2, expert=2)},
+    "tp2 ep2 dp2": {"layout": size(tensor=2, expert=2)},
+    "tp2 pp2 ep2, MTP and balancing": {"layout": size(tensor=2, pipeline=2, expert=2), "options": FULL},
+    "pp4, MTP and balancing": {"layout": size(pipeline=4), "options": FULL},
+    "tp2 dp2, then pp2 dp2": {"layout": size(tensor=2), "resume": size(pipeline=2)},
+    "dp4, then tp2 pp2": {"layout": ONE, "resume": size(tensor=2, pipeline=2)},
+    "dp4, then ep4": {"layout": ONE, "resume": size(expert=4)},
+    "ep2, then ep2 tp2": {"layout": size(expert=2), "resume": size(tensor=2, expert=2)},
+    "pp2, recipe": {"layout": size(pipeline=2), "options": {"precision": "nvfp4"}},
+}
+
+
+@pytest.fixture(scope="module")
+def weights():
+    from stagecraft.engine import parallel
+
+    parallel.initialize(seed=7)
+    found = {name: tensor.clone() for name, tensor in layouts.trainer_of(None, mtp_depths=2).weights().items()}
+    parallel.shutdown()
+    return found
+
+
+@pytest.fixture(scope="module")
+def told(weights, tmp_path_factory):
+    """What four ranks say of all cases."""
+    directory = tmp_path_factory.mktemp("layouts")
+    save_file(weights, directory / "weights.safetensors")
+    (directory / "cases.json").write_text(json.dumps(CASES))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "-m", "tests.engine.layouts", str(directory),
+         str(directory / "cases.json")], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "STAGECRAFT_NUMERICS": "eager"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((directory / "told.json").read_text())
+    return {name: (found[name], torch.load(directory / f"{name}.pt")) for name in CASES}
+
+
+def one_process(weights, options):
+    trainer = layouts.trainer_of(weights, **options)
+    steps = layouts.take(trainer, layouts.STEPS, 1)
+    heldout = trainer.loss(layouts.rows_of(99))
+    return steps, heldout, layouts.take(trainer, layouts.STEPS, 1), trainer.weights()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "recipe" not in name])
+def test_the_training_is_that_of_one_process(name, weights, told):
+    found, whole = told[name]
+    steps, heldout, after, expected = one_process(weights, CASES[name].get("options", {}))
+    for seen, wanted in zip(chain(found["steps"], found["after"]), chain(steps, after)):
+        assert seen == pytest.approx(wanted, rel=2e-5)
+    assert found["heldout"] == pytest.approx(heldout, rel=1e-5)
+    assert whole.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert (whole[key] - tensor).norm() <= 2e-4 * tensor.norm() + 1e-6, key
+
+
+def test_a_layer_keeps_its_format_wherever_the_pipeline_is_cut(weights, told):
+    """The recipe goes by a layer's number in the whole model: the last one stays unquantised on the second stage, not on the first."""
+    trainer = layouts.trainer_of(weights, precision="nvfp4")
+    expected = {f"{name} {module.precision}" for layer in trainer.module.decoder.layers
+                for name, module in layer.named_modules(prefix=str(layer.layer_number)) if hasattr(module, "precision")}
+    assert set(told["pp2, recipe"][0]["formats"]) < expected
+
+
+@pytest.mark.parametrize("sizes, problem", [
+    ({"tensor": 4}, "layout.tensor 4 does not divide num_attention_heads 2"), ({"pipeline": 4}, "more than the 3 layers"),
+    ({"expert": 3}, "layout.expert 3 does not divide n_routed_experts 8"), ({"tensor": 2}, "num_key_value_heads 1")])
+def test_what_does_not_divide_is_refused(sizes, problem):
+    with pytest.raises(ValueError, match=problem):
+        Layout(**size(**sizes)).check(tiny(), 64, "adamw")
+
+
+def test_muon_needs_whole_matrices():
+    with pytest.raises(ValueError, match="muon needs whole matrices"):
+        Layout(**size(tensor=2)).check(layouts.SHAPES, 32, "muon")
+
+
+@pytest.mark.parametrize("sizes, ranks", [({"tensor": 2}, 3), ({"pipeline": 2, "expert": 4}, 4)])
+def test_ranks_that_do_not_divide_are_refused(sizes, ranks):
+    with pytest.raises(UserError, match="cannot be divided"):
+        Layout(**size(**sizes)).data(ranks)
+
+
+@pytest.mark.parametrize("pattern, stages, expected", [
+    ("M*EME", 2, ["M*", "EME"]), ("M*E", 3, ["M", "*", "E"]), ("ABCDEFG", 3, ["AB", "CD", "EFG"]), ("MEM", 1, ["MEM"])])
+def test_stages_are_even(pattern, stages, expected):
+    assert pipeline_stages(pattern, stages) == expected
