@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stagecraft.contract.params import params
+from stagecraft.engine.layout import Layout
 from stagecraft.engine.schedule import Count, Positive, Schedule, Share
 from stagecraft.model.config import Architecture
 from stagecraft.model.precision import PRECISIONS
@@ -16,6 +17,7 @@ class Params(Schedule):
 
     seed: Count
     processes: Positive
+    layout: Layout
     architecture: Architecture
     precision: str
     blend: Literal["phase1", "phase2", "long"]
@@ -30,6 +32,7 @@ class Params(Schedule):
         Schedule.__post_init__(self)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-        together = self.micro_batch * self.processes
+        self.layout.check(self.architecture, self.sequence_length, self.optimizer)
+        together = self.micro_batch * max(1, self.processes // self.layout.model)
         if self.global_batch % together:
-            raise ValueError(f"global_batch {self.global_batch} is no multiple of micro_batch x processes = {together}")
+            raise ValueError(f"global_batch {self.global_batch} is no multiple of micro_batch x data-parallel processes = {together}")

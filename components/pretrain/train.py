@@ -35,8 +35,8 @@ class Result:
 def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Result:
     """Train on this rank; `log` on rank 0 only."""
     torch.set_num_threads(1)
-    parallel.initialize(params.seed)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    parallel.initialize(params.seed, params.layout)
+    first, per_rank = parallel.share(params.global_batch // params.micro_batch, "microbatches")
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"sequence_length": params.sequence_length, "eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id,
               "vocab_size": len(tokenizer), "seed": params.seed}
@@ -47,17 +47,17 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
         aux_loss=params.aux_loss)
     if log:
         announce(params, trainer, log)
-    per_rank = params.global_batch // world
 
     def step() -> StepResult:
-        start = trainer.steps_done * params.global_batch + rank * per_rank
-        starts = range(start, start + per_rank, params.micro_batch)
+        start = trainer.steps_done * params.global_batch + first * params.micro_batch
+        starts = range(start, start + per_rank * params.micro_batch, params.micro_batch)
         return trainer.step([batch_of(rows, range(at, at + params.micro_batch)) for at in starts])
 
     rate = loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log)
     heldout_loss = evaluate(trainer, params, corpus, work, common)
-    parameters = sum(parameter.numel() for parameter in trainer.module.parameters())
-    result = Result(trainer.weights(), parameters, heldout_loss, bytes_per_token(corpus, tokenizer), rate)
+    weights = trainer.weights()
+    parameters = sum(tensor.numel() for name, tensor in weights.items() if "e_score_correction_bias" not in name)  # which is a buffer
+    result = Result(weights, parameters, heldout_loss, bytes_per_token(corpus, tokenizer), rate)
     parallel.shutdown()
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stagecraft.contract.params import params
+from stagecraft.engine.layout import Layout
 from stagecraft.engine.schedule import Count, Positive, Schedule
 
 
@@ -12,10 +13,12 @@ class Params(Schedule):
 
     seed: Count
     processes: Positive
+    layout: Layout
     pack_tokens: Positive
     packs_per_step: Positive
 
     def __post_init__(self) -> None:
         Schedule.__post_init__(self)
-        if self.packs_per_step % self.processes:
-            raise ValueError(f"packs_per_step {self.packs_per_step} is no multiple of processes {self.processes}")
+        data = max(1, self.processes // self.layout.model)
+        if self.packs_per_step % data:
+            raise ValueError(f"packs_per_step {self.packs_per_step} is no multiple of the {data} data-parallel processes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.sft.params import Params
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 
 __all__ = ["Params", "main"]
@@ -16,6 +17,10 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     from stagecraft.engine.launch import ranks
 
     architecture, weights = read_checkpoint(inputs["base"])
+    try:
+        params.layout.check(architecture, params.pack_tokens, params.optimizer)
+    except ValueError as error:
+        raise UserError(str(error), where="sft", mend="choose another layout") from None
     command = ["components.sft.worker", str(log.work), str(inputs["corpus"]), str(inputs["base"])]
     with ranks(params.processes, command, log.work / "ranks"):
         from components.sft.train import train

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from components.sft.params import Params
@@ -59,7 +58,7 @@ class Packs:
 
     def batch(self, pack: list[int]) -> Batch:
         """One pack as a microbatch."""
-        return packed_batch([self.conversations[index] for index in pack])
+        return packed_batch([self.conversations[index] for index in pack], multiple=self.params.layout.tensor)
 
     def efficiency(self, steps: int) -> float:
         """Share of the places of the first `steps` steps that hold a token."""
@@ -70,8 +69,8 @@ class Packs:
 def train(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, work: Path, log: RunLog | None) -> Result:
     """Fine-tune on this rank; `log` on rank 0 only."""
     torch.set_num_threads(1)
-    parallel.initialize(params.seed)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    parallel.initialize(params.seed, params.layout)
+    first, share = parallel.share(params.packs_per_step, "packs_per_step")
     packs = Packs(read_conversations(corpus), params)
     efficiency = packs.efficiency(params.steps)
     trainer = Trainer(architecture, Optimization.of(params), max_sequence_length=params.pack_tokens, weights=weights,
@@ -81,7 +80,7 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
                  f"{efficiency:.1%} full; {packs.epochs} passes begun")
 
     def step() -> StepResult:
-        return trainer.step([packs.batch(pack) for pack in packs[trainer.steps_done][rank::world]])
+        return trainer.step([packs.batch(pack) for pack in packs[trainer.steps_done][first:first + share]])
 
     rate = loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log)
     # An MTP block that the trainer did not build is taken over unchanged.

@@ -34,7 +34,7 @@ def run_stage(name: str) -> dict[str, Any]:
 
     Inputs are verified against their manifests first. `main` writes into temporary directories that are renamed into
     place, manifest last, once it has returned; so an artifact is there whole or not at all. `log.work` is kept between
-    attempts with the same parameters, inputs and code, and removed on success.
+    attempts with the same parameters (but for their placement), inputs and code, and removed on success.
 
     Returns:
         the metrics written to metrics/<stage>.json, `seconds` among them.
@@ -45,7 +45,7 @@ def run_stage(name: str) -> dict[str, Any]:
     plain = asdict(params)
     inputs = {key: manifest.verify(PATHS[key])["digest"] for key in stage.inputs}
     code = code_digest(name)
-    work = _work_directory(stage, digest_of([plain, inputs, code]))
+    work = _work_directory(stage, _work_key(params, inputs, code))
     log = RunLog(name, stage.plots_path, work, open_sinks(stage, plain, inputs))
     _empty(stage.plots_path)
     staged = {key: _empty(PATHS[key].with_name(f".{PATHS[key].name}.tmp")) for key in stage.outputs}
@@ -78,9 +78,9 @@ def follow_stage(name: str) -> None:
     worker = f"components.{name}.worker"
     if importlib.util.find_spec(worker) is None:
         raise UserError(f"{name} runs as one process", where="torchrun", mend=f"start it as python -m components.{name}")
-    plain = asdict(load(importlib.import_module(f"components.{name}.stage").Params, name))
+    params = load(importlib.import_module(f"components.{name}.stage").Params, name)
     inputs = {key: manifest.read(PATHS[key])["digest"] for key in stage.inputs}
-    work = _work_path(stage, digest_of([plain, inputs, code_digest(name)]))
+    work = _work_path(stage, _work_key(params, inputs, code_digest(name)))
     sys.argv = [worker, str(work), *(str(PATHS[key]) for key in stage.inputs)]
     runpy.run_module(worker, run_name="__main__")
 
@@ -104,6 +104,12 @@ def _run_and_tell(name: str) -> None:
     except UserError as error:
         emit("error", message=str(error))
         raise
+
+
+def _work_key(params: Any, inputs: dict[str, str], code: str) -> str:
+    """Digest of what makes two attempts the same work: all but where it is done (`PLACEMENT` of the parameters)."""
+    placement = getattr(params, "PLACEMENT", ())
+    return digest_of([{name: value for name, value in asdict(params).items() if name not in placement}, inputs, code])
 
 
 def _work_directory(stage: Stage, key: str) -> Path:

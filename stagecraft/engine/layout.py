@@ -22,30 +22,34 @@ class Layout:
     pipeline: Positive
     expert: Positive
 
+    @property
+    def model(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tensor * self.pipeline
+
     def data(self, ranks: int) -> int:
         """Data-parallel ranks out of `ranks`.
 
         Raises:
             UserError: the layout does not divide them.
         """
-        model = self.tensor * self.pipeline
-        if ranks % model:
+        if ranks % self.model:
             raise UserError(f"{ranks} ranks cannot be divided into tensor {self.tensor} x pipeline {self.pipeline}", where="layout",
-                            mend=f"start a multiple of {model} ranks, or divide the model by less")
+                            mend=f"start a multiple of {self.model} ranks, or divide the model by less")
         if (ranks // self.pipeline) % self.expert:
             raise UserError(f"the {ranks // self.pipeline} ranks of a pipeline stage cannot be divided into expert {self.expert}",
                             where="layout.expert", mend="choose a divisor")
-        return ranks // model
+        return ranks // self.model
 
-    def check(self, a: Architecture, sequence_length: int, optimizer: str) -> None:
-        """Refuse what this architecture cannot be divided into.
+    def check(self, a: Architecture, tokens: int, optimizer: str) -> None:
+        """Refuse what this architecture, in rows of `tokens`, cannot be divided into.
 
         Raises:
             ValueError: a size that does not divide, or a combination that nothing computes.
         """
         divided = {"num_attention_heads": a.num_attention_heads, "num_key_value_heads": a.num_key_value_heads,
                    "mamba_num_heads": a.mamba_num_heads, "n_groups": a.n_groups, "vocab_size": a.vocab_size,
-                   "moe_shared_expert_intermediate_size": a.moe_shared_expert_intermediate_size, "sequence length": sequence_length}
+                   "moe_shared_expert_intermediate_size": a.moe_shared_expert_intermediate_size, "the row's tokens": tokens}
         for name, size in divided.items():
             if size % self.tensor:
                 raise ValueError(f"layout.tensor {self.tensor} does not divide {name} {size}")

@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
+from stagecraft.contract.errors import UserError
 from stagecraft.engine.layout import Layout
 
 ONE = Layout(tensor=1, pipeline=1, expert=1)
@@ -49,6 +50,20 @@ def sizes() -> dict[str, Any]:
         "variable_seq_lengths": pipeline > 1, "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
         "expert_tensor_parallel_size": 1,
     }
+
+
+def share(count: int, what: str) -> tuple[int, int]:
+    """(first, how many) of `count` things that are this data-parallel rank's.
+
+    Raises:
+        UserError: they cannot be divided evenly.
+    """
+    ranks = parallel_state.get_data_parallel_world_size()
+    if count % ranks:
+        raise UserError(f"{what} {count} cannot be divided over {ranks} data-parallel ranks", where="params",
+                        mend="choose a multiple, or start other ranks")
+    each = count // ranks
+    return parallel_state.get_data_parallel_rank() * each, each
 
 
 def shutdown() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -18,7 +18,12 @@ AboveZero = Annotated[float, Field(gt=0)]
 
 @params
 class Schedule:
-    """Warm-up to `lr`, stable, minus-sqrt decay to `min_lr` over the last `decay_steps` (0: constant). Rates are per step."""
+    """Warm-up to `lr`, stable, minus-sqrt decay to `min_lr` over the last `decay_steps` (0: constant). Rates are per step.
+
+    A stage has besides them `processes` and `layout`: on other ranks the work goes on from the checkpoint that is there.
+    """
+
+    PLACEMENT: ClassVar = ("processes", "layout")
 
     steps: Positive
     optimizer: str

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from stagecraft.engine import checkpoints, parallel
 from stagecraft.engine.layout import Layout
+from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Batch, Optimization, Trainer
 from tests.architectures import tiny
 
@@ -33,10 +34,20 @@ def rows_of(step: int) -> Batch:
     return Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous(), mask)
 
 
+def packed(row: Batch, at: int) -> Batch:
+    """The row as two sequences of uneven lengths, with what sequence parallelism makes of such a row."""
+    ids, cut = [*row.tokens[0].tolist(), int(row.labels[0, -1])], 11 + 2 * at
+    sequences = [(ids[:cut], [1] * cut), (ids[cut:-at or None], [1] * (len(ids) - cut - at))]
+    return packed_batch(sequences, multiple=parallel_state.get_tensor_model_parallel_world_size())
+
+
 def part(batch: Batch, micro: int) -> list[Batch]:
-    """This data-parallel rank's share of it, in microbatches."""
+    """This data-parallel rank's share of it, in microbatches; rows apart if micro is 0: packed."""
     share = ROWS // parallel_state.get_data_parallel_world_size()
     start = share * parallel_state.get_data_parallel_rank()
+    if micro == 0:
+        rows = (Batch(*(t[at:at + 1] for t in (batch.tokens, batch.labels, batch.loss_mask))) for at in range(start, start + share))
+        return [packed(row, at) for at, row in enumerate(rows, start)]
     return [Batch(*(t[at:at + micro] for t in (batch.tokens, batch.labels, batch.loss_mask))) for at in range(start, start + share, micro)]
 
 

@@ -93,6 +93,22 @@ def test_killed_and_run_again_gives_the_same_bits(finished, tmp_path, stage):
     assert curves[0] == curves[1]
 
 
+def test_a_killed_run_goes_on_under_another_layout(finished, tmp_path):
+    """Two data-parallel ranks die, a pipeline of two goes on from their checkpoint."""
+    straight, metrics = finished
+    where = project(tmp_path / "project")
+    shutil.copytree(straight / "artifacts" / "corpus", where / "artifacts" / "corpus")
+    kill_after_a_checkpoint("pretrain", where)
+    profile = where / "params.yaml"
+    assert "layout: {tensor: 1, pipeline: 1, expert: 1}" in profile.read_text()
+    profile.write_text(profile.read_text().replace("layout: {tensor: 1, pipeline: 1", "layout: {tensor: 1, pipeline: 2", 1))
+    again = run("pretrain", where)
+    # Not the same bits: stochastic rounding draws by rank.
+    assert again["loss_last"] == pytest.approx(metrics["pretrain"]["loss_last"], rel=0.02)
+    curves = [(root / "plots" / "pretrain" / "train.csv").read_text().splitlines() for root in (where, straight)]
+    assert len(curves[0]) == len(curves[1]) and curves[0][1].split(",")[:3] == curves[1][1].split(",")[:3]
+
+
 def test_a_vocabulary_that_is_not_the_tokenizers_is_one_line(finished, tmp_path):
     straight, _ = finished
     where = project(tmp_path / "project")
