@@ -1,8 +1,8 @@
 """An engine in a process that has imported numba or flask.
 
-Upstream: vllm/triton_utils/dispatcher.py:135 (`_rebind_kernels`) walks over every value in every module. It asks `hasattr(value, "__dict__")`:
-flask's proxies raise RuntimeError outside a request. And it takes `vars(value)` for a dictionary: llvmlite's library handle answers every
-attribute, `__dict__` too, with a function wrapper. Either ends the start of the engine.
+Upstream: vllm/triton_utils/dispatcher.py:135 (`_rebind_kernels`) walks over every value in every module. It asks `hasattr(value,
+"__dict__")`: flask's proxies raise RuntimeError outside a request. And it takes `vars(value)` for a dictionary: llvmlite's library
+handle answers every attribute, `__dict__` too, with a function wrapper. Either ends the start of the engine.
 """
 
 from __future__ import annotations
