@@ -18,6 +18,8 @@ class Params(Schedule):
     processes: Positive
     architecture: Architecture
     precision: str
+    emulate: bool
+    diagnose_every: Count
     blend: Literal["phase1", "phase2", "long"]
     sequence_length: Positive
     global_batch: Positive
