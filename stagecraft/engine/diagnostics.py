@@ -98,4 +98,5 @@ def _balance(load: Tensor) -> dict[str, float]:
         return {}
     share = load / load.sum(1, keepdim=True)
     entropy = torch.special.entr(share).sum(1) / math.log(load.shape[1])
-    return {"load/max": float(share.max() * load.shape[1]), "load/entropy": float(entropy.mean()), "load/idle": float((load == 0).double().mean())}
+    idle = (load == 0).double().mean()
+    return {"load/max": float(share.max() * load.shape[1]), "load/entropy": float(entropy.mean()), "load/idle": float(idle)}

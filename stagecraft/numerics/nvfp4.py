@@ -52,10 +52,7 @@ def quantize_dequantize(x: Tensor, *, dim: int = -1, two_dimensional: bool = Fal
         return x.clone()
     padded, blocks = _blocks(x, dim, two_dimensional)
     start = seed_tensor(seed, x.device) if stochastic else None
-    if two_dimensional:
-        y = _tiles(blocks, start)
-    else:
-        y = (_rows if dim == -1 else _columns)(blocks, start, tensor_amax)
+    y = _tiles(blocks, start) if two_dimensional else (_rows if dim == -1 else _columns)(blocks, start, tensor_amax)
     y = y.view(padded)
     return y if padded == x.shape else y[tuple(slice(size) for size in x.shape)].contiguous()
 
