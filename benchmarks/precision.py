@@ -17,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -57,8 +59,14 @@ class Run:
         return statistics.fmean(self.losses[-max(1, len(self.losses) // 10):])
 
 
-def train(params: Params, corpus: Path, work: Path) -> dict[str, Run]:
+def train(params: Params, corpus: Path) -> dict[str, Run]:
     """The three models of a seed, step by step in turn."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as work:
+        return _train(params, corpus, Path(work))
+
+
+def _train(params: Params, corpus: Path, work: Path) -> dict[str, Run]:
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"sequence_length": params.sequence_length, "eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id,
               "vocab_size": len(tokenizer), "seed": params.seed}
@@ -143,18 +151,19 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, default=Path("artifacts/corpus"))
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=1, help="seeds trained at a time")
     parser.add_argument("--svg", type=Path, help="where to write the figure")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     params = load(Params, "pretrain")
     params = replace(params, steps=args.steps, warmup_steps=args.steps * params.warmup_steps // params.steps,
                      decay_steps=args.steps * params.decay_steps // params.steps, processes=1)
     seeds = []
     console = Console(width=140)
-    for seed in range(args.seeds):
-        with tempfile.TemporaryDirectory() as work:
-            seeds.append(train(replace(params, seed=seed), args.corpus, Path(work)))
-        console.print(f"seed {seed}: " + ", ".join(f"{NAMES[name]} {run.last:.4f}" for name, run in seeds[-1].items()))
+    with get_context("spawn").Pool(args.processes) as pool:
+        profiles = [replace(params, seed=seed) for seed in range(args.seeds)]
+        for seed, runs in enumerate(pool.imap(partial(train, corpus=args.corpus), profiles)):
+            seeds.append(runs)
+            console.print(f"seed {seed}: " + ", ".join(f"{NAMES[name]} {run.last:.4f}" for name, run in runs.items()))
     tokens = params.global_batch * params.sequence_length
     console.print(table_of(seeds, f"{args.steps} steps of {tokens} tokens, {args.seeds} seeds: mean ± standard error"))
     if args.svg:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stagecraft.numerics import backend
 from stagecraft.numerics.backend import kernel
 from stagecraft.numerics.rounding import E2M1_MAX, E4M3_MAX, E4M3_MIN, e2m1, noise, seed_tensor
 
@@ -48,8 +49,14 @@ def quantize_dequantize(x: Tensor, *, dim: int = -1, two_dimensional: bool = Fal
     """
     if two_dimensional and tensor_amax is not None:
         raise ValueError("tiles take their tensor scale from the matrix itself")
+    _check(x, dim, two_dimensional)
     if x.numel() == 0:
         return x.clone()
+    if x.is_cuda and backend.name() == "compiled":
+        from stagecraft.numerics import nvfp4_triton  # imports Triton, which hosts without a GPU lack
+
+        return nvfp4_triton.quantize_dequantize(x, dim=dim, two_dimensional=two_dimensional, stochastic=stochastic, seed=seed,
+                                                tensor_amax=tensor_amax)
     padded, blocks = _blocks(x, dim, two_dimensional)
     start = seed_tensor(seed, x.device) if stochastic else None
     y = _tiles(blocks, start) if two_dimensional else (_rows if dim == -1 else _columns)(blocks, start, tensor_amax)
@@ -59,6 +66,7 @@ def quantize_dequantize(x: Tensor, *, dim: int = -1, two_dimensional: bool = Fal
 
 def count_saturated(x: Tensor, *, dim: int = -1, two_dimensional: bool = False) -> Tensor:
     """How many elements `quantize_dequantize` cuts to the largest code, as their block's scale was rounded down: int64 []."""
+    _check(x, dim, two_dimensional)
     _, blocks = _blocks(x, dim, two_dimensional)
     magnitude = blocks.float().abs()
     over = (2, 4) if two_dimensional else (1,)
@@ -67,10 +75,13 @@ def count_saturated(x: Tensor, *, dim: int = -1, two_dimensional: bool = False) 
     return (magnitude / (block_scales(amax, tensor_scale).float() * tensor_scale) > E2M1_MAX).sum()
 
 
-def _blocks(x: Tensor, dim: int, two_dimensional: bool) -> tuple[torch.Size, Tensor]:
-    """(shape of `x` padded to whole blocks, that tensor as its kernel takes it)."""
+def _check(x: Tensor, dim: int, two_dimensional: bool) -> None:
     if dim not in (-1, -2) or x.dim() < (2 if two_dimensional or dim == -2 else 1):
         raise ValueError(f"no NVFP4 blocks along dimension {dim} of a tensor of shape {tuple(x.shape)}")
+
+
+def _blocks(x: Tensor, dim: int, two_dimensional: bool) -> tuple[torch.Size, Tensor]:
+    """(shape of `x` padded to whole blocks, that tensor as its kernel takes it)."""
     rows, columns = x.shape[-2] if x.dim() > 1 else 1, x.shape[-1]
     pad_rows = -rows % BLOCK if two_dimensional or dim == -2 else 0
     pad_columns = -columns % BLOCK if two_dimensional or dim == -1 else 0

@@ -16,7 +16,9 @@ BLOCK = 16
 _ROWS, _COLUMNS = 16, 128  # of the tile that one program rounds
 
 
-def quantize_dequantize(x: Tensor, *, dim: int, two_dimensional: bool, stochastic: bool, seed: int | Tensor, tensor_amax: Tensor | None) -> Tensor:
+@torch.no_grad()
+def quantize_dequantize(x: Tensor, *, dim: int, two_dimensional: bool, stochastic: bool, seed: int | Tensor,
+                        tensor_amax: Tensor | None) -> Tensor:
     """As `nvfp4.quantize_dequantize`, for a tensor with at least one element; the arguments are checked there."""
     x = x.contiguous()
     rows, columns = x.shape[-2] if x.dim() > 1 else 1, x.shape[-1]
@@ -38,14 +40,14 @@ def quantize_dequantize(x: Tensor, *, dim: int, two_dimensional: bool, stochasti
 
 
 @triton.jit
-def _mix(bits):  # noqa: ANN001, ANN202
+def _mix(bits):  # noqa: ANN001
     bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D
     bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * -0x7B935975
     return bits ^ ((bits >> 16) & 0xFFFF)
 
 
 @triton.jit
-def _e4m3(value):  # noqa: ANN001, ANN202
+def _e4m3(value):  # noqa: ANN001
     """Values in [2^-9, 448] to the nearest multiple of the step at their exponent: adding 2^23 steps leaves no bits below one."""
     exponent = (value.to(tl.int32, bitcast=True) >> 23) & 0xFF
     step = tl.where(exponent - 3 > 118, exponent - 3, 118)  # biased; 2^-9 is the smallest
@@ -54,7 +56,7 @@ def _e4m3(value):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _kernel(x, y, amax, seed, rows, columns, padded_rows, padded_columns, amax_stride, TALL: tl.constexpr, WIDE: tl.constexpr,  # noqa: ANN001, ANN202
+def _kernel(x, y, amax, seed, rows, columns, padded_rows, padded_columns, amax_stride, TALL: tl.constexpr, WIDE: tl.constexpr,  # noqa: ANN001
             STOCHASTIC: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, E4M3: tl.constexpr):
     matrix = tl.program_id(2)
     row = tl.program_id(0) * TILE_ROWS + tl.arange(0, TILE_ROWS)[:, None]
