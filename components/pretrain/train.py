@@ -20,6 +20,7 @@ from stagecraft.engine import loop, parallel
 from stagecraft.engine.datasets import batch_of, open_blend
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.model.ladder import Hardware, check, ladder, refuse_emulation
+from stagecraft.model.precision import as_yaml
 
 
 @dataclass
@@ -78,7 +79,7 @@ def announce(params: Params, trainer: Trainer, log: RunLog | None) -> None:
         for rung in rungs:
             log.note(f"  {rung}")
         log.record(precision_requested=params.precision, precision_actual="; ".join(sorted({rung.actual for rung in rungs})),
-                   precision_ladder=[asdict(rung) for rung in rungs], precision_recipe=trainer.config.quant_recipe.resolved,
+                   precision_ladder=[asdict(rung) for rung in rungs], precision_recipe=as_yaml(trainer.config.quant_recipe.resolved),
                    device=hardware.name, processes=dist.get_world_size())
 
 
