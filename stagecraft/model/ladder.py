@@ -46,12 +46,13 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Rung:
-    """A class of layers with one requested format: how many layers, what was asked for, what computes."""
+    """A class of layers with one requested format: how many layers, what was asked for, what computes, whether by emulation."""
 
     layer_class: str
     layers: int
     requested: str
     actual: str
+    emulated: bool
 
     def __str__(self) -> str:
         return f"{self.layer_class}, {self.layers}: {self.requested} -> {self.actual}"
@@ -62,18 +63,25 @@ def ladder(architecture: Architecture, precision: str, hardware: Hardware, *, mt
 
     Args:
         dtype: of parameters and activations, in which unquantised layers compute and emulated products accumulate.
+
+    Raises:
+        UserError: the layers are Transformer Engine's, which emulates nothing, and the hardware lacks a format.
     """
     recipe, wide = StageRecipe(architecture, precision), str(dtype).removeprefix("torch.")
-    counts: Counter[tuple[str, str, str]] = Counter()
+    counts: Counter[tuple[str, str, str, bool]] = Counter()
     for path in linear_layers(architecture, mtp=mtp):
         match = recipe.match(MatchContext(path, None))
         wanted = format_of(match)
+        emulated = wanted is not None and not hardware.multiplies(wanted)
+        if emulated and hardware.transformer_engine:
+            raise UserError(f"{hardware.name} has no {wanted} products ({class_of(path)}), and Transformer Engine emulates none",
+                            where="precision", mend="choose another recipe")
         if wanted is None:
             actual = "float32" if class_of(path) == "router" else wide
         else:
-            actual = f"{wanted} in hardware" if hardware.multiplies(wanted) else f"{wanted} emulated, products in {wide}"
-        counts[class_of(path), match.config_key, actual] += 1
-    return [Rung(name, count, requested, actual) for (name, requested, actual), count in counts.items()]
+            actual = f"{wanted} emulated, products in {wide}" if emulated else f"{wanted} in hardware"
+        counts[class_of(path), match.config_key, actual, emulated] += 1
+    return [Rung(name, count, *rest) for (name, *rest), count in counts.items()]
 
 
 def refuse_emulation(rungs: Sequence[Rung], hardware: Hardware) -> None:
@@ -83,7 +91,7 @@ def refuse_emulation(rungs: Sequence[Rung], hardware: Hardware) -> None:
         UserError: it would; the line names the format and the first class of layers.
     """
     for rung in rungs:
-        if "emulated" in rung.actual:
+        if rung.emulated:
             raise UserError(f"{rung.requested} ({rung.layer_class}) would be emulated on {hardware.name}, which is slow",
                             where="precision", mend="set emulate: true for that, or precision: bf16")
 

@@ -67,6 +67,8 @@ def quantize_dequantize(x: Tensor, *, dim: int = -1, two_dimensional: bool = Fal
 def count_saturated(x: Tensor, *, dim: int = -1, two_dimensional: bool = False) -> Tensor:
     """How many elements `quantize_dequantize` cuts to the largest code, as their block's scale was rounded down: int64 []."""
     _check(x, dim, two_dimensional)
+    if x.numel() == 0:
+        return x.new_zeros((), dtype=torch.int64)
     _, blocks = _blocks(x, dim, two_dimensional)
     magnitude = blocks.float().abs()
     over = (2, 4) if two_dimensional else (1,)

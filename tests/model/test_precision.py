@@ -20,7 +20,7 @@ from stagecraft.model.stage_recipe import StageRecipe
 from tests.architectures import tiny
 
 CPU = Hardware("CPU", None, False)
-HOPPER, BLACKWELL = Hardware("H100", (9, 0), True), Hardware("B200", (10, 0), True)
+HOPPER, BLACKWELL = Hardware("H100", (9, 0), False), Hardware("B200", (10, 0), True)
 
 
 def super_120b():
@@ -126,6 +126,8 @@ def test_the_ladder_on_three_machines():
     assert blackwell["router", "fp32"] == cpu["router", "fp32"] == (4, "float32")  # MTP's too
     assert cpu["head", "bf16"] == (1, "float32")
     assert Hardware("B200", (10, 0), False).multiplies("nvfp4") is False  # our own layers on a Blackwell GPU emulate
+    with pytest.raises(UserError, match=r"precision: H100 has no nvfp4 products \(Mamba input\), and Transformer Engine emulates none"):
+        actual(Hardware("H100", (9, 0), True), torch.bfloat16)
 
 
 def test_emulation_is_refused_with_one_line_where_the_profile_rules_it_out():

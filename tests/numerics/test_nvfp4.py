@@ -160,6 +160,7 @@ def test_saturated_tiles_are_counted_matrix_by_matrix():
     stack = torch.randn(3, 40, 24, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 3)[:, None, None]
     together = int(nvfp4.count_saturated(stack, two_dimensional=True))
     assert together == sum(int(nvfp4.count_saturated(matrix, two_dimensional=True)) for matrix in stack) > 0
+    assert int(nvfp4.count_saturated(torch.empty(0, 16), dim=-2)) == 0  # an expert-parallel rank without a token
 
 
 def test_calibrated_amax_saturates():
