@@ -20,6 +20,8 @@ class Params(Schedule):
     layout: Layout
     architecture: Architecture
     precision: str
+    emulate: bool
+    diagnose_every: Count
     blend: Literal["phase1", "phase2", "long"]
     sequence_length: Positive
     global_batch: Positive

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stagecraft.megatron_cpu import ON_CPU
+import stagecraft.megatron_cpu  # noqa: F401
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.datasets import batch_of, open_blend
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
+from stagecraft.model.ladder import Hardware, check, ladder, refuse_emulation
+from stagecraft.model.precision import as_yaml
 
 
 @dataclass
@@ -44,9 +46,8 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     trainer = Trainer(
         params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length, precision=params.precision,
         mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate,
-        aux_loss=params.aux_loss)
-    if log:
-        announce(params, trainer, log)
+        aux_loss=params.aux_loss, diagnose_every=params.diagnose_every)
+    announce(params, trainer, log)
 
     def step() -> StepResult:
         start = trainer.steps_done * params.global_batch + first * params.micro_batch
@@ -62,20 +63,24 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     return result
 
 
-def announce(params: Params, trainer: Trainer, log: RunLog) -> None:
-    """Say and record what was asked for and what computes: never silently another format."""
-    formats: dict[str, int] = {}
-    for module in trainer.module.modules():
-        if hasattr(module, "precision"):
-            name = module.precision or "unquantised"
-            formats[name] = formats.get(name, 0) + 1
-    dtype = str(trainer.config.params_dtype).removeprefix("torch.")
-    actual = f"emulated: values rounded exactly, products in {dtype}" if params.precision == "nvfp4" else dtype
-    device = "CPU" if ON_CPU else torch.cuda.get_device_name()
-    log.note(f"precision {params.precision} ({actual}) on {device}; layers per format: "
-             + ", ".join(f"{name} {count}" for name, count in sorted(formats.items())))
-    log.record(precision_requested=params.precision, precision_actual=actual, layers_per_format=formats, device=device,
-               processes=dist.get_world_size())
+def announce(params: Params, trainer: Trainer, log: RunLog | None) -> None:
+    """Say and record what was asked for and what computes, per class of layer; refuse what `emulate: false` rules out.
+
+    Raises:
+        UserError: a format would be emulated, or a layer does not compute in the recipe's format.
+    """
+    hardware = Hardware.of(trainer.config)
+    rungs = ladder(params.architecture, params.precision, hardware, mtp=trainer.mtp, dtype=trainer.config.params_dtype)
+    if not params.emulate:
+        refuse_emulation(rungs, hardware)
+    check(trainer.module, trainer.config.quant_recipe)
+    if log:
+        log.note(f"precision {params.precision} on {hardware.name}; class of layers, how many: requested -> actual")
+        for rung in rungs:
+            log.note(f"  {rung}")
+        log.record(precision_requested=params.precision, precision_actual="; ".join(sorted({rung.actual for rung in rungs})),
+                   precision_ladder=[asdict(rung) for rung in rungs], precision_recipe=as_yaml(trainer.config.quant_recipe.resolved),
+                   device=hardware.name, processes=dist.get_world_size())
 
 
 def evaluate(trainer: Trainer, params: Params, corpus: Path, work: Path, common: dict) -> float:

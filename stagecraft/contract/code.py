@@ -1,4 +1,4 @@
-"""Digest of the code a stage runs: its component and the shared packages, source files only."""
+"""Digest of the code a stage runs: its component and the shared packages, source files and the tables they read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from stagecraft.contract.files import digest_of, sha256
 
 
 def code_digest(stage: str) -> str:
-    """Hex SHA-256 over the Python sources of `stagecraft` and `components/<stage>`, names included."""
+    """Hex SHA-256 over the Python and YAML sources of `stagecraft` and `components/<stage>`, names included."""
     sources: dict[str, str] = {}
     for package in ("stagecraft", f"components.{stage}"):
         spec = importlib.util.find_spec(package)
         root = Path(next(iter(spec.submodule_search_locations)))
-        for path in sorted(root.rglob("*.py")):
+        for path in sorted((*root.rglob("*.py"), *root.rglob("*.yaml"))):
             sources[f"{package}/{path.relative_to(root).as_posix()}"] = sha256(path)
     return digest_of(sources)

@@ -34,6 +34,8 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
             if log:
                 mtp = {f"mtp_loss_{depth}": loss for depth, loss in enumerate(result.mtp_losses, 1)}
                 log.step(trainer.steps_done, loss=result.loss, lr=result.lr, grad_norm=result.grad_norm, **mtp)
+                if result.diagnostics:
+                    log.step(trainer.steps_done, curve="diagnostics", **result.diagnostics)
                 bar.advance(loss=result.loss, tokens_per_second=tokens / (time.monotonic() - started))
             if trainer.steps_done % checkpoint_every == 0 and trainer.steps_done < steps:
                 checkpoints.save(directory, trainer)

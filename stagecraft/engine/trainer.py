@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stagecraft.checkpoint.convert import from_hf, to_hf
 from stagecraft.engine import parallel, whole
+from stagecraft.engine.diagnostics import Diagnostics
 from stagecraft.engine.optimizers import FusedAdam
 from stagecraft.model.build import build_model, transformer_config
 from stagecraft.model.config import Architecture
@@ -74,6 +75,7 @@ class StepResult:
     tokens: int
     mtp_losses: list[float] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
+    diagnostics: dict[str, float] = field(default_factory=dict)
 
 
 LossFunction = Callable[[Tensor, Batch], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -87,11 +89,13 @@ class Trainer:
         optimization: rates and schedule.
         weights: canonical tensors to start from; None initialises from the current seed.
         frozen: a parameter whose Megatron name contains one of these keeps its value.
+        diagnose_every: steps between the figures of `diagnostics`; 0 for none.
         options: of `transformer_config` (precision, mtp_depths, ...).
     """
 
     def __init__(self, architecture: Architecture, optimization: Optimization, *, max_sequence_length: int,
-                 weights: Mapping[str, Tensor] | None = None, frozen: Sequence[str] = (), **options: Any):
+                 weights: Mapping[str, Tensor] | None = None, frozen: Sequence[str] = (), diagnose_every: int = 0,
+                 **options: Any):
         self.architecture, self.optimization = architecture, optimization
         self.config = transformer_config(architecture, **parallel.sizes(), **options)
         self.module = build_model(architecture, self.config, max_sequence_length)
@@ -105,7 +109,8 @@ class Trainer:
         self.model = DistributedDataParallel(
             self.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), self.module)
         self.model.broadcast_params()
-        self.config.finalize_model_grads_func = finalize_model_grads
+        self.diagnostics = Diagnostics(architecture, self.module, self.config.quant_recipe.in_the_model, diagnose_every)
+        self.config.finalize_model_grads_func = self.diagnostics.around(finalize_model_grads)
         o = optimization
         self.optimizer = get_megatron_optimizer(OptimizerConfig(
             optimizer="adam", lr=o.lr, min_lr=o.min_lr, weight_decay=o.weight_decay, adam_beta1=o.betas[0], adam_beta2=o.betas[1],
@@ -126,6 +131,7 @@ class Trainer:
         """
         self.model.train()
         set_noise(self.steps_done, dist.get_rank())
+        self.diagnostics.begin(self.steps_done + 1)
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         self.scheduler.step(1)
@@ -135,7 +141,7 @@ class Trainer:
         sums, mtp_losses = self._told_by_last_stage((self._reduce(reports), self._mtp_losses(len(batches))))
         tokens = sums.pop("tokens")
         return StepResult(sums.pop("loss") / max(tokens, 1), float(grad_norm), self.optimizer.param_groups[0]["lr"], int(tokens),
-                          mtp_losses, sums)
+                          mtp_losses, sums, self.diagnostics.end())
 
     def _run(self, batches: Sequence[Batch], loss: LossFunction | None, forward_only: bool) -> list[dict[str, Tensor]]:
         """Through the pipeline; what each microbatch reports, on the last stage."""

@@ -14,8 +14,6 @@ from megatron.core.activations import squared_relu
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
 from megatron.core.models.hybrid.hybrid_model import HybridModel
-from megatron.core.quantization.quant_config import RecipeConfig
-from megatron.core.quantization.utils import get_quant_config_or_none
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
 from megatron.core.ssm.mamba_mixer import MambaMixer, MambaMixerSubmodules
 from megatron.core.transformer import TransformerConfig
@@ -38,7 +36,7 @@ from stagecraft.model.config import Architecture
 from stagecraft.model.experts import GroupedExperts
 from stagecraft.model.layers import DuplicatedLinear, QuantizedColumnParallelLinear, QuantizedRowParallelLinear, RMSNorm
 from stagecraft.model.mamba import GatedRMSNorm, split_conv_scan
-from stagecraft.model.precision import recipe
+from stagecraft.model.stage_recipe import StageRecipe
 
 bind_kernels(split_conv_scan=split_conv_scan, gated_norm=GatedRMSNorm)
 bind_modules(norm=RMSNorm, duplicated_linear=DuplicatedLinear)
@@ -50,13 +48,12 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
     """megatron-core's config of an architecture.
 
     Args:
-        precision: "nvfp4" (the recipe of stagecraft.model.precision) or "bf16" (nothing quantised; products in `dtype`).
+        precision: a recipe of stagecraft.model.precision; what it leaves unquantised, with "bf16" everything, is computed in `dtype`.
         mtp_depths: prediction depths; they share one block. 0 builds no MTP.
         expert_bias_rate, aux_loss: 0 freezes the router's balancing (post-training).
         parallel: tensor_model_parallel_size and the like.
     """
     a = architecture
-    quant_recipe = recipe(a, precision)
     return TransformerConfig(
         num_layers=len(a.hybrid_override_pattern), hidden_size=a.hidden_size, num_attention_heads=a.num_attention_heads,
         num_query_groups=a.num_key_value_heads, kv_channels=a.head_dim, ffn_hidden_size=a.moe_intermediate_size,
@@ -70,35 +67,25 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         mamba_state_dim=a.ssm_state_size, mamba_head_dim=a.mamba_head_dim, mamba_num_groups=a.n_groups, mamba_num_heads=a.mamba_num_heads,
         is_hybrid_model=True, use_cpu_initialization=ON_CPU, transformer_impl="local", params_dtype=dtype, pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16, bias_dropout_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False,
-        calculate_per_token_loss=True, quant_recipe=RecipeConfig.from_config_dict(quant_recipe) if quant_recipe else None,
+        calculate_per_token_loss=True, quant_recipe=StageRecipe(a, precision),
         **({"mtp_num_layers": mtp_depths, "mtp_loss_scaling_factor": mtp_loss_scale, "mtp_use_repeated_layer": True} if mtp_depths else {}),
         **parallel)
 
 
 def build_model(architecture: Architecture, config: TransformerConfig, max_sequence_length: int) -> HybridModel:
     """The HybridModel of this rank's pipeline stage, initialised from the megatron RNG state."""
-    stages = "|".join(pipeline_stages(architecture.hybrid_override_pattern, config.pipeline_model_parallel_size))
-    model = HybridModel(
+    stages = pipeline_stages(architecture.hybrid_override_pattern, config.pipeline_model_parallel_size)
+    config.quant_recipe.layer_offset = sum(map(len, stages[:parallel_state.get_pipeline_model_parallel_rank()]))
+    return HybridModel(
         config, layer_spec(architecture), vocab_size=architecture.vocab_size, max_sequence_length=max_sequence_length,
-        hybrid_layer_pattern=stages + ("/" + architecture.mtp_hybrid_override_pattern) * (config.mtp_num_layers or 0),
+        hybrid_layer_pattern="|".join(stages) + ("/" + architecture.mtp_hybrid_override_pattern) * (config.mtp_num_layers or 0),
         pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage())
-    if config.pipeline_model_parallel_size > 1:
-        _match_by_global_names(model)
-    return model
 
 
 def pipeline_stages(pattern: str, stages: int) -> list[str]:
     """The layers of each stage: as even as it goes, the later stages the longer ones."""
     bounds = [len(pattern) * stage // stages for stage in range(stages + 1)]
     return [pattern[start:end] for start, end in pairwise(bounds)]
-
-
-def _match_by_global_names(model: HybridModel) -> None:
-    """Look up every module's precision by its number in the whole model: hybrid_model.py:331 goes by its number in the stage."""
-    for layer in model.decoder.layers:
-        for name, module in layer.named_modules(prefix=f"decoder.layers.{layer.layer_number - 1}"):
-            if hasattr(module, "finish_init"):
-                module.finish_init(get_quant_config_or_none(name, model.config.quant_recipe))
 
 
 def layer_spec(architecture: Architecture) -> ModuleSpec:

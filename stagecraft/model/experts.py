@@ -12,13 +12,13 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
-from stagecraft.model.precision import format_of
+from stagecraft.model.layers import InFormat
 from stagecraft.model.products import GroupedProduct
 
 ALIGNMENT = 32  # rows per expert are padded to this when quantised: no block of a weight gradient spans two experts
 
 
-class GroupedExperts(MegatronModule):
+class GroupedExperts(InFormat, MegatronModule):
     """Squared-ReLU experts without gate: y = (relu(x up^T)^2 * p) down^T.
 
     `up` is [experts, ffn, latent], `down` [experts, latent, ffn]. Expert-tensor parallelism is not supported (it is 1 on gloo).
@@ -33,7 +33,6 @@ class GroupedExperts(MegatronModule):
         latent, ffn = config.moe_latent_size or config.hidden_size, config.moe_ffn_hidden_size
         self.up = self._weight((ffn, latent), config.init_method)
         self.down = self._weight((latent, ffn), config.output_layer_init_method)
-        self.precision: str | None = None
 
     def _weight(self, shape: tuple[int, int], init_method: Any) -> nn.Parameter:
         """Initialised whole and then cut, so that it does not depend on the number of expert-parallel ranks."""
@@ -46,9 +45,6 @@ class GroupedExperts(MegatronModule):
         # Reduced over the expert data-parallel group where that is another one: experts are not divided by tensor parallelism.
         weight.allreduce = self.ep_group.size() == self.config.tensor_model_parallel_size == 1
         return weight
-
-    def finish_init(self, quant_config: Any) -> None:
-        self.precision = format_of(quant_config)
 
     def forward(self, x: Tensor, tokens_per_expert: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """x [rows, latent] sorted by expert, tokens_per_expert [experts], probs [rows] -> [rows, latent]."""
@@ -63,9 +59,9 @@ class GroupedExperts(MegatronModule):
             x = x.new_zeros(rows, x.shape[1]).index_copy(0, places, x)
             probs = probs.new_zeros(rows).index_copy(0, places, probs)
         bounds = [0, *accumulate(counts)]
-        hidden = GroupedProduct.apply(x, self.up, bounds, precision)
+        hidden = GroupedProduct.apply(x, self.up, bounds, precision, self.layer_class)
         hidden = torch.relu(hidden).square() * probs.unsqueeze(-1).to(hidden.dtype)
-        y = GroupedProduct.apply(hidden, self.down, bounds, precision)
+        y = GroupedProduct.apply(hidden, self.down, bounds, precision, self.layer_class)
         return (y if places is None else y.index_select(0, places)), None
 
     def backward_dw(self) -> None:

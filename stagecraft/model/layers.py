@@ -12,8 +12,20 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from torch import Tensor, nn
 
+from stagecraft.model.classes import class_of
 from stagecraft.model.precision import format_of
 from stagecraft.model.products import LinearProduct
+
+
+class InFormat:
+    """Has the format that megatron-core's call of `finish_init` with the layer's recipe entry gives it."""
+
+    precision: str | None = None
+    layer_class = ""
+
+    def finish_init(self, quant_config: Any) -> None:
+        if quant_config is not None:
+            self.precision, self.layer_class = format_of(quant_config), class_of(quant_config.match_input.module_path) or ""
 
 
 class RMSNorm(nn.Module):
@@ -29,7 +41,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-class DuplicatedLinear(nn.Module):
+class DuplicatedLinear(InFormat, nn.Module):
     """The latent projections of LatentMoE: the same weight on every tensor-parallel rank."""
 
     def __init__(self, input_size: int, output_size: int, *, parallel_mode: str, config: Any, init_method: Any, bias: bool = False,
@@ -43,19 +55,16 @@ class DuplicatedLinear(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        return F.linear(x, self.weight), None
+        if self.precision is None or not self.training:
+            return F.linear(x, self.weight), None
+        return LinearProduct.apply(x, self.weight, self.precision, self.layer_class), None
 
     def backward_dw(self) -> None:
         """The weight gradient is not delayed here."""
 
 
-class _Quantized:
-    """Computes in the format that `finish_init` is given; megatron-core calls that on every module with its recipe entry."""
-
-    precision: str | None = None
-
-    def finish_init(self, quant_config: Any) -> None:
-        self.precision = format_of(quant_config)
+class _Quantized(InFormat):
+    """A parallel linear layer of megatron-core in the recipe's format while training."""
 
     def _forward_impl(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.precision is None or not self.training:
@@ -65,7 +74,7 @@ class _Quantized:
             input = gather_from_sequence_parallel_region(input, group=group)
         elif kwargs.get("allreduce_dgrad"):
             input = copy_to_tensor_model_parallel_region(input, group=group)
-        y = LinearProduct.apply(input, weight, self.precision)
+        y = LinearProduct.apply(input, weight, self.precision, self.layer_class)
         return y if kwargs.get("bias") is None else y + kwargs["bias"]
 
 

@@ -1,51 +1,72 @@
-"""The precision recipe as data: module patterns -> formats, in the schema that Transformer Engine's layers read too.
+"""The precision recipes as data: recipes/NAME.yaml maps module patterns to formats; here they are resolved for an architecture.
 
-Source of the exceptions: Nemotron 3 Super technical report (arXiv 2604.12374), section 2: the last 15% of layers, latent
-projections, QKV and attention output, MTP, embeddings and head stay in BF16, the Mamba output projection in MXFP8, the router
-in FP32; every other linear layer is NVFP4 in all three of its products.
+What comes out is what megatron-core reads (`RecipeConfig.from_config_dict`, or as a file `--te-precision-config-file`): the same
+recipe drives the emulation of this package's layers and Transformer Engine's layers.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
+from io import StringIO
 from math import ceil
+from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from stagecraft.model.config import Architecture
 from stagecraft.model.products import MXFP8, NVFP4
 
-LAST_LAYERS_SHARE = 0.15
-PRECISIONS = ("nvfp4", "bf16")
+RECIPES = Path(__file__).parent / "recipes"
+PRECISIONS = tuple(sorted(path.stem for path in RECIPES.glob("*.yaml")))
 
 
-def recipe(architecture: Architecture, precision: str) -> dict[str, Any] | None:
-    """The recipe dictionary (`RecipeConfig.from_config_dict`); the first matching pattern decides. None: nothing is quantised."""
-    if precision != "nvfp4":
-        return None
+def recipe(architecture: Architecture, precision: str) -> dict[str, Any]:
+    """The recipe `precision` with `last_layers` resolved; the first matching pattern decides.
+
+    Raises:
+        ValueError: there is no recipe of that name.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    given = YAML(typ="safe").load(RECIPES / f"{precision}.yaml")
     layers = len(architecture.hybrid_override_pattern)
-    kept = range(layers - ceil(LAST_LAYERS_SHARE * layers), layers)
-    configs = {
-        "bf16": {"transformer_engine_config_type": "TEQuantizationParams", "training_recipe": {}},
-        "mxfp8": {"transformer_engine_config_type": "TEQuantizationParams", "training_recipe": {"fp8_quantization_recipe": "mxfp8"}},
-        "nvfp4": {"transformer_engine_config_type": "TEQuantizationParams", "training_recipe": {"fp4_quantization_recipe": "nvfp4"}},
-    }
-    patterns = [
-        ("mtp", "mtp.*", "bf16"), ("head", "output_layer*", "bf16"), ("attention", "*self_attention*", "bf16"),
-        ("latent", "*latent_proj*", "bf16"), *((f"last-{layer}", f"decoder.layers.{layer}.*", "bf16") for layer in kept),
-        ("mamba-out", "*mixer.out_proj*", "mxfp8"), ("rest", "*", "nvfp4"),
-    ]
-    matchers = {name: {"config": config, "type": "glob", "pattern": pattern, "enabled": True} for name, pattern, config in patterns}
-    return {"configs": configs, "matchers": matchers}
+    matchers = {}
+    for name, matcher in given["matchers"].items():
+        if matcher["type"] == "last_layers":
+            common = {"type": "glob", "config": matcher["config"], "enabled": matcher["enabled"]}
+            for layer in range(layers - ceil(matcher["share"] * layers), layers):
+                matchers[f"{name}: {layer}"] = {**common, "pattern": matcher["pattern"].format(layer=layer)}
+        else:
+            matchers[name] = matcher
+    # A copy of each config: YAML's anchors would come out as aliases.
+    return {"configs": {name: deepcopy(config) for name, config in given["configs"].items()}, "matchers": matchers}
+
+
+def as_yaml(resolved: dict[str, Any]) -> str:
+    """A resolved recipe as the file that megatron-core's `RecipeConfig.from_yaml_file` takes."""
+    stream = StringIO()
+    yaml = YAML()
+    yaml.width = 140
+    yaml.dump(resolved, stream)
+    return stream.getvalue()
 
 
 def format_of(quant_config: Any) -> str | None:
-    """The format a layer computes in, from megatron-core's QuantizationConfig of that layer; None is the tensors' own dtype."""
-    if quant_config is None:
+    """The format a layer trains in, from megatron-core's QuantizationConfig of that layer; None is the tensors' own dtype.
+
+    Raises:
+        ValueError: the layer cannot do what the recipe asks for.
+    """
+    training, path = quant_config.config["training_recipe"], quant_config.match_input.module_path
+    if quant_config.config.get("evaluation_recipe") != {}:
+        raise ValueError(f"{path}: evaluation is not quantised here; the recipe has to say so with evaluation_recipe: {{}}")
+    asked = {key: value for key, value in training.items() if key.endswith("_quantization_recipe")}
+    if not asked:
         return None
-    training = quant_config.config.get("training_recipe", {})
-    if training.get("fp4_quantization_recipe") == "nvfp4":
-        return NVFP4
-    if training.get("fp8_quantization_recipe") == "mxfp8":
-        return MXFP8
-    if training:
-        raise ValueError(f"{quant_config.match_input.module_path}: no emulation of {training}")
-    return None
+    if not training.get("override_nonquantized_autocast"):
+        raise ValueError(f"{path}: without override_nonquantized_autocast Transformer Engine would ignore {asked}")
+    for wanted, name in (({"fp4_quantization_recipe": "nvfp4"}, NVFP4), ({"fp8_quantization_recipe": "mxfp8"}, MXFP8)):
+        if asked == wanted:
+            return name
+    raise ValueError(f"{path}: no emulation of {asked}")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stagecraft.model.losses import LOSSES
 from stagecraft.numerics import hadamard, mxfp8, nvfp4
 
 NVFP4, MXFP8 = "nvfp4", "mxfp8"
@@ -37,51 +38,59 @@ def set_noise(step: int, rank: int) -> None:
     NOISE.step, NOISE.rank, NOISE.call = step, rank, 0
 
 
-def _forward_operands(x: Tensor, w: Tensor, precision: str | None) -> tuple[Tensor, Tensor]:
+def _round(x: Tensor, precision: str, layer: str, role: str, *, dim: int = -1, tiles: bool = False, stochastic: bool = False) -> Tensor:
     if precision == NVFP4:
-        return nvfp4.quantize_dequantize(x), nvfp4.quantize_dequantize(w, two_dimensional=True)
-    if precision == MXFP8:
-        return mxfp8.quantize_dequantize(x), mxfp8.quantize_dequantize(w)
-    return x, w
+        y = nvfp4.quantize_dequantize(x, dim=dim, two_dimensional=tiles, stochastic=stochastic, seed=NOISE.next() if stochastic else 0)
+    else:
+        y = mxfp8.quantize_dequantize(x, dim=dim)
+    if LOSSES.watching:
+        LOSSES.see(layer, role, x, y, nvfp4.count_saturated(x, dim=dim, two_dimensional=tiles) if precision == NVFP4 else 0)
+    return y
 
 
-def _data_gradient_operands(dy: Tensor, w: Tensor, w_forward: Tensor, precision: str | None) -> tuple[Tensor, Tensor]:
+def _forward_operands(x: Tensor, w: Tensor, precision: str | None, layer: str) -> tuple[Tensor, Tensor]:
+    if precision is None:
+        return x, w
+    return _round(x, precision, layer, "activations"), _round(w, precision, layer, "weights", tiles=precision == NVFP4)
+
+
+def _data_gradient_operands(dy: Tensor, w: Tensor, w_forward: Tensor, precision: str | None, layer: str) -> tuple[Tensor, Tensor]:
+    if precision is None:
+        return dy, w_forward
     if precision == NVFP4:
-        return nvfp4.quantize_dequantize(dy, stochastic=True, seed=NOISE.next()), w_forward
-    if precision == MXFP8:
-        return mxfp8.quantize_dequantize(dy), mxfp8.quantize_dequantize(w, dim=-2)
-    return dy, w_forward
+        return _round(dy, precision, layer, "gradients", stochastic=True), w_forward
+    return _round(dy, precision, layer, "gradients"), _round(w, precision, layer, "weights", dim=-2)
 
 
-def _weight_gradient_operands(dy: Tensor, x: Tensor, precision: str | None) -> tuple[Tensor, Tensor]:
+def _weight_gradient_operands(dy: Tensor, x: Tensor, precision: str | None, layer: str) -> tuple[Tensor, Tensor]:
     """Rows are tokens, the dimension summed over."""
+    if precision is None:
+        return dy, x
     if precision == NVFP4:
         dy, x = hadamard.transform(dy, dim=-2), hadamard.transform(x, dim=-2)
-        return nvfp4.quantize_dequantize(dy, dim=-2, stochastic=True, seed=NOISE.next()), nvfp4.quantize_dequantize(x, dim=-2)
-    if precision == MXFP8:
-        return mxfp8.quantize_dequantize(dy, dim=-2), mxfp8.quantize_dequantize(x, dim=-2)
-    return dy, x
+    return (_round(dy, precision, layer, "gradients of weight gradients", dim=-2, stochastic=precision == NVFP4),
+            _round(x, precision, layer, "activations of weight gradients", dim=-2))
 
 
 class LinearProduct(torch.autograd.Function):
-    """y = x w^T for x [..., in], w [out, in]."""
+    """y = x w^T for x [..., in], w [out, in]; `layer` is the name under which what rounding loses is counted."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, precision: str | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, precision: str | None, layer: str = "") -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        xq, wq = _forward_operands(rows, w, precision)
-        ctx.precision = precision
+        xq, wq = _forward_operands(rows, w, precision, layer)
+        ctx.precision, ctx.layer = precision, layer
         ctx.save_for_backward(rows, w, wq)
         return (xq @ wq.t()).view(*x.shape[:-1], w.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, w, wq = ctx.saved_tensors
         dy_rows = dy.reshape(-1, dy.shape[-1]).contiguous()
-        a, b = _data_gradient_operands(dy_rows, w, wq, ctx.precision)
+        a, b = _data_gradient_operands(dy_rows, w, wq, ctx.precision, ctx.layer)
         dx = (a @ b).view(*dy.shape[:-1], w.shape[1])
-        a, b = _weight_gradient_operands(dy_rows, rows, ctx.precision)
-        return dx, a.t() @ b, None
+        a, b = _weight_gradient_operands(dy_rows, rows, ctx.precision, ctx.layer)
+        return dx, a.t() @ b, None, None
 
 
 class GroupedProduct(torch.autograd.Function):
@@ -92,9 +101,9 @@ class GroupedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, bounds: list[int], precision: str | None) -> Tensor:
-        xq, wq = _forward_operands(x, w, precision)
-        ctx.precision, ctx.bounds = precision, bounds
+    def forward(ctx: Any, x: Tensor, w: Tensor, bounds: list[int], precision: str | None, layer: str = "") -> Tensor:
+        xq, wq = _forward_operands(x, w, precision, layer)
+        ctx.precision, ctx.bounds, ctx.layer = precision, bounds, layer
         ctx.save_for_backward(x, w, wq)
         y = x.new_empty(x.shape[0], w.shape[1])
         for expert, (start, end) in enumerate(pairwise(bounds)):
@@ -103,14 +112,14 @@ class GroupedProduct(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, w, wq = ctx.saved_tensors
         dy = dy.contiguous()
         dx, dw = torch.empty_like(x), torch.zeros_like(w)
-        a, b = _data_gradient_operands(dy, w, wq, ctx.precision)
-        c, d = _weight_gradient_operands(dy, x, ctx.precision)
+        a, b = _data_gradient_operands(dy, w, wq, ctx.precision, ctx.layer)
+        c, d = _weight_gradient_operands(dy, x, ctx.precision, ctx.layer)
         for expert, (start, end) in enumerate(pairwise(ctx.bounds)):
             if start < end:
                 torch.mm(a[start:end], b[expert], out=dx[start:end])
                 torch.mm(c[start:end].t(), d[start:end], out=dw[expert])
-        return dx, dw, None, None
+        return dx, dw, None, None, None

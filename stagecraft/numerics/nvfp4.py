@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stagecraft.numerics import backend
 from stagecraft.numerics.backend import kernel
 from stagecraft.numerics.rounding import E2M1_MAX, E4M3_MAX, E4M3_MIN, e2m1, noise, seed_tensor
 
@@ -46,26 +47,51 @@ def quantize_dequantize(x: Tensor, *, dim: int = -1, two_dimensional: bool = Fal
     Raises:
         ValueError: for `dim` other than -1 or -2, tiles with `tensor_amax`, or fewer dimensions than the blocks need.
     """
-    if dim not in (-1, -2) or x.dim() < (2 if two_dimensional or dim == -2 else 1):
-        raise ValueError(f"no NVFP4 blocks along dimension {dim} of a tensor of shape {tuple(x.shape)}")
     if two_dimensional and tensor_amax is not None:
         raise ValueError("tiles take their tensor scale from the matrix itself")
+    _check(x, dim, two_dimensional)
     if x.numel() == 0:
         return x.clone()
+    if x.is_cuda and backend.name() == "compiled":
+        from stagecraft.numerics import nvfp4_triton  # imports Triton, which hosts without a GPU lack
+
+        return nvfp4_triton.quantize_dequantize(x, dim=dim, two_dimensional=two_dimensional, stochastic=stochastic, seed=seed,
+                                                tensor_amax=tensor_amax)
+    padded, blocks = _blocks(x, dim, two_dimensional)
     start = seed_tensor(seed, x.device) if stochastic else None
+    y = _tiles(blocks, start) if two_dimensional else (_rows if dim == -1 else _columns)(blocks, start, tensor_amax)
+    y = y.view(padded)
+    return y if padded == x.shape else y[tuple(slice(size) for size in x.shape)].contiguous()
+
+
+def count_saturated(x: Tensor, *, dim: int = -1, two_dimensional: bool = False) -> Tensor:
+    """How many elements `quantize_dequantize` cuts to the largest code, as their block's scale was rounded down: int64 []."""
+    _check(x, dim, two_dimensional)
+    if x.numel() == 0:
+        return x.new_zeros((), dtype=torch.int64)
+    _, blocks = _blocks(x, dim, two_dimensional)
+    magnitude = blocks.float().abs()
+    over = (2, 4) if two_dimensional else (1,)
+    amax = magnitude.amax(over, keepdim=True)
+    tensor_scale = _nonzero(tensor_scale_of(amax.amax((1, 3), keepdim=True) if two_dimensional else amax.amax()))
+    return (magnitude / (block_scales(amax, tensor_scale).float() * tensor_scale) > E2M1_MAX).sum()
+
+
+def _check(x: Tensor, dim: int, two_dimensional: bool) -> None:
+    if dim not in (-1, -2) or x.dim() < (2 if two_dimensional or dim == -2 else 1):
+        raise ValueError(f"no NVFP4 blocks along dimension {dim} of a tensor of shape {tuple(x.shape)}")
+
+
+def _blocks(x: Tensor, dim: int, two_dimensional: bool) -> tuple[torch.Size, Tensor]:
+    """(shape of `x` padded to whole blocks, that tensor as its kernel takes it)."""
     rows, columns = x.shape[-2] if x.dim() > 1 else 1, x.shape[-1]
     pad_rows = -rows % BLOCK if two_dimensional or dim == -2 else 0
     pad_columns = -columns % BLOCK if two_dimensional or dim == -1 else 0
     padded = F.pad(x, (0, pad_columns, 0, pad_rows)) if pad_rows else F.pad(x, (0, pad_columns)) if pad_columns else x
+    padded = padded.contiguous()
     if two_dimensional:
-        tall, wide = (rows + pad_rows) // BLOCK, (columns + pad_columns) // BLOCK
-        y = _tiles(padded.contiguous().view(-1, tall, BLOCK, wide, BLOCK), start)
-    elif dim == -1:
-        y = _rows(padded.contiguous().view(-1, BLOCK), start, tensor_amax)
-    else:
-        y = _columns(padded.contiguous().view(-1, BLOCK, columns), start, tensor_amax)
-    y = y.view(padded.shape)
-    return y[..., :rows, :columns].contiguous() if pad_rows else y[..., :columns].contiguous() if pad_columns else y
+        return padded.shape, padded.view(-1, (rows + pad_rows) // BLOCK, BLOCK, (columns + pad_columns) // BLOCK, BLOCK)
+    return padded.shape, padded.view(-1, BLOCK) if dim == -1 else padded.view(-1, BLOCK, columns)
 
 
 def quantize(x: Tensor, *, scales: Tensor | None = None, tensor_scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

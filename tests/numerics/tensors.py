@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-KINDS = ("normal", "heavy", "zeros", "ties", "subnormal scales", "tiny", "huge", "one spike")
+KINDS = ("normal", "heavy", "zeros", "ties", "scale ties", "subnormal scales", "tiny", "huge", "one spike")
 
 
 def make(kind: str, dtype: torch.dtype, rows: int, columns: int, seed: int) -> Tensor:
@@ -19,9 +19,15 @@ def make(kind: str, dtype: torch.dtype, rows: int, columns: int, seed: int) -> T
         x[:, ::3] = 0
         x[: rows // 2] = 0
         x[-1, -1] = 1
-    elif kind == "ties":
-        x = torch.randint(-27, 28, (rows, columns), generator=generator) * 0.25
-        x[:, ::16] = 6.0
+    elif kind in ("ties", "scale ties"):
+        # With a largest magnitude of 2688 the tensor's scale is 1 and every quotient below is exact.
+        unit = 2.0 ** torch.randint(-4, 8, (rows, columns // 16, 1), generator=generator)
+        blocks = torch.randint(-24, 25, (rows, columns // 16, 16), generator=generator) * 0.25 * unit
+        # 17/16, 19/16, ... lie between two values of E4M3.
+        between = (17 + 2 * torch.randint(0, 8, unit.shape, generator=generator)) / 16 if kind == "scale ties" else 1.0
+        blocks[..., :1] = 6.0 * between * unit
+        blocks[-1, -1, 0] = 2688.0
+        x = blocks.flatten(1)
     elif kind == "subnormal scales":
         x = x * torch.logspace(0, -4, rows).unsqueeze(1)
         x[0, 0] = 1000.0

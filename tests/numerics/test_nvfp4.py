@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stagecraft.numerics import nvfp4
-from tests.numerics.tensors import bits, tensors
+from tests.numerics.tensors import bits, make, tensors
+
+GRID = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +23,23 @@ def modelopt():
     from modelopt.torch.quantization.qtensor.nvfp4_tensor import NVFP4QTensor
 
     return NVFP4QTensor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_inputs_are_as_hard_as_their_names_say(dtype):
+    def parts(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        x = make(kind, dtype, 16, 96, 0)
+        _, scales, tensor_scale = nvfp4.quantize(x)
+        blocks = x.double().unflatten(-1, (-1, 16)).abs()
+        wanted = blocks.amax(-1) / (6 * tensor_scale.double())
+        return (blocks / (scales.double() * tensor_scale.double()).unsqueeze(-1)).numpy(), wanted.numpy(), scales.double().numpy()
+
+    ratio, _, _ = parts("ties")
+    assert np.isin(ratio, (GRID[1:] + GRID[:-1]) / 2).mean() > 0.2
+    _, wanted, scales = parts("scale ties")
+    assert (np.abs(wanted - scales) == np.exp2(np.floor(np.log2(wanted)) - 4)).mean() > 0.9  # half a step of three mantissa bits
+    _, wanted, scales = parts("subnormal scales")
+    assert (scales < 2**-6).mean() > 0.2 and (wanted < 2**-9).any() and (wanted > 2**-6).any()
 
 
 @settings(max_examples=150, deadline=None)
@@ -34,9 +54,6 @@ def test_bits_are_modelopts(modelopt, x):
     values = theirs.dequantize(dtype=x.dtype, scale=scales, double_scale=tensor_scale, block_sizes={-1: 16})
     assert torch.equal(bits(nvfp4.dequantize(codes, own_scales, own_tensor_scale, x.dtype)), bits(values))
     assert torch.equal(bits(nvfp4.quantize_dequantize(x)), bits(values))
-
-
-GRID = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
 def nearest(value: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +144,23 @@ def test_nothing_becomes_zero_and_broken_becomes_nan():
         x = torch.ones(4, 32)
         x[1, 3] = broken
         assert nvfp4.quantize_dequantize(x).isnan().all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(x=tensors(), dim=st.sampled_from([-1, -2]))
+def test_saturated_are_the_elements_beyond_the_largest_code_of_their_block(x, dim):
+    assume(float(x.float().abs().max()) > 1e-30)
+    count = int(nvfp4.count_saturated(x, dim=dim))
+    matrix = x.float() if dim == -1 else F.pad(x.float(), (0, 0, 0, -len(x) % 16)).t()
+    _, scales, tensor_scale = nvfp4.quantize(matrix)
+    assert count == int((matrix.unflatten(-1, (-1, 16)).abs() / (scales.float() * tensor_scale).unsqueeze(-1) > 6).sum())
+
+
+def test_saturated_tiles_are_counted_matrix_by_matrix():
+    stack = torch.randn(3, 40, 24, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 3)[:, None, None]
+    together = int(nvfp4.count_saturated(stack, two_dimensional=True))
+    assert together == sum(int(nvfp4.count_saturated(matrix, two_dimensional=True)) for matrix in stack) > 0
+    assert int(nvfp4.count_saturated(torch.empty(0, 16), dim=-2)) == 0  # an expert-parallel rank without a token
 
 
 def test_calibrated_amax_saturates():

@@ -75,7 +75,11 @@ def test_each_stage_leaves_an_artifact_with_its_figures(finished):
         manifest = json.loads((where / "artifacts" / name / "manifest.json").read_text())
         assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= manifest["files"].keys()
     recorded = json.loads((where / "artifacts/base/manifest.json").read_text())["environment"]
-    assert recorded["precision_requested"] == "nvfp4" and recorded["layers_per_format"]["nvfp4"] >= 4
+    assert recorded["precision_requested"] == "nvfp4"
+    assert {"layer_class": "Mamba input", "layers": 2, "requested": "nvfp4", "actual": "nvfp4 emulated, products in float32",
+            "emulated": True} in recorded["precision_ladder"]
+    matchers = list(YAML().load(recorded["precision_recipe"])["matchers"])  # their order decides
+    assert matchers[0] == "router" and matchers[-1] == "rest" and "last layers: 5" in matchers
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])

@@ -1,0 +1,111 @@
+"""The precision ladder: what each class of layer is asked to compute in, what it computes in on this hardware, and what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stagecraft.megatron_cpu import ON_CPU
+
+import torch
+from megatron.core.quantization.quant_config import MatchContext
+from torch import nn
+
+from stagecraft.contract.errors import UserError
+from stagecraft.model.classes import class_of, linear_layers
+from stagecraft.model.config import Architecture
+from stagecraft.model.precision import format_of
+from stagecraft.model.products import MXFP8, NVFP4
+from stagecraft.model.stage_recipe import StageRecipe
+
+# The compute capability from which Transformer Engine multiplies a format in hardware (its check_nvfp4_support, check_mxfp8_support).
+NATIVE_FROM = {NVFP4: (10, 0), MXFP8: (10, 0)}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What multiplies: a device, its CUDA compute capability (None: a CPU), and whether the linear layers are Transformer Engine's."""
+
+    name: str
+    capability: tuple[int, int] | None
+    transformer_engine: bool
+
+    @classmethod
+    def of(cls, config: Any) -> Hardware:
+        """This rank's, under a megatron-core TransformerConfig."""
+        if ON_CPU:
+            return cls("CPU", None, False)
+        return cls(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), config.transformer_impl == "transformer_engine")
+
+    def multiplies(self, precision: str) -> bool:
+        """Whether products of operands in this format run in hardware."""
+        return self.transformer_engine and self.capability is not None and self.capability >= NATIVE_FROM[precision]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A class of layers with one requested format: how many layers, what was asked for, what computes, whether by emulation."""
+
+    layer_class: str
+    layers: int
+    requested: str
+    actual: str
+    emulated: bool
+
+    def __str__(self) -> str:
+        return f"{self.layer_class}, {self.layers}: {self.requested} -> {self.actual}"
+
+
+def ladder(architecture: Architecture, precision: str, hardware: Hardware, *, mtp: bool, dtype: torch.dtype) -> list[Rung]:
+    """Requested and actual format of every class of layer of the whole model, in the order of the model.
+
+    Args:
+        dtype: of parameters and activations, in which unquantised layers compute and emulated products accumulate.
+
+    Raises:
+        UserError: the layers are Transformer Engine's, which emulates nothing, and the hardware lacks a format.
+    """
+    recipe, wide = StageRecipe(architecture, precision), str(dtype).removeprefix("torch.")
+    counts: Counter[tuple[str, str, str, bool]] = Counter()
+    for path in linear_layers(architecture, mtp=mtp):
+        match = recipe.match(MatchContext(path, None))
+        wanted = format_of(match)
+        emulated = wanted is not None and not hardware.multiplies(wanted)
+        if emulated and hardware.transformer_engine:
+            raise UserError(f"{hardware.name} has no {wanted} products ({class_of(path)}), and Transformer Engine emulates none",
+                            where="precision", mend="choose another recipe")
+        if wanted is None:
+            actual = "float32" if class_of(path) == "router" else wide
+        else:
+            actual = f"{wanted} emulated, products in {wide}" if emulated else f"{wanted} in hardware"
+        counts[class_of(path), match.config_key, actual, emulated] += 1
+    return [Rung(name, count, *rest) for (name, *rest), count in counts.items()]
+
+
+def refuse_emulation(rungs: Sequence[Rung], hardware: Hardware) -> None:
+    """End before any work if a format would be emulated.
+
+    Raises:
+        UserError: it would; the line names the format and the first class of layers.
+    """
+    for rung in rungs:
+        if rung.emulated:
+            raise UserError(f"{rung.requested} ({rung.layer_class}) would be emulated on {hardware.name}, which is slow",
+                            where="precision", mend="set emulate: true for that, or precision: bf16")
+
+
+def check(model: nn.Module, recipe: StageRecipe) -> None:
+    """Make sure that every layer of this rank computes in the format that the recipe names.
+
+    Raises:
+        UserError: a layer does not, most often because it knows no formats.
+    """
+    for path, module in model.named_modules():
+        if class_of(path) is None or not any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+            continue
+        wanted = format_of(recipe.match(MatchContext(path, None)))
+        if wanted != getattr(module, "precision", None):
+            raise UserError(f"{recipe.in_the_model(path)} computes in {getattr(module, 'precision', None) or 'its own dtype'}, "
+                            f"the recipe says {wanted}", where=f"precision {recipe.precision}", mend="name another format in the recipe")

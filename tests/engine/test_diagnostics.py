@@ -1,0 +1,121 @@
+"""The health figures against the same figures taken by other means, on one rank and on two."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stagecraft.engine.diagnostics import _balance
+from stagecraft.model.losses import LOSSES, RoundingLosses
+from stagecraft.model.products import GroupedProduct, LinearProduct, set_noise
+from stagecraft.numerics import nvfp4
+from tests.engine.test_trainer import batch, new_trainer
+
+
+def test_figures_come_every_so_many_steps_and_change_nothing():
+    looked, plain = new_trainer(diagnose_every=2), new_trainer()
+    steps = [(looked.step([batch(at)]), plain.step([batch(at)])) for at in range(4)]
+    assert [bool(ours.diagnostics) for ours, _ in steps] == [False, True, False, True]
+    assert all((ours.loss, ours.grad_norm) == (theirs.loss, theirs.grad_norm) for ours, theirs in steps)
+    for name, tensor in looked.weights().items():
+        assert torch.equal(tensor, plain.weights()[name]), name
+    assert not LOSSES.watching
+
+
+def test_zero_gradients_of_the_embedding_are_the_tokens_that_did_not_occur():
+    trainer = new_trainer(precision="bf16", mtp_depths=0, diagnose_every=1)
+    b = batch(0)
+    b.tokens[:] = torch.arange(20)[torch.randint(0, 20, b.tokens.shape)]
+    figures = trainer.step([b]).diagnostics
+    assert figures["zero gradients/embedding"] == pytest.approx(1 - len(b.tokens.unique()) / 256)
+    assert figures["zero gradients/head"] == 0
+    assert not any(name.startswith(("flushed", "saturated")) for name in figures)  # nothing was rounded
+
+
+def test_router_load_is_what_the_dispatcher_sends():
+    trainer = new_trainer(mtp_depths=0, diagnose_every=1)
+    seen = []
+    for module in trainer.module.modules():
+        if type(module).__name__ == "GroupedExperts":
+            module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1].double()))
+    figures = trainer.step([batch(0), batch(1)]).diagnostics
+    load = torch.stack(seen).sum(0)  # one layer, two microbatches
+    share = load / load.sum()
+    assert figures["load/max"] == pytest.approx(float(load.max() / load.mean()))
+    assert figures["load/entropy"] == pytest.approx(-sum(float(s) * math.log(s) for s in share if s) / math.log(8))
+    assert figures["load/idle"] == float((load == 0).double().mean())
+
+
+def test_balance_of_extremes():
+    even, one = torch.full((2, 4), 5.0), torch.tensor([[12.0, 0, 0, 0]])
+    assert _balance(even) == {"load/max": 1.0, "load/entropy": pytest.approx(1.0), "load/idle": 0.0}
+    assert _balance(one) == {"load/max": 4.0, "load/entropy": 0.0, "load/idle": 0.75}
+
+
+@pytest.fixture
+def watch():
+    LOSSES.watch(True)
+    yield LOSSES
+    LOSSES.watch(False)
+
+
+def test_flushed_and_saturated_elements_of_a_product(watch):
+    x = torch.full((32, 32), 1.0)
+    x[:, 1::2] = 1e-3  # far below half the smallest code
+    x[0, 0] = 0
+    w = torch.eye(32)
+    LinearProduct.apply(x, w, "nvfp4", "shared expert")
+    nonzero, flushed, saturated = watch.counts["shared expert", "activations"].tolist()
+    assert (nonzero, flushed) == (32 * 32 - 1, 32 * 16)
+    _, scales, tensor_scale = nvfp4.quantize(x)
+    assert saturated == int((x.unflatten(-1, (-1, 16)) > 6 * scales.float().unsqueeze(-1) * tensor_scale).sum())
+    assert watch.counts["shared expert", "weights"].tolist()[:2] == [32, 0]
+
+
+def test_every_operand_is_counted_and_the_padding_of_experts_is_not(watch):
+    set_noise(0, 0)
+    x, w = torch.randn(64, 32, requires_grad=True), torch.randn(2, 48, 32, requires_grad=True)
+    padded = F.pad(x, (0, 0, 0, 32))
+    GroupedProduct.apply(padded, w, [0, 64, 96], "nvfp4", "routed experts").sum().backward()
+    counts = {operand: values.tolist() for (_, operand), values in watch.counts.items()}
+    assert counts["activations"][0] == 64 * 32 and counts["weights"][0] == 2 * 48 * 32
+    assert counts.keys() == {"activations", "weights", "gradients", "gradients of weight gradients", "activations of weight gradients"}
+    assert 0.03 < counts["activations"][1] / counts["activations"][0] < 0.12  # a quarter code of a normal block of 16 is 0.09 sigma
+
+
+def test_counts_add_up_and_begin_anew():
+    losses = RoundingLosses()
+    for _ in range(2):
+        losses.see("head", "weights", torch.tensor([1.0, 0.0, 2.0]), torch.tensor([1.0, 0.0, 0.0]), 1)
+    assert losses.counts["head", "weights"].tolist() == [4, 2, 2]
+    losses.watch(True)
+    assert not losses.counts
+
+
+RANK = """
+import json
+import stagecraft.megatron_cpu
+from stagecraft.engine.trainer import Batch
+from tests.engine.test_diagnostics import *
+import torch.distributed as dist
+trainer = new_trainer(precision="bf16", mtp_depths=0, aux_loss=0.0, diagnose_every=1)
+rank, world, whole = dist.get_rank(), dist.get_world_size(), batch(0, rows=4)
+rows = slice(4 // world * rank, 4 // world * (rank + 1))
+mine = Batch(whole.tokens[rows], whole.labels[rows], whole.loss_mask[rows])
+print("RESULT" if rank == 0 else "", json.dumps(trainer.step([mine]).diagnostics))
+"""
+
+
+def test_two_ranks_give_the_figures_of_one():
+    def run(ranks):
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python",
+                               sys.executable, "-c", RANK], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.JSONDecoder().raw_decode(done.stdout.split("RESULT")[1].strip())[0]
+
+    assert run(2) == pytest.approx(run(1), rel=1e-6)
