@@ -38,7 +38,7 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     """Train on this rank; `log` on rank 0 only."""
     torch.set_num_threads(1)
     parallel.initialize(params.seed, params.layout)
-    first, per_rank = parallel.share(params.global_batch // params.micro_batch, "microbatches")
+    first, per_rank = parallel.share(params.global_batch // params.micro_batch, "pretrain: global_batch / micro_batch")
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"sequence_length": params.sequence_length, "eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id,
               "vocab_size": len(tokenizer), "seed": params.seed}

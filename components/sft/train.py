@@ -70,7 +70,7 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
     """Fine-tune on this rank; `log` on rank 0 only."""
     torch.set_num_threads(1)
     parallel.initialize(params.seed, params.layout)
-    first, share = parallel.share(params.packs_per_step, "packs_per_step")
+    first, share = parallel.share(params.packs_per_step, "sft: packs_per_step")
     packs = Packs(read_conversations(corpus), params)
     efficiency = packs.efficiency(params.steps)
     trainer = Trainer(architecture, Optimization.of(params), max_sequence_length=params.pack_tokens, weights=weights,

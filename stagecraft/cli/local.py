@@ -24,6 +24,7 @@ from stagecraft.contract.errors import EXIT_USER_ERROR
 from stagecraft.contract.events import VARIABLE as EVENTS_VARIABLE
 from stagecraft.contract.kfp_task import FROM_VARIABLE, ROOT_VARIABLE, RUNNER_VARIABLE
 from stagecraft.contract.params import read_profile
+from stagecraft.contract.stages import STAGES
 from stagecraft.contract.tracking import DEFAULT_URI, PARENT_VARIABLE, connect, experiment_id, log_metrics, log_params
 
 _TAIL_LINES = 25
@@ -115,7 +116,7 @@ def _diary(name: str, stamp: str) -> Iterator[dict[str, Any]]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     tags = {"pipeline": name, "runner": "local", "git.commit": commit}
     run = client.create_run(experiment, run_name=f"{name}-{stamp}", tags=tags).info.run_id
-    log_params(client, run, read_profile())
+    log_params(client, run, {name: section for name, section in read_profile().items() if name in STAGES})
     os.environ.update({PARENT_VARIABLE: run, "MLFLOW_EXPERIMENT_ID": experiment})
     try:
         yield told

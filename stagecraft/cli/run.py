@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stagecraft.contract.cluster import SECTION
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
 from stagecraft.contract.files import write_atomic
+from stagecraft.contract.kfp_task import RUNNER_VARIABLE
 from stagecraft.contract.profile import override
 from stagecraft.contract.stages import STAGES
 
@@ -62,11 +64,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("no such pipeline", where=options.file, mend="try pipelines/full.py")
     root = project_of(file)
     os.chdir(root)
-    overrides = [item for item in options.assignments if item.partition(".")[0] in STAGES]
+    overrides = [item for item in options.assignments if item.partition(".")[0] in (*STAGES, SECTION)]
     others = [item for item in options.assignments if item not in overrides]
     changes = prepare_params(root, options.profile, overrides)
     for change in changes:
         print(f"params.yaml: {change}")
+    os.environ[RUNNER_VARIABLE] = "cluster" if options.endpoint else "local"  # a pipeline for this machine asks for no pods
     pipeline = load_pipeline(root, file)
     pipeline_arguments = parse_arguments(pipeline, others)
     if options.endpoint:
@@ -87,7 +90,7 @@ def project_of(file: Path) -> Path:
 
 
 def prepare_params(root: Path, profile: Path | None, overrides: Sequence[str]) -> list[str]:
-    """Check the profile with its overrides, all seven stages of it, and only then make it params.yaml.
+    """Check the profile with its overrides, all of its sections, and only then make it params.yaml.
 
     Returns:
         one line per change that was made to params.yaml.

@@ -1,8 +1,8 @@
 """The body of every KFP task: have DVC bring the stage up to date, and point KFP's artifacts at what DVC keeps.
 
-On a laptop (`kfp run` sets STAGECRAFT_RUNNER=local) all tasks share one working tree. In a pod each task has a clone of its own:
-the lock entries of the stages before it arrive as metadata of its input artifacts, DVC pulls what they name from the remote,
-and what this stage computed is pushed for the next.
+On a laptop (`kfp run` sets STAGECRAFT_RUNNER=local) all tasks share one working tree. In a pod each task has a clone of its own, on
+the volume $STAGECRAFT_SHARED where there is one: the lock entries of the stages before it arrive as metadata of its input artifacts,
+DVC pulls what they name from the remote, and what this stage computed is pushed for the next.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, chdir
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from stagecraft.contract import manifest
+from stagecraft.contract.clone import clone
+from stagecraft.contract.cluster import TASK_VARIABLE
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
 from stagecraft.contract.events import VARIABLE, emit, events_file, read_events
+from stagecraft.contract.files import digest_of
 from stagecraft.contract.params import params_path, read_profile
 from stagecraft.contract.profile import replace_section
 from stagecraft.contract.registry import promote, read_promotion
@@ -30,6 +34,7 @@ ROOT_VARIABLE = "STAGECRAFT_ROOT"
 RUNNER_VARIABLE = "STAGECRAFT_RUNNER"
 FROM_VARIABLE = "STAGECRAFT_FROM"
 REMOTE_VARIABLE = "STAGECRAFT_REMOTE"
+SHARED_VARIABLE = "STAGECRAFT_SHARED"
 
 
 def section(stage: str) -> str:
@@ -43,7 +48,7 @@ def project_root() -> Path:
 
 
 def run_task(stage: str, params: str, *, inputs: Mapping[str, Any] | None = None, outputs: Mapping[str, Any] | None = None,
-             metrics: Any = None) -> None:
+             metrics: Any = None, task_config: Any = None) -> None:
     """Bring `stage` up to date and fill in KFP's artifacts. Ends the process with exit code 2 on a user's mistake.
 
     Args:
@@ -52,23 +57,35 @@ def run_task(stage: str, params: str, *, inputs: Mapping[str, Any] | None = None
         inputs: KFP input artifacts by the names of `PATHS`.
         outputs: KFP output artifacts by the names of `PATHS`.
         metrics: KFP metrics artifact that receives the stage's figures.
+        task_config: KFP's TaskConfig, what the profile asks of a node where the stage runs on several.
     """
-    os.chdir(project_root())
-    try:
-        figures = _run(stage, json.loads(params), inputs or {})
-    except UserError as error:
-        emit("error", message=str(error))
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    lock = read_lock()
-    known = {name: lock[name] for name in list(STAGES)[: list(STAGES).index(stage) + 1] if name in lock}
-    for name, artifact in (outputs or {}).items():
-        artifact.metadata.update(dvc_path=PATHS[name].as_posix(), dvc_md5=locked_md5(PATHS[name]) or "",
-                                 digest=manifest.read(PATHS[name])["digest"], dvc_lock=json.dumps(known))
-        _hand_over(PATHS[name], artifact)
+    if is_dataclass(task_config):
+        os.environ[TASK_VARIABLE] = json.dumps(asdict(task_config))
+    with _tree(stage, params, inputs or {}):
+        try:
+            figures = _run(stage, json.loads(params), inputs or {})
+        except UserError as error:
+            emit("error", message=str(error))
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_USER_ERROR)
+        lock = read_lock()
+        known = {name: lock[name] for name in list(STAGES)[: list(STAGES).index(stage) + 1] if name in lock}
+        for name, artifact in (outputs or {}).items():
+            artifact.metadata.update(dvc_path=PATHS[name].as_posix(), dvc_md5=locked_md5(PATHS[name]) or "",
+                                     digest=manifest.read(PATHS[name])["digest"], dvc_lock=json.dumps(known))
+            _hand_over(PATHS[name], artifact)
     if metrics is not None:
         for key, value in numbers(figures).items():
             metrics.log_metric(key, value)
+
+
+def _tree(stage: str, params: str, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    """Where the task works: the project itself, or a clone that is found again by the same work (parameters and inputs)."""
+    shared = os.environ.get(SHARED_VARIABLE)
+    if not shared or os.environ.get(RUNNER_VARIABLE) == "local":
+        return chdir(project_root())
+    known = {name: artifact.metadata.get("digest") or artifact.uri for name, artifact in inputs.items()}
+    return clone(project_root(), Path(shared), f"{stage}-{digest_of([json.loads(params), known])[:16]}")
 
 
 def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,12 +121,12 @@ def _kept(stage: str) -> bool:
 def _reproduce(stage: str) -> bool:
     """Have DVC run the stage if it must; says whether it ran (False: unchanged, or restored from the cache or the remote)."""
     if events_file() is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            os.environ[VARIABLE] = str(Path(scratch) / "events.jsonl")
-            try:
-                return _reproduce(stage)
-            finally:
-                del os.environ[VARIABLE]
+        Path(".work").mkdir(exist_ok=True)
+        os.environ[VARIABLE] = str(Path(".work", "events.jsonl").absolute())
+        try:
+            return _reproduce(stage)
+        finally:
+            del os.environ[VARIABLE]
     _, before = read_events(events_file())
     status = dvc("repro", *(["--pull"] if has_remote() else []), "--single-item", stage)
     events, _ = read_events(events_file(), before)

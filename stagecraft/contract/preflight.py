@@ -1,4 +1,4 @@
-"""Check a whole profile before anything runs: every section against its stage's parameters.
+"""Check a whole profile before anything runs: every section against its stage's parameters, and what it asks of a cluster.
 
 `python -m stagecraft.contract.preflight < params.yaml` exits with 0, or with 2 and one line. `kfp run` starts it as a process of its
 own: importing the stages loads their engines, which the conductor has no use for.
@@ -13,6 +13,7 @@ import sys
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from stagecraft.contract.cluster import SECTION, parse_cluster
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.params import params_path, parse
 from stagecraft.contract.stages import STAGES
@@ -33,11 +34,13 @@ def check(text: str, shown: str) -> None:
     if not isinstance(profile, dict):
         raise UserError("the profile is not a mapping of stages", where=shown, mend="start from the params.yaml of the repository")
     for name in profile:
-        if name not in STAGES:
-            raise UserError("unknown section", where=f"{shown}: {name}", mend=f"the stages are {', '.join(STAGES)}")
-    for name in STAGES:
+        if name not in (*STAGES, SECTION):
+            raise UserError("unknown section", where=f"{shown}: {name}", mend=f"the sections are {', '.join((*STAGES, SECTION))}")
+    for name in (*STAGES, SECTION):
         if name not in profile:
             raise UserError(f"no section {name!r}", where=shown, mend="add it; the repository's params.yaml shows every key")
+    parse_cluster(profile[SECTION], shown)
+    for name in STAGES:
         parse(importlib.import_module(f"components.{name}.stage").Params, profile[name] or {}, f"{shown}: {name}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecraft.contract import manifest
+from stagecraft.contract.cluster import TRAINJOB_VARIABLE
 from stagecraft.contract.code import code_digest
 from stagecraft.contract.environment import describe_environment
 from stagecraft.contract.errors import UserError, exit_on_user_error
@@ -94,13 +95,19 @@ def cli(name: str, argv: Sequence[str] | None = None) -> None:
                     f"writes {', '.join(str(PATHS[k]) for k in stage.outputs)} and {stage.metrics_path}. "
                     f"Parameters come from section `{name}` of {params_path()} ($STAGECRAFT_PARAMS names another profile).")
     parser.parse_args(argv)
-    run = follow_stage if os.environ.get("RANK", "0") != "0" else _run_and_tell
-    exit_on_user_error(lambda: run(name))
+    exit_on_user_error(lambda: _run_and_tell(name))
 
 
 def _run_and_tell(name: str) -> None:
     try:
-        run_stage(name)
+        if "RANK" not in os.environ and TRAINJOB_VARIABLE in os.environ:
+            from stagecraft.contract.trainjob import run_on_nodes  # Kubernetes' client, which nobody else needs
+
+            run_on_nodes(name)
+        elif os.environ.get("RANK", "0") != "0":
+            follow_stage(name)
+        else:
+            run_stage(name)
     except UserError as error:
         emit("error", message=str(error))
         raise

@@ -52,17 +52,19 @@ def sizes() -> dict[str, Any]:
     }
 
 
-def share(count: int, what: str) -> tuple[int, int]:
-    """(first, how many) of `count` things that are this data-parallel rank's.
+def share(parts: int, where: str) -> tuple[int, int]:
+    """(first, how many) of a step's `parts` that are this data-parallel rank's.
+
+    A checkpoint does not say how many ranks wrote it: any count that divides the parts goes on from it.
 
     Raises:
         UserError: they cannot be divided evenly.
     """
     ranks = parallel_state.get_data_parallel_world_size()
-    if count % ranks:
-        raise UserError(f"{what} {count} cannot be divided over {ranks} data-parallel ranks", where="params",
-                        mend="choose a multiple, or start other ranks")
-    each = count // ranks
+    if parts % ranks:
+        raise UserError(f"{parts} parts of a step cannot be shared evenly by {ranks} data-parallel ranks", where=where,
+                        mend=f"start a number of ranks that divides {parts}, or choose a multiple of {ranks}")
+    each = parts // ranks
     return parallel_state.get_data_parallel_rank() * each, each
 
 

@@ -112,8 +112,10 @@ def test_roles_give_little(objects):
             assert not {"secrets", "roles", "rolebindings", "pods/exec", "serviceaccounts/token"} & set(rule["resources"]), role["metadata"]
             assert not {"escalate", "bind", "impersonate", "deletecollection"} & set(rule["verbs"]), role["metadata"]
     for binding in (item for item in objects if item["kind"] == "RoleBinding"):
-        for subject in binding["subjects"]:  # no workload of ours: people's groups, and the Prometheus that scrapes
-            assert subject["kind"] == "Group" or (subject["name"], subject["namespace"]) == ("prometheus-k8s", "monitoring"), subject
+        for subject in binding["subjects"]:  # no workload of ours: people's groups, the Prometheus that scrapes, tasks that start training
+            assert subject["kind"] == "Group" or (subject["name"], subject["namespace"], binding["roleRef"]["name"]) in {
+                ("prometheus-k8s", "monitoring", "prometheus"), ("prometheus-k8s", "monitoring", "stagecraft-prometheus"),
+                ("pipeline-runner", "kubeflow", "pipelines")}, subject
         assert (binding["metadata"]["namespace"], binding["roleRef"]["name"]) in {
             (role["metadata"]["namespace"], role["metadata"]["name"]) for role in roles}, binding["metadata"]
 

@@ -8,6 +8,9 @@ import yaml
 
 from components.serve.deployment import arguments
 from components.serve.params import Deployment
+from stagecraft.contract import jobspec, trainjob
+from stagecraft.contract.cluster import ON_MANY_NODES, read_cluster
+from stagecraft.contract.pod import SETTINGS, SETTINGS_KEYS, SHARED, SHARED_CLAIM
 from stagecraft.contract.profile import read_profile
 from tests.k8s.conftest import ROOT, only
 from tests.k8s.test_policy import pods
@@ -265,6 +268,53 @@ def test_alerts_lead_to_the_runbook(objects):
             document, _, anchor = rule["annotations"]["runbook"].partition("#")
             assert document == "docs/cluster.md" and anchor in anchors, rule["alert"]
             assert rule["labels"]["severity"] in ("critical", "warning") and rule["annotations"]["summary"]
+
+
+def test_a_pipelines_train_job_finds_what_it_names(objects, overlay):
+    """Namespace, runtime, queue, claim and rights; and the profile's nodes are the overlay's, so that nothing need be overridden."""
+    runtime = only(objects, "TrainingRuntime", trainjob.RUNTIME)
+    assert runtime["metadata"]["namespace"] == trainjob.NAMESPACE
+    queue = only(objects, "LocalQueue", jobspec.QUEUE)
+    assert queue["metadata"]["namespace"] == trainjob.NAMESPACE
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    pod = pod_of(objects, "TrainingRuntime")
+    (container,) = pod["containers"]
+    assert replicated["name"] == container["name"] == jobspec.NODE
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes[jobspec.SHM]["emptyDir"]["medium"] == "Memory"
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["mountPath"] == SHARED]
+    assert "subPath" not in mount and volumes[mount["name"]]["persistentVolumeClaim"] == {"claimName": SHARED_CLAIM}
+    claims = {item["metadata"]["namespace"]: item["spec"] for item in objects
+              if (item["kind"], item["metadata"]["name"]) == ("PersistentVolumeClaim", SHARED_CLAIM)}
+    assert claims["kubeflow"] == claims[trainjob.NAMESPACE]  # two claims to one volume
+    settings = only(objects, "ConfigMap", SETTINGS)["data"]
+    assert settings["STAGECRAFT_SHARED"] == SHARED and set(settings) == set(SETTINGS_KEYS)
+    classes = {item["metadata"]["name"] for item in objects if item["kind"] == "WorkloadPriorityClass"}
+    pods_asked = read_cluster(ROOT / "params" / "super-120b.yaml")
+    assert {asked.priority for asked in pods_asked.values()} <= classes
+    if overlay == "blackwell":
+        for stage in ON_MANY_NODES:
+            asked = pods_asked[stage]
+            assert asked.nodes == runtime["spec"]["mlPolicy"]["numNodes"]
+            assert {"cpu": asked.cpu, "memory": asked.memory, asked.gpu.type: str(asked.gpu.count)} == container["resources"]["limits"]
+
+
+def test_tasks_fit_the_queue(objects, overlay):
+    """Kueue would let a pod that asks for more than its queue has wait for ever."""
+    quota = queue_quota(objects, "stagecraft-train")
+    for profile in ("params.yaml", "params/super-120b.yaml"):
+        for asked in read_cluster(ROOT / profile).values():
+            for key, value in (("cpu", asked.cpu), ("memory", asked.memory), (GPU, asked.gpu.count)):
+                assert amount(value) <= quota[key], (profile, key)
+
+
+def test_the_tasks_role_is_what_following_a_job_takes(objects):
+    """No verb more; that there is none less is what the server in tests/orchestration/test_train_jobs.py sees to."""
+    role = only(objects, "Role", "pipelines")
+    assert role["metadata"]["namespace"] == trainjob.NAMESPACE
+    assert {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]} == {
+        *(("trainjobs", verb) for verb in ("create", "get", "list", "watch", "delete")), ("trainingruntimes", "get"),
+        *(("pods", verb) for verb in ("get", "list", "watch")), ("pods/log", "get")}
 
 
 def test_the_guides_train_job_is_one(objects):

@@ -41,7 +41,7 @@ class Params:
 
 
 def main(params, inputs, outputs, log):
-    with open("executed.log", "a") as stream:
+    with open(os.environ.get("EXECUTED", "executed.log"), "a") as stream:
         stream.write("{name}\\n")
     if params.fail == "user":
         raise UserError("nothing to read", where="corpus.txt", mend="write something into it")
@@ -122,7 +122,8 @@ def make_project(root: Path) -> Project:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         (directory / "stage.py").write_text(STAGE.format(name=name, key=stage.key_metric))
     profile = "".join(f"{name}:\n  amount: {n}  # things to count\n  rate: 3e-4\n  fail: ''\n" for n, name in enumerate(STAGES, 1))
-    (root / "params.yaml").write_text(profile)
+    cluster = (REPOSITORY / "params.yaml").read_text().partition("\ncluster:")
+    (root / "params.yaml").write_text(profile + "".join(cluster[1:]))
     project = Project(root)
     done = project.run("stagecraft.contract.dvcfile")
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,11 @@
 """The same pipeline on a cluster: what is submitted, what it compiles to, and what a task does in a pod of its own."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,10 +107,10 @@ def test_pods_hand_over_through_the_remote(fresh_project, tmp_path):
     assert (again.root / PATHS["sft"] / "weights.bin").is_file()
 
 
-def run_pod(pod, stage, directory):
+def run_pod(pod, stage, directory, **environment):
     (directory / "pod.py").write_text(POD)
     return pod.run("pod", stage, str(directory / "store"), PYTHONPATH=str(directory), STAGECRAFT_ROOT=str(pod.root),
-                   STAGECRAFT_REMOTE=str(directory / "remote"))
+                   STAGECRAFT_REMOTE=str(directory / "remote"), **environment)
 
 
 def test_post_training_starts_from_a_base_that_lies_elsewhere(finished, tmp_path):
@@ -124,30 +127,141 @@ def test_stock_commands_still_reach_kfp():
         assert command in shown
 
 
-def test_tasks_find_in_their_pods_what_the_manifests_put_there(fresh, tmp_path):
-    """The names that a task asks for are those of k8s/base/pipelines; GPUs go to all but curation."""
-    target = tmp_path / "pipeline.yaml"
-    done = fresh.run("stagecraft.cli.kfp", "dsl", "compile", "--py", "pipelines/full.py", "--output", str(target), STAGECRAFT_GPUS="8")
-    assert done.returncode == 0, done.stderr
-    specification, platform = YAML(typ="safe").load_all(target.read_text())
+def compile_full(root, profile, **environment):
+    """The pipeline's two documents, compiled by stock KFP from a profile."""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("STAGECRAFT_", "KFP_"))}
+    with tempfile.TemporaryDirectory() as scratch:
+        done = subprocess.run(
+            [sys.executable, "-m", "stagecraft.cli.kfp", "dsl", "compile", "--py", "pipelines/full.py", "--output", f"{scratch}/p.yaml"],
+            cwd=root, capture_output=True, text=True, env={**plain, "STAGECRAFT_PARAMS": str(profile), **environment})
+        assert done.returncode == 0, done.stderr
+        return list(YAML(typ="safe").load_all(Path(scratch, "p.yaml").read_text()))
+
+
+def changed_profile(directory):
+    """The laptop's, with something of everything that a cluster may be asked."""
+    yaml = YAML()
+    profile = yaml.load(ROOT / "params.yaml")
+    profile["cluster"]["rl"].update(
+        image="registry.example.com/ours:7", cpu="500m", gpu={"type": "amd.com/gpu", "count": 3}, shared_memory="3Gi",
+        node_selector={"disk": "fast", "zone": "b"}, priority="background", retries={"count": 0, "pause_seconds": 1},
+        tolerations=[{"key": "spot", "operator": "Equal", "value": "yes", "effect": "NoExecute"}],
+        secrets={"endpoint": {"token": "ENDPOINT_TOKEN"}}, environment={"NCCL_DEBUG": "INFO"}, timeout_seconds=77)
+    path = directory / "changed.yaml"
+    yaml.dump(profile, path)
+    return path
+
+
+@pytest.mark.parametrize("profile", ["params.yaml", "params/super-120b.yaml", "changed"])
+def test_every_task_carries_what_the_profile_asks(tmp_path, profile):
+    """Read from the profile and from the compiled pipeline, by Kubernetes' and KFP's names."""
+    path = changed_profile(tmp_path) if profile == "changed" else ROOT / profile
+    specification, platform = compile_full(ROOT, path, STAGECRAFT_REGISTRY="registry.example.com/stagecraft", STAGECRAFT_TAG="1.2.3")
+    asked = YAML(typ="safe").load(path)["cluster"]
+    assert set(asked) == set(STAGES)
+    for name, entry in asked.items():
+        container = specification["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+        pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{name}"]
+        task = specification["root"]["dag"]["tasks"][name]
+        assert container["image"] == (entry["image"] or f"registry.example.com/stagecraft/stagecraft-{name}:1.2.3")
+        resources = container["resources"]
+        assert resources["resourceCpuRequest"] == resources["resourceCpuLimit"] == str(entry["cpu"])
+        assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == entry["memory"]
+        gpu = entry["gpu"]
+        accelerator = resources.get("accelerator", {})
+        assert (accelerator.get("resourceType"), accelerator.get("resourceCount")) == (
+            (gpu["type"], str(gpu["count"])) if gpu["count"] else (None, None))
+        assert pod["emptyDirMounts"] == [{"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory",
+                                          "sizeLimit": entry["shared_memory"]}]
+        assert pod.get("nodeSelector", {}).get("labels", {}) == entry["node_selector"]
+        assert [{"value": "", **taint} for taint in pod.get("tolerations", [])] == entry["tolerations"]
+        assert pod["podMetadata"]["labels"]["kueue.x-k8s.io/priority-class"] == entry["priority"]
+        assert int(pod["activeDeadlineSeconds"]) == entry["timeout_seconds"]
+        retries = task.get("retryPolicy", {"maxRetryCount": 0})
+        assert retries["maxRetryCount"] == entry["retries"]["count"]
+        assert retries["maxRetryCount"] == 0 or retries["backoffDuration"] == f"{entry['retries']['pause_seconds']}s"
+        secrets = {secret["secretName"]: {key["secretKey"]: key["envVar"] for key in secret["keyToEnv"]} for secret in pod["secretAsEnv"]}
+        assert secrets == {"mlflow-client": {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
+                           **entry["secrets"]}
+        environment = {item["name"]: item["value"] for item in container.get("env", ())}
+        job = environment.pop("STAGECRAFT_TRAINJOB", None)
+        assert environment == entry["environment"]
+        passed = {field["field"]: field.get("applyToTask", False)
+                  for field in specification["components"][f"comp-{name}"].get("taskConfigPassthroughs", ())}
+        if entry["nodes"] == 1:
+            assert job is None and passed == {}
+        else:  # the task itself only waits: it takes no node's place
+            assert passed == {"RESOURCES": False, "KUBERNETES_TOLERATIONS": False, "KUBERNETES_NODE_SELECTOR": False, "ENV": True,
+                              "KUBERNETES_VOLUMES": True}
+            assert json.loads(job) == {"nodes": entry["nodes"], "image": container["image"], "shared_memory": entry["shared_memory"],
+                                       "priority": entry["priority"], "timeout_seconds": entry["timeout_seconds"]}
+    assert (profile == "params/super-120b.yaml") == (asked["pretrain"]["nodes"] > 1)
+
+
+def test_tasks_find_in_their_pods_what_the_manifests_put_there(fresh):
+    """The names that a task asks for are those of k8s/base/pipelines."""
+    _, platform = compile_full(fresh.root, "params.yaml")
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     objects = {(item["kind"], item["metadata"]["name"]): item for item in build(ROOT / "k8s" / "overlays" / "hopper")
                if item["metadata"].get("namespace") == "kubeflow"}
     assert set(executors) == {f"exec-{name}" for name in STAGES}
     for name in STAGES:
         pod = executors[f"exec-{name}"]
-        (settings,), (claim,) = pod["configMapAsEnv"], pod["pvcMount"]
+        (settings,) = pod["configMapAsEnv"]
         data = objects["ConfigMap", settings["configMapName"]]["data"]
         assert {(entry["configMapKey"], entry["envVar"]) for entry in settings["keyToEnv"]} == {(key, key) for key in data}
-        assert ("PersistentVolumeClaim", claim["constant"]) in objects and claim["mountPath"] == data["STAGECRAFT_REMOTE"]
-        assert pod["secretAsEnv"][0]["secretName"] == "mlflow-client"
+        assert [claim["mountPath"] for claim in pod["pvcMount"]] == [data["STAGECRAFT_REMOTE"], data["STAGECRAFT_SHARED"]]
+        assert all(("PersistentVolumeClaim", claim["constant"]) in objects for claim in pod["pvcMount"])
         assert int(pod["securityContext"]["runAsUser"]) > 0 and pod["securityContext"]["runAsNonRoot"] is True
         labels = pod["podMetadata"]["labels"]
         assert labels["stagecraft.dev/stage"] == name and ("LocalQueue", labels["kueue.x-k8s.io/queue-name"]) in objects
-        resources = specification["deploymentSpec"]["executors"][f"exec-{name}"]["container"].get("resources", {})
-        assert resources.get("accelerator", {}).get("resourceCount") == (None if name == "curate" else "8")
 
 
-def test_a_count_of_gpus_that_is_none_is_one_line(fresh):
-    done = fresh.kfp("--endpoint", "http://127.0.0.1:1", STAGECRAFT_GPUS="many")
-    assert done.returncode == 2 and "is no count of GPUs" in done.stderr and "Traceback" not in done.stderr
+def test_a_pipeline_for_this_machine_asks_for_nothing():
+    specification, *platform = compile_full(ROOT, "params/super-120b.yaml", STAGECRAFT_RUNNER="local")
+    assert platform == []
+    for name in STAGES:
+        assert not {"resources", "env"} & specification["deploymentSpec"]["executors"][f"exec-{name}"]["container"].keys()
+        assert "retryPolicy" not in specification["root"]["dag"]["tasks"][name]
+        assert "taskConfigPassthroughs" not in specification["components"][f"comp-{name}"]
+
+
+def test_a_run_on_this_machine_is_not_retried(fresh):
+    fresh.edit("params.yaml", "fail: ''\nsft", "fail: crash\nsft")
+    assert fresh.kfp().returncode == 1
+    assert fresh.executed() == ["curate", "pretrain"]
+
+
+def run_on_shared(pod, stage, directory, **environment):
+    return run_pod(pod, stage, directory, STAGECRAFT_SHARED=str(directory / "shared"), EXECUTED=str(pod.root / "executed.log"),
+                   **environment)
+
+
+def test_another_pod_goes_on_where_one_was_lost(fresh_project, tmp_path):
+    """The clone outlives the pod, checkpoints in it; once its work is pushed it goes."""
+    (tmp_path / "store").mkdir()
+    lost, second = copy(fresh_project, tmp_path / "lost"), copy(fresh_project, tmp_path / "second")
+    for pod in (lost, second):
+        pod.edit("params.yaml", "amount: 1  # things to count\n  rate: 3e-4\n  fail: ''", "amount: 1\n  rate: 3e-4\n  fail: kill")
+    assert run_on_shared(lost, "curate", tmp_path).returncode == 1
+    (clone,) = (tmp_path / "shared").glob("curate-*")
+    (clone / ".dvc" / "tmp").mkdir(exist_ok=True)
+    (clone / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({str(clone / "artifacts" / "corpus"): {"write": {"pid": 1, "cmd": "dvc"}}}))
+    done = run_on_shared(second, "curate", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resuming at 5" in done.stdout + done.stderr
+    assert not list((tmp_path / "shared").glob("curate-*"))
+    third = copy(second, tmp_path / "third")
+    third.executed()
+    done = run_on_shared(third, "curate", tmp_path)  # submitted again: restored from the remote
+    assert done.returncode == 0 and third.executed() == [], done.stdout + done.stderr
+
+
+def test_two_pods_with_the_same_work_take_turns(fresh_project, tmp_path):
+    (tmp_path / "store").mkdir()
+    pods = [copy(fresh_project, tmp_path / name) for name in ("first", "second")]
+    with ThreadPoolExecutor() as pool:
+        ended = list(pool.map(lambda pod: run_on_shared(pod, "curate", tmp_path), pods))
+    assert [done.returncode for done in ended] == [0, 0], [done.stdout + done.stderr for done in ended]
+    assert sorted(pod.executed() for pod in pods) == [[], ["curate"]]
+    assert sum("is at work in another pod" in done.stdout for done in ended) == 1

@@ -32,6 +32,14 @@ def test_one_number_touches_its_stage_and_those_after_it(finished):
     assert finished.executed() == ["rl", "quantize", "evaluate", "serve"]
 
 
+def test_what_is_asked_of_a_cluster_makes_nothing_stale(finished):
+    finished.edit("params.yaml", "memory: 8Gi ", "memory: 16Gi ")
+    assert "up to date" in finished.dvc("status").stdout
+    done = finished.kfp("cluster.sft.nodes=4")
+    assert done.returncode == 0 and "params.yaml: cluster.sft.nodes: 1 -> 4" in done.stdout, done.stdout + done.stderr
+    assert finished.executed() == []
+
+
 def test_editing_a_stage_makes_it_stale_and_its_papers_do_not(finished):
     for name in ("README.md", "Containerfile", "component.py"):
         (finished.root / "components" / "sft" / name).write_text("# new\n")

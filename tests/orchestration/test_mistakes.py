@@ -22,6 +22,7 @@ def one_line(done) -> str:
     ("rate: 3e-4\n  fail: ''\nquantize", "fail: ''\nquantize", "params.yaml: rl.rate: missing"),
     ("serve:", "sevre:", "params.yaml: sevre: unknown section"),
     ("sft:", "sft: [", "params.yaml:"),
+    ("memory: 8Gi ", "memory: 8GB ", "params.yaml: cluster.curate.memory: no amount of memory, such as 8Gi (found '8GB')"),
 ])
 def test_a_wrong_profile_stops_before_anything_runs(fresh, old, new, expected):
     fresh.edit("params.yaml", old, new)

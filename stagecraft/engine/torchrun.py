@@ -1,0 +1,29 @@
+"""torchrun that ends as its ranks did: exit code 2 where one met a user's mistake, which torchrun alone makes a 1.
+
+`python -m stagecraft.engine.torchrun <arguments of torchrun>`. What starts nodes sees one exit code per node, and need not read a log.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+from stagecraft.contract.errors import EXIT_USER_ERROR
+
+
+def main(arguments: list[str]) -> int:
+    """Run torchrun; returns 0, 2 if a rank of this node ended with 2, else 1."""
+    try:
+        torchrun(arguments)
+    except ChildFailedError as error:
+        rank, first = error.get_first_failure()
+        print(f"rank {rank} was the first of this node to fail, with exit code {first.exitcode}", file=sys.stderr, flush=True)
+        codes = {failure.exitcode for failure in error.failures.values()}
+        return EXIT_USER_ERROR if EXIT_USER_ERROR in codes else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
