@@ -1,6 +1,6 @@
 """The body of every KFP task: have DVC bring the stage up to date, and point KFP's artifacts at what DVC keeps.
 
-On a laptop (`kfp run` sets STAGECRAFT_RUNNER=local) all tasks share one working tree. In a pod each task has a clone of its own:
+On a laptop (`kfp run` sets STAGECRAFT_RUNNER=local) all tasks share one working tree. In a pod each task has a copy of its image's:
 the lock entries of the stages before it arrive as metadata of its input artifacts, DVC pulls what they name from the remote,
 and what this stage computed is pushed for the next.
 """
@@ -53,7 +53,7 @@ def run_task(stage: str, params: str, *, inputs: Mapping[str, Any] | None = None
         outputs: KFP output artifacts by the names of `PATHS`.
         metrics: KFP metrics artifact that receives the stage's figures.
     """
-    os.chdir(project_root())
+    os.chdir(_working_tree())
     try:
         figures = _run(stage, json.loads(params), inputs or {})
     except UserError as error:
@@ -69,6 +69,18 @@ def run_task(stage: str, params: str, *, inputs: Mapping[str, Any] | None = None
     if metrics is not None:
         for key, value in numbers(figures).items():
             metrics.log_metric(key, value)
+
+
+def _working_tree() -> Path:
+    """The project, or where nobody may write to it, as in an image, a copy of it: DVC and the profile of the task need a place."""
+    root = project_root()
+    if os.access(root, os.W_OK):
+        return root
+    tree = Path(tempfile.mkdtemp(prefix="stagecraft-"), "tree")
+    outputs = (path.parts[0] for path in PATHS.values())
+    shutil.copytree(root, tree, ignore=shutil.ignore_patterns(".venv", ".work", "metrics", "plots", "__pycache__", *outputs))
+    (tree / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # DVC looks for git otherwise
+    return tree
 
 
 def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
