@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 DEBIAN = "localhost/debian-python:bookworm"
@@ -27,25 +28,25 @@ APT_SOURCES = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d"))
 CERTIFICATES = "/run/certificates.pem"  # as in components/Containerfile
 
 
-class Refusal(Exception):
-    """What is wrong, in one line."""
-
-
 def main() -> None:
     """Build the bases and the stages asked for."""
     stages = sorted(path.parent.name for path in ROOT.glob("components/*/Containerfile"))
     parser = argparse.ArgumentParser(prog="images.py", description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"images to build (default: all of {', '.join(stages)})")
-    parser.add_argument("--tool", default=os.environ.get("CONTAINER_TOOL"), help="podman or docker (default: $CONTAINER_TOOL, or the first found)")
+    parser.add_argument("--tool", default=os.environ.get("CONTAINER_TOOL"),
+                        help="podman or docker (default: $CONTAINER_TOOL, or the first found)")
     parser.add_argument("--debian", action="store_true", help="make the base from Debian's packages; needs root, mmdebstrap and podman")
+    parser.add_argument("--base-only", action="store_true", help="with --debian: make no more than that base")
     parser.add_argument("--from", dest="base", metavar="IMAGE", help="build on this image with Python 3.11 or later instead of python:slim")
     parser.add_argument("--torch-index", default=os.environ.get("TORCH_INDEX", ""), metavar="URL",
                         help="where pip finds a CPU build of torch, if not on its usual indexes (default: $TORCH_INDEX)")
     options = parser.parse_args()
     if unknown := [stage for stage in options.stages if stage not in stages]:
-        raise Refusal(f"{unknown[0]}: no such stage - choose from {', '.join(stages)}")
+        fail(f"{unknown[0]}: no such stage - choose from {', '.join(stages)}")
     tool = find_tool(options.tool)
     base = debian(tool) if options.debian else options.base
+    if options.base_only:
+        return
     shared = {"TORCH_INDEX": options.torch_index, **({"PYTHON_IMAGE": base} if base else {})}
     with tempfile.TemporaryDirectory() as scratch:
         mounts = pip_configuration(tool, Path(scratch))
@@ -62,7 +63,7 @@ def find_tool(wanted: str | None) -> str:
     for tool in [wanted] if wanted else ["podman", "docker"]:
         if shutil.which(tool):
             return tool
-    raise Refusal(f"{wanted or 'podman or docker'}: not found - install podman (Debian, Ubuntu: apt install podman) or Docker")
+    fail(f"{wanted or 'podman or docker'}: not found - install podman (Debian, Ubuntu: apt install podman) or Docker")
 
 
 def name(image: str) -> str:
@@ -92,7 +93,7 @@ def pip_configuration(tool: str, scratch: Path) -> list[str]:
         settings["cert"] = CERTIFICATES
         secrets += ["--secret", f"id=certificates,src={certificates}"]
     if local and tool != "podman":
-        raise Refusal(f"pip's configuration names {min(local)}, which only podman can mount while it builds - use --tool podman")
+        fail(f"pip's configuration names {min(local)}, which only podman can mount while it builds - use --tool podman")
     merged = configparser.ConfigParser(interpolation=None)
     merged["global"] = {key: value.replace("\n", "\n  ") for key, value in settings.items()}
     with open(scratch / "pip.conf", "w") as stream:
@@ -104,7 +105,7 @@ def pip_configuration(tool: str, scratch: Path) -> list[str]:
 def debian(tool: str) -> str:
     """Make the base from Debian's packages."""
     if not shutil.which("mmdebstrap") or os.geteuid() != 0 or tool != "podman":
-        raise Refusal("--debian needs root, podman and mmdebstrap - install it (Debian, Ubuntu: apt install mmdebstrap)")
+        fail("--debian needs root, podman and mmdebstrap - install it (Debian, Ubuntu: apt install mmdebstrap)")
     sources = [path for place in APT_SOURCES for path in (sorted(place.iterdir()) if place.is_dir() else [place])
                if path.suffix in (".list", ".sources") and path.is_file()]
     with tempfile.TemporaryDirectory() as scratch:
@@ -120,12 +121,15 @@ def run(*command: str, capture: bool = False) -> str:
     """Run a command in the project; its failure is ours."""
     done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE if capture else None, check=False)
     if done.returncode != 0:
-        raise Refusal(f"{' '.join(command[:2])} failed with status {done.returncode}")
+        fail(f"{' '.join(command[:2])} failed with status {done.returncode}")
     return done.stdout or ""
 
 
+def fail(reason: str) -> NoReturn:
+    """End as every command of the project does on a user's mistake."""
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except Refusal as refusal:
-        sys.exit(f"error: {refusal}")
+    main()

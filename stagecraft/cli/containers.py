@@ -93,7 +93,8 @@ class Engine:
         try:
             container = self._client.containers.run(image, command, detach=True, volumes=volumes, environment=dict(environment), **settings)
         except APIError as error:
-            raise UserError(f"the container engine refuses: {error.explanation or error}", where=image, mend="see the engine's log") from None
+            said = error.explanation or error
+            raise UserError(f"the container engine refuses: {said}", where=image, mend="see the engine's log") from None
         try:
             for line in container.logs(stream=True):
                 print(line.decode(errors="replace"), end="")

@@ -54,7 +54,8 @@ def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: st
     log.parent.mkdir(parents=True, exist_ok=True)
     _set_environment(root, events, first)
     engine = _engine(pipeline, arguments, root) if in_containers else None
-    console.print(f"{pipeline.name}: running here{' in containers' if engine else ''}; the full log is {log.relative_to(root)}", highlight=False)
+    where = "here in containers" if engine else "here"
+    console.print(f"{pipeline.name}: running {where}; the full log is {log.relative_to(root)}", highlight=False)
     started = time.monotonic()
     with _diary(pipeline.name, stamp) as diary:
         watcher = follow(events, console)

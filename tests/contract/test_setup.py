@@ -65,7 +65,8 @@ def test_it_builds_once_and_again_only_when_something_changed(project):
 def test_what_is_installed_and_how(project):
     setup(project, torch_index="http://example.org/cpu")
     lock, own = (project / "pip.log").read_text().splitlines()
-    for option in ("--no-deps", "--no-compile", "--no-binary megatron-core", "--requirement=requirements/laptop.lock --requirement=requirements/development.lock", "--extra-index-url http://example.org/cpu"):
+    for option in ("--no-deps", "--no-compile", "--no-binary megatron-core", "--requirement=requirements/laptop.lock",
+                   "--requirement=requirements/development.lock", "--extra-index-url http://example.org/cpu"):
         assert option in lock
     for option in ("--no-deps", "--no-build-isolation", "--editable ."):
         assert option in own
