@@ -111,7 +111,8 @@ class Engine:
 def _end(container: Container) -> None:
     """Ask the processes of a container to stop, as Ctrl-C would; after a while, make them; and remove it."""
     with contextlib.suppress(APIError, requests.RequestException):  # it has ended already
-        container.exec_run(["kill", "-INT", "-1"])
+        container.exec_run(["sh", "-c", "kill -INT -1"])
+        container.kill("SIGINT")  # the first process, which the other call leaves out
         container.wait(timeout=_GRACE_SECONDS)
     with contextlib.suppress(APIError):
         container.remove(force=True)

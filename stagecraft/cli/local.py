@@ -70,7 +70,9 @@ def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: st
 def _engine(pipeline: Any, arguments: Mapping[str, str], root: Path) -> Engine:
     from stagecraft.cli.containers import Engine, images_of, named_outside
 
-    return Engine(root, images_of(pipeline), named_outside(root, [dict(arguments), read_profile()]))
+    git = subprocess.run(["git", "rev-parse", "--path-format=absolute", "--git-common-dir"], capture_output=True, text=True, check=False)
+    # DVC looks for the repository, which lies elsewhere if the project is a worktree.
+    return Engine(root, images_of(pipeline), named_outside(root, [dict(arguments), read_profile(), git.stdout.strip()]))
 
 
 def _conduct(pipeline: Any, arguments: Mapping[str, str], root: Path, log: Path, engine: Engine | None) -> int:
