@@ -109,11 +109,13 @@ class Engine:
 
 
 def _end(container: Container) -> None:
-    """Ask the processes of a container to stop, as Ctrl-C would; after a while, make them; and remove it."""
-    with contextlib.suppress(APIError, requests.RequestException):  # it has ended already
-        container.exec_run(["sh", "-c", "kill -INT -1"])
-        container.kill("SIGINT")  # the first process, which the other call leaves out
-        container.wait(timeout=_GRACE_SECONDS)
+    """Remove a container; if it still runs, ask its processes to stop, as Ctrl-C would, and after a while make them."""
+    with contextlib.suppress(APIError, requests.RequestException):  # it may end meanwhile, or not in time
+        container.reload()
+        if container.status == "running":
+            container.exec_run(["sh", "-c", "kill -INT -1"])
+            container.kill("SIGINT")  # the first process, which the other call leaves out
+            container.wait(timeout=_GRACE_SECONDS)
     with contextlib.suppress(APIError):
         container.remove(force=True)
 
