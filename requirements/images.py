@@ -25,7 +25,7 @@ DEBIAN = "localhost/debian-python:bookworm"
 DEBIAN_PACKAGES = "ca-certificates,python3,python3-venv,libpython3-dev"
 DEBIAN_WITHOUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/lib/*.a")
 # As in the images of a registry: apt keeps neither packages nor its caches, which a layer would.
-DEBIAN_APT = ('APT::Keep-Downloaded-Packages "false"', 'Dir::Cache::pkgcache ""', 'Dir::Cache::srcpkgcache ""')
+DEBIAN_APT = 'APT::Keep-Downloaded-Packages "false"; Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";'
 APT_SOURCES = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d"))
 CERTIFICATES = "/run/certificates.pem"  # as in components/Containerfile
 
@@ -113,8 +113,8 @@ def debian(tool: str) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "debian.tar"
         run("mmdebstrap", "--quiet", "--variant=apt", f"--include={DEBIAN_PACKAGES}",
-            *[f"--dpkgopt=path-exclude={path}" for path in DEBIAN_WITHOUT], *[f"--aptopt={option}" for option in DEBIAN_APT],
-            "bookworm", str(archive), *map(str, sources))
+            *[f"--dpkgopt=path-exclude={path}" for path in DEBIAN_WITHOUT],
+            f"--customize-hook=echo '{DEBIAN_APT}' > \"$1\"/etc/apt/apt.conf.d/99-no-cache", "bookworm", str(archive), *map(str, sources))
         run(tool, "import", "--quiet", str(archive), DEBIAN)
     print(f"built {DEBIAN}", flush=True)
     return DEBIAN

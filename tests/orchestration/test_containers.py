@@ -1,4 +1,4 @@
-"""`kfp run --docker`: the same run, each task in a container. Against podman's real service where the images are built."""
+"""`kfp run --docker`: the same run, each task in a container. Against podman's real service if STAGECRAFT_IMAGES=1."""
 
 import json
 import os
@@ -102,11 +102,9 @@ def test_all_stages_run_in_containers(contained_project):
 
 def test_what_ran_in_containers_is_unchanged_for_both(contained_project, engine, tmp_path):
     project = copy(contained_project[0], tmp_path / "project")
-    again = project.kfp("--docker", DOCKER_HOST=engine)
-    assert again.returncode == 0 and again.stdout.count("unchanged, taken from the cache") == 7, again.stdout + again.stderr
-    assert project.kfp().returncode == 0
+    assert "up to date" in project.dvc("status").stdout
     changed = project.kfp("--docker", "evaluate.amount=66", DOCKER_HOST=engine)
-    assert changed.returncode == 0, changed.stdout + changed.stderr
+    assert changed.returncode == 0 and changed.stdout.count("unchanged, taken from the cache") == 5, changed.stdout + changed.stderr
     assert project.executed() == ["evaluate", "serve"]
 
 
