@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DEBIAN = "localhost/debian-python:bookworm"
 # What python:slim has and Stagecraft needs: Python with its headers (kernels are compiled against them), venv, certificates.
 DEBIAN_PACKAGES = "ca-certificates,python3,python3-venv,libpython3-dev"
-DEBIAN_WITHOUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/lib/*.a")
+# Left out, of packages installed later on too (a compiler's own libraries have to come in).
+DEBIAN_WITHOUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/lib/*libpython*.a")
 # As in the images of a registry: apt keeps neither packages nor its caches, which a layer would.
 DEBIAN_APT = 'APT::Keep-Downloaded-Packages "false"; Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";'
 APT_SOURCES = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d"))
