@@ -4,11 +4,14 @@ PYTHON ?= python3
 # Where pip finds a CPU build of torch, if not on its usual indexes (PyTorch's installation page gives the address).
 TORCH_INDEX ?=
 PORT ?= 5000
+# Which images: names of stages, by default all; and how (python3 requirements/images.py --help).
+STAGES ?=
+IMAGES ?=
 
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup run test lint ui clean
+.PHONY: help setup run test lint ui images clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -27,6 +30,9 @@ lint: setup ## ruff
 
 ui: setup ## MLflow's user interface on PORT (5000)
 	@stagecraft ui --port $(PORT)
+
+images: ## the container images of STAGES (all), with podman or docker
+	@TORCH_INDEX='$(TORCH_INDEX)' $(PYTHON) requirements/images.py $(IMAGES) $(STAGES)
 
 clean: ## remove work in progress and caches of tools; artifacts, DVC's cache and MLflow's record stay
 	@rm -rf .work .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Builds .venv from the pinned lock, unless the one that is there was built from the same lock by the same Python.
+# Builds .venv from the pinned locks, unless the one that is there was built from the same locks by the same Python.
 #
+# An image gives STAGECRAFT_LOCKS: it has no use for the development tools.
 # The digest of what it was built from is written last, so an interrupted build is taken up again, never mistaken for a finished one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
+read -ra locks <<< "${STAGECRAFT_LOCKS:-requirements/laptop.lock requirements/development.lock}"
 stamp=.venv/.stagecraft-digest
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -15,14 +17,14 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || fail "$python is Python $version - Stagecraft needs 3.11 or later: make setup PYTHON=python3.12"
 
-digest=$({ cat requirements/laptop.lock pyproject.toml setup.py; echo "$version ${TORCH_INDEX:-}"; } \
+digest=$({ cat "${locks[@]}" pyproject.toml setup.py; echo "$version ${TORCH_INDEX:-}"; } \
   | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$digest" ]; then exit 0; fi
 
 command -v g++ >/dev/null || fail "g++: not found - install a C++ compiler (Debian, Ubuntu: apt install g++); megatron-core is built from source"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python has no venv module - install it (Debian, Ubuntu: apt install python3-venv)"
 
-echo "building .venv with Python $version from requirements/laptop.lock (a few minutes, 3.5 GB)"
+echo "building .venv with Python $version from ${locks[*]} (a few minutes, 3.5 GB)"
 started=$SECONDS
 rm -f "$stamp"
 if [ "$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != "$version" ]; then rm -rf .venv; fi
@@ -31,7 +33,7 @@ if [ "$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 
 # --no-deps: the lock is complete, and a few declared bounds exclude each other without need (docs/dependencies.md).
 export PIP_IGNORE_REQUIRES_PYTHON=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 .venv/bin/pip install -qq --no-deps --no-compile --no-binary megatron-core ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-  -r requirements/laptop.lock
+  "${locks[@]/#/--requirement=}"
 .venv/bin/pip install -qq --no-deps --no-compile --no-build-isolation --editable .
 
 cuda=$(.venv/bin/python -c 'import torch; print(torch.version.cuda or "")' 2>/dev/null || echo unloadable)

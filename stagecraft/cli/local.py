@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich.console import Console
@@ -27,24 +27,40 @@ from stagecraft.contract.params import read_profile
 from stagecraft.contract.stages import STAGES
 from stagecraft.contract.tracking import DEFAULT_URI, PARENT_VARIABLE, connect, experiment_id, log_metrics, log_params
 
+if TYPE_CHECKING:
+    from stagecraft.cli.containers import Engine
+
 _TAIL_LINES = 25
 _GRACE_SECONDS = 20
 INTERRUPTED = 130
 
 
-def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: str | None) -> int:
-    """Run the pipeline in this process with kfp.local; returns the exit status (0, 1 failure, 2 user's mistake, 130 interrupted)."""
+def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: str | None, *, in_containers: bool = False) -> int:
+    """Run the pipeline with kfp.local; returns the exit status (0, 1 failure, 2 user's mistake, 130 interrupted).
+
+    Args:
+        pipeline: as KFP's decorator makes it.
+        arguments: the pipeline's own parameters.
+        root: the project.
+        first: the stage to start at, if not the first one.
+        in_containers: run every task in a container of its stage's image, not in a process beside this one.
+
+    Raises:
+        UserError: `in_containers`, and no engine answers, or an image is missing.
+    """
     console = Console(file=sys.stdout)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     log = root / ".work" / "logs" / f"{stamp}.log"
     events = log.with_suffix(".jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)
     _set_environment(root, events, first)
-    console.print(f"{pipeline.name}: running here; the full log is {log.relative_to(root)}", highlight=False)
+    engine = _engine(pipeline, arguments, root) if in_containers else None
+    where = "here in containers" if engine else "here"
+    console.print(f"{pipeline.name}: running {where}; the full log is {log.relative_to(root)}", highlight=False)
     started = time.monotonic()
     with _diary(pipeline.name, stamp) as diary:
         watcher = follow(events, console)
-        status = _conduct(pipeline, arguments, root, log)
+        status = _conduct(pipeline, arguments, root, log, engine)
         watcher.stop()
         diary["status"] = status
         diary["stages"] = list(watcher.outcomes)
@@ -52,7 +68,15 @@ def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: st
     return EXIT_USER_ERROR if status == 1 and watcher.error else status
 
 
-def _conduct(pipeline: Any, arguments: Mapping[str, str], root: Path, log: Path) -> int:
+def _engine(pipeline: Any, arguments: Mapping[str, str], root: Path) -> Engine:
+    from stagecraft.cli.containers import Engine, images_of, named_outside
+
+    git = subprocess.run(["git", "rev-parse", "--path-format=absolute", "--git-common-dir"], capture_output=True, text=True, check=False)
+    # DVC looks for the repository, which lies elsewhere if the project is a worktree.
+    return Engine(root, images_of(pipeline), named_outside(root, [dict(arguments), read_profile(), git.stdout.strip()]))
+
+
+def _conduct(pipeline: Any, arguments: Mapping[str, str], root: Path, log: Path, engine: Engine | None) -> int:
     from kfp import local
 
     scratch = root / ".work" / "kfp"
@@ -60,9 +84,11 @@ def _conduct(pipeline: Any, arguments: Mapping[str, str], root: Path, log: Path)
     try:
         with open(log, "a", buffering=1) as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
             warnings.simplefilter("ignore")
-            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(scratch))
+            runner = engine.runner() if engine else contextlib.nullcontext(local.SubprocessRunner(use_venv=False))
             try:
-                pipeline(**arguments)
+                with runner as how:
+                    local.init(how, pipeline_root=str(scratch))
+                    pipeline(**arguments)
             except KeyboardInterrupt:
                 _end_children()
                 return INTERRUPTED

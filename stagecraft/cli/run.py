@@ -1,4 +1,4 @@
-"""`kfp run FILE.py`: check every parameter, then run the pipeline here, or submit it to a cluster."""
+"""`kfp run FILE.py`: check every parameter, then run the pipeline here, in containers or without, or submit it to a cluster."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ With one it is submitted to that Kubeflow Pipelines server. MLflow keeps the rec
 examples:
   kfp run pipelines/full.py
   kfp run pipelines/full.py pretrain.steps=100 rl.steps=20
+  kfp run --docker pipelines/full.py
   kfp run pipelines/full.py --endpoint http://localhost:8080
 
 Every other kfp command is stock Kubeflow Pipelines, `kfp run create`, `list`, `get` and the like among them: kfp --help.
@@ -42,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--profile", type=Path, metavar="FILE", help="make this whole profile params.yaml before anything else")
     made.add_argument("--from", dest="first", metavar="STAGE", choices=list(STAGES),
                       help="start at STAGE and take the artifacts of the stages before it as they lie")
+    made.add_argument("--docker", action="store_true",
+                      help="run here, each task in a container of its stage's image (Docker, or podman's service at $DOCKER_HOST)")
     made.add_argument("--endpoint", default=os.environ.get("KFP_ENDPOINT"), metavar="URL",
                       help="submit to this Kubeflow Pipelines API server (default: $KFP_ENDPOINT; unset: run here)")
     made.add_argument("-n", "--namespace", default=os.environ.get("KFP_NAMESPACE"), help="namespace on the cluster ($KFP_NAMESPACE)")
@@ -72,13 +75,13 @@ def main(arguments: Sequence[str]) -> int:
     os.environ[RUNNER_VARIABLE] = "cluster" if options.endpoint else "local"  # a pipeline for this machine asks for no pods
     pipeline = load_pipeline(root, file)
     pipeline_arguments = parse_arguments(pipeline, others)
-    if options.endpoint:
+    if options.endpoint and not options.docker:
         from stagecraft.cli.submit import submit
 
         return submit(pipeline, pipeline_arguments, options)
     from stagecraft.cli.local import run_local
 
-    return run_local(pipeline, pipeline_arguments, root, options.first)
+    return run_local(pipeline, pipeline_arguments, root, options.first, in_containers=options.docker)
 
 
 def project_of(file: Path) -> Path:

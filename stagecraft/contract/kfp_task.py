@@ -1,8 +1,8 @@
 """The body of every KFP task: have DVC bring the stage up to date, and point KFP's artifacts at what DVC keeps.
 
-On a laptop (`kfp run` sets STAGECRAFT_RUNNER=local) all tasks share one working tree. In a pod each task has a clone of its own, on
-the volume $STAGECRAFT_SHARED where there is one: the lock entries of the stages before it arrive as metadata of its input artifacts,
-DVC pulls what they name from the remote, and what this stage computed is pushed for the next.
+On a laptop (`kfp run` sets STAGECRAFT_RUNNER=local) all tasks share one working tree. In a pod each task has a clone of its own, as
+nobody writes to an image's tree, on the volume $STAGECRAFT_SHARED where there is one: the lock entries of the stages before it arrive as
+metadata of its input artifacts, DVC pulls what they name from the remote, and what this stage computed is pushed for the next.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, chdir
 from dataclasses import asdict, is_dataclass
@@ -81,11 +82,12 @@ def run_task(stage: str, params: str, *, inputs: Mapping[str, Any] | None = None
 
 def _tree(stage: str, params: str, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
     """Where the task works: the project itself, or a clone that is found again by the same work (parameters and inputs)."""
-    shared = os.environ.get(SHARED_VARIABLE)
-    if not shared or os.environ.get(RUNNER_VARIABLE) == "local":
-        return chdir(project_root())
+    root, shared = project_root(), os.environ.get(SHARED_VARIABLE)
+    if os.environ.get(RUNNER_VARIABLE) == "local" or (not shared and os.access(root, os.W_OK)):
+        return chdir(root)
     known = {name: artifact.metadata.get("digest") or artifact.uri for name, artifact in inputs.items()}
-    return clone(project_root(), Path(shared), f"{stage}-{digest_of([json.loads(params), known])[:16]}")
+    place = Path(shared or tempfile.mkdtemp(prefix="stagecraft-"))
+    return clone(root, place, f"{stage}-{digest_of([json.loads(params), known])[:16]}")
 
 
 def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def test_it_builds_once_and_again_only_when_something_changed(project):
 def test_what_is_installed_and_how(project):
     setup(project, torch_index="http://example.org/cpu")
     lock, own = (project / "pip.log").read_text().splitlines()
-    for option in ("--no-deps", "--no-compile", "--no-binary megatron-core", "-r requirements/laptop.lock", "--extra-index-url http://example.org/cpu"):
+    for option in ("--no-deps", "--no-compile", "--no-binary megatron-core", "--requirement=requirements/laptop.lock",
+                   "--requirement=requirements/development.lock", "--extra-index-url http://example.org/cpu"):
         assert option in lock
     for option in ("--no-deps", "--no-build-isolation", "--editable ."):
         assert option in own
@@ -103,8 +104,9 @@ def test_a_missing_compiler_is_one_line(project, tmp_path):
     assert "g++: not found" in done.stderr
 
 
-def test_the_lock_pins_everything_and_names_no_host():
-    lines = [line for line in (ROOT / "requirements" / "laptop.lock").read_text().splitlines() if line and not line.startswith("#")]
+def test_the_locks_pin_everything_and_name_no_host():
+    locks = [(ROOT / "requirements" / name).read_text() for name in ("laptop.lock", "development.lock")]
+    lines = [line for text in locks for line in text.splitlines() if line and not line.startswith("#")]
     assert all(line.count("==") == 1 and "/" not in line and " " not in line for line in lines)
     names = [line.split("==")[0].lower().replace("_", "-") for line in lines]
     assert len(names) == len(set(names))
