@@ -14,6 +14,9 @@ from components.evaluate.text import clip
 from stagecraft.contract.errors import UserError
 from stagecraft.data.tasks import read_rows
 
+TASKS, DOCUMENTS = "task families", "held-out documents"
+"""Evaluation sets besides the benchmarks."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -21,11 +24,17 @@ class Workload:
 
     Attributes:
         rows: task rows, in the order they are asked in.
-        documents: {"id", "text", "whole"}; `whole` is False for a document that was cut at `document_bytes`.
+        documents: {"id", "source", "text", "whole"}; `whole` is False for a document that was cut at `document_bytes`.
     """
 
     rows: list[dict[str, Any]]
     documents: list[dict[str, Any]]
+
+    def texts(self, benchmarks: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+        """What is asked, by evaluation set: the prompts of the task families and of each benchmark, and the documents."""
+        families = ["\n".join(message["content"] for message in row["messages"]) for row in self.rows]
+        return {TASKS: families, **{name: found["prompts"] for name, found in benchmarks.items()},
+                DOCUMENTS: [document["text"] for document in self.documents]}
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,6 +83,6 @@ def _documents(path: Path, params: Params) -> list[dict[str, Any]]:
         document = json.loads(line)
         text, whole = clip(document["text"], params.text.document_bytes)
         if text:
-            chosen.append({"id": document["id"], "text": text, "whole": whole})
+            chosen.append({"id": document["id"], "source": document["source"], "text": text, "whole": whole})
             total += len(text.encode())
     return chosen
