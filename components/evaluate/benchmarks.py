@@ -22,8 +22,10 @@ from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import sha256
 
 REQUEST = "request"
-"""Role of the message that carries what a request needs besides its messages: `tools`, and `seed` of a repeated prompt. lm-eval
+"""Role of the message that carries what a request needs besides its messages: `tools`, and `seed` of a sampled answer. lm-eval
 sends requests of unlike arguments one group after the other; as a message they stay one batch. The models take it off."""
+
+_TURN = 1_000_003  # between the seeds of two turns: more than any task repeats
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of everything that a YAML leaves to its defaults
 
@@ -41,12 +43,12 @@ class Benchmark(ConfigurableTask):
         self._prompts, self._seed = prompts, seed
         super().__init__(config={**config, "custom_dataset": lambda **_: self._ask(source(), config["test_split"])})
         self.set_config("num_fewshot", config.get("num_fewshot") or 0)
-        self.set_fewshot_seed(seed)
+        self.set_fewshot_seed(0)
         self.metric = next(iter(self._metric_fn_list))
 
     def construct_requests(self, doc: dict[str, Any], ctx: JsonChatStr, **kwargs: Any) -> Instance:
         own = {"tools": json.loads(doc["tools"]) if doc.get("tools") else None,
-               "seed": self._seed + doc["_repeat"] if self.repeats > 1 else None}
+               "seed": self._seed + doc["_repeat"] if self.config.generation_kwargs.get("temperature") else None}
         own = {key: value for key, value in own.items() if value is not None}
         if own:
             ctx = JsonChatStr(json.dumps([*json.loads(ctx.prompt), {"role": REQUEST, **own}]))
@@ -60,8 +62,12 @@ class Benchmark(ConfigurableTask):
         return {name: datasets.Dataset.from_list(repeated if name == split else list(rows[name])) for name in rows}
 
 
-def load(name: str, settings: Benchmarks, seed: int) -> Benchmark:
+def load(name: str, settings: Benchmarks, seed: int, turn: int = 0) -> Benchmark:
     """One task by the name of its YAML.
+
+    Args:
+        seed: of prompts that are made, and of sampled answers.
+        turn: a run repeated as a whole asks the same prompts, and samples other answers.
 
     Raises:
         UserError: the data of a real benchmark is not at hand, or too little of it.
@@ -70,10 +76,11 @@ def load(name: str, settings: Benchmarks, seed: int) -> Benchmark:
     made = config.pop("custom_dataset", None)
     if made:
         arguments = {**config["metadata"], "lengths": settings.lengths, "prompts": settings.prompts or 100, "seed": seed}
-        return Benchmark(config, lambda: made(**arguments), 0, seed)
+        return Benchmark(config, lambda: made(**arguments), 0, seed + _TURN * turn)
     folder = Path(settings.data) / config.pop("dataset_path")
     splits = {config["test_split"], config.get("fewshot_split") or config["test_split"]}
-    return Benchmark(config, lambda: {split: read(folder, split) for split in sorted(splits)}, settings.prompts, seed)
+    return Benchmark(config, lambda: {split: read(folder, split) for split in sorted(splits)}, settings.prompts,
+                     seed + _TURN * turn)
 
 
 def describe(task: Benchmark) -> dict[str, Any]:

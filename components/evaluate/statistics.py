@@ -121,6 +121,17 @@ def _sign_test(differences: np.ndarray, wins: int, losses: int) -> float:
     return float(tested.pvalue)
 
 
+def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    """Student's interval of the mean of a few independent measurements.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    estimate = mean(values)
+    half = float(stats.t.ppf((1 + confidence) / 2, estimate.n - 1)) * estimate.stderr
+    return estimate.value - half, estimate.value + half
+
+
 def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
     """Wilson score interval of a proportion: sensible at 0 and 1, where the standard error is 0."""
     interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")

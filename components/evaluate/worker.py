@@ -88,8 +88,8 @@ class Evaluator:
             cut = [windows(tokens, start, self.params.text.window, self.params.text.overlap) for tokens in encoded]
             logprobs = iter(self.engine.logprobs([window.tokens for several in cut for window in several]))
             for document, tokens, several in zip(part, encoded, cut):
-                read.append({"id": document["id"], "source": document["source"], "bits": sum(bits(window, next(logprobs)) for window in several),
-                             "bytes": len(document["text"].encode()), "tokens": len(tokens)})
+                read.append({"id": document["id"], "source": document["source"], "bytes": len(document["text"].encode()),
+                             "tokens": len(tokens), "bits": sum(bits(window, next(logprobs)) for window in several)})
             self.progress(len(part))
         return read
 

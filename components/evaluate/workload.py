@@ -46,7 +46,7 @@ def choose(corpus: Path, params: Params) -> Workload:
     Raises:
         UserError: too few held-out tasks or documents for a standard error.
     """
-    rows = _evenly(read_rows(corpus / "tasks" / "heldout.jsonl"), params.tasks.prompts)
+    rows = evenly(read_rows(corpus / "tasks" / "heldout.jsonl"), params.tasks.prompts)
     documents = _documents(corpus / "heldout" / "text.jsonl", params)
     for kind, found, path in (("task rows", rows, "tasks/heldout.jsonl"), ("documents", documents, "heldout/text.jsonl")):
         if len(found) < 2:
@@ -55,7 +55,8 @@ def choose(corpus: Path, params: Params) -> Workload:
     return Workload(rows, documents)
 
 
-def _evenly(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+def evenly(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """At most `limit` rows, as many of each family as of the others if there are enough, in their order."""
     families = list(dict.fromkeys(row["family"] for row in rows))
     share, rest = divmod(limit, max(1, len(families)))
     quota = {family: share + (index < rest) for index, family in enumerate(families)}

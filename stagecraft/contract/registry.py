@@ -85,7 +85,8 @@ def registered(client: MlflowClient, alias: str) -> Path:
     try:
         version = client.get_model_version_by_alias(MODEL, alias)
     except MlflowException:
-        raise UserError("no registered model has this alias", where=alias, mend="give a directory, an address, or run the pipeline") from None
+        raise UserError("no registered model has this alias", where=alias,
+                        mend="give a directory or an address, or run the pipeline") from None
     path = Path(urlparse(version.source).path)
     if manifest.verify(path)["digest"] != version.tags["digest"]:
         raise UserError(f"version {version.version} was registered from here, but another model lies here now", where=str(path),
@@ -111,7 +112,9 @@ def _challenge(client: MlflowClient, verdict: dict[str, Any]) -> None:
 
 
 def _register(client: MlflowClient, verdict: dict[str, Any], tags: dict[str, Any], run: str | None) -> str:
-    run = run or client.create_run(experiment_id(client), run_name="promotion").info.run_id
+    if run is None:
+        run = client.create_run(experiment_id(client), run_name="promotion").info.run_id
+        client.set_terminated(run)
     if verdict.get("record") is not None:
         client.log_dict(run, verdict["record"], _RECORD)
     return client.create_model_version(MODEL, source=PATHS[verdict["promoted"]].absolute().as_uri(), run_id=run,
