@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from components.evaluate import statistics
@@ -37,7 +37,7 @@ class Measured:
 
     def scores(self) -> dict[str, list[list[float]]]:
         """Task -> for each prompt its scores over all rounds; `ALL` holds the prompts of all tasks."""
-        by_task = {task: [sum(several, []) for several in zip(*(answers[task]["scores"] for answers in self.answers))]
+        by_task = {task: [list(chain.from_iterable(rounds)) for rounds in zip(*(answers[task]["scores"] for answers in self.answers))]
                    for task in self.answers[0]}
         return {**by_task, ALL: [scores for several in by_task.values() for scores in several]}
 

@@ -35,7 +35,7 @@ def accuracy_against_speed(comparison: dict[str, Any]) -> Figure:
         low, high = speed["interval"]
         colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
         axes.errorbar(speed["value"], 100 * accuracy["value"], xerr=[[speed["value"] - low], [high - speed["value"]]],
-                      yerr=100 * accuracy["stderr"], fmt=marker, markersize=8, color=colour, ecolor=colour, elinewidth=1, capsize=3, label=name)
+                      yerr=100 * accuracy["stderr"], fmt=marker, markersize=8, color=colour, elinewidth=1, capsize=3, label=name)
     axes.set(xlabel="tokens per second", ylabel="accuracy over all prompts, %")
     axes.margins(0.15)
     figure.legend(loc="outside upper center", ncols=len(comparison["subjects"]), frameon=False)

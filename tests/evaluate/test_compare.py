@@ -1,0 +1,146 @@
+"""`stagecraft compare`: figures against closed forms, protocols that differ, and one run over real servers."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from lxml import etree
+from scipy import stats
+
+from components.evaluate.params import Benchmarks
+from components.evaluate.protocol import Model
+from components.evaluate.side_by_side import Plan, Subject, run
+from components.evaluate.side_by_side.figures import ALL, Measured, summarise
+from components.evaluate.side_by_side.subjects import served_name
+from stagecraft.cli import compare
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.runlog import RunLog
+from stagecraft.data.tasks import draw_splits, write_rows
+from stagecraft.data.tokenizer import CHAT_TEMPLATE
+from stagecraft.inference.server import Server
+from stagecraft.inference.server_settings import Settings
+from tests.checkpoints import tiny_checkpoint
+
+SERVER = Settings(name="tiny", max_model_len=192, max_num_seqs=4, dtype="float32", draft_tokens=0, threads=1, startup_seconds=280.0)
+PLAN = Plan(benchmarks=Benchmarks(tasks=["families", "needle"], data="", prompts=6, lengths=[10, 20], max_new_tokens=6), server=SERVER,
+            rounds=2, concurrency=4, seed=3, confidence=0.95, together=True, force=False)
+
+
+def measured(name, scores, speeds):
+    rounds = [{"task": {"scores": [[score] for score in each]}} for each in scores]
+    tokens = [int(100 * speed) for speed in speeds]
+    return Measured(Model(name, name * 64, "float32"), {"seed": 1}, rounds, tokens, [100.0] * len(speeds), 1)
+
+
+def test_figures_are_the_closed_forms():
+    a = measured("a", [[1, 0, 1, 1], [1, 0, 0, 1]], [40, 50, 66])
+    b = measured("b", [[0, 0, 1, 1], [0, 0, 1, 1]], [20, 25, 30])
+    found = summarise({"a": a, "b": b}, 0.95)
+    means = [1.0, 0.0, 0.5, 1.0]
+    assert found["subjects"]["a"]["accuracy"]["task"] == pytest.approx({"value": 0.625, "stderr": stats.sem(means), "n": 4})
+    assert found["subjects"]["a"]["accuracy"][ALL] == found["subjects"]["a"]["accuracy"]["task"]
+    interval = stats.ttest_1samp([40, 50, 66], 0).confidence_interval(0.95)
+    assert found["subjects"]["a"]["tokens_per_second"]["interval"] == pytest.approx([interval.low, interval.high])
+    (pair,) = found["pairs"]
+    logs = [math.log(2), math.log(2), math.log(2.2)]
+    interval = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert pair["speed_ratio"] == pytest.approx((2 * 2 * 2.2) ** (1 / 3))
+    assert pair["speed_interval"] == pytest.approx([math.exp(interval.low), math.exp(interval.high)])
+    assert pair["accuracy"]["task"]["difference"] == pytest.approx(0.125)
+    assert pair["accuracy"]["task"]["p_value_adjusted"] == min(1.0, 2 * pair["accuracy"]["task"]["p_value"])
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project directory with held-out tasks and a checkpoint; it is the current directory of this module."""
+    root = tmp_path_factory.mktemp("compare")
+    rows = draw_splits({"sft": 2, "rl": 2, "heldout": 12}, {"sort": 0.0, "tool": 0.0}, 0)["heldout"]
+    write_rows(root / "artifacts" / "corpus" / "tasks" / "heldout.jsonl", rows)
+    tiny_checkpoint(root / "tiny")
+    (root / "tiny" / "chat_template.jinja").write_text(CHAT_TEMPLATE.read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def server(project):
+    with Server(project / "tiny", SERVER, project / "server.log") as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def comparison(project, server):
+    """One server under two names."""
+    subjects = [Subject("one", server.url), Subject("two", f"http://localhost:{server.port}")]
+    out = project / "comparison"
+    out.mkdir()
+    return run(subjects, PLAN, out, RunLog("compare", out / "plots", out))
+
+
+def test_a_model_against_itself_differs_in_nothing(comparison):
+    one, two = comparison["subjects"].values()
+    assert one["scores"] == two["scores"]
+    assert set(one["accuracy"]) == {"families", "needle", ALL}
+    assert one["accuracy"][ALL]["n"] == 12
+    (pair,) = comparison["pairs"]
+    assert pair["accuracy"][ALL]["difference"] == 0
+    assert pair["accuracy"][ALL]["p_value"] == 1.0
+    assert comparison["forced"] == []
+    assert one["protocol"]["answers_timed"] == "exactly 6 tokens"
+    assert one["protocol"]["max_model_len"] == 192
+    assert all(speed > 0 for speed in one["tokens_per_second"]["rounds"])
+
+
+def test_the_report_is_well_formed_and_says_it(comparison, project):
+    html = (project / "comparison" / "report.html").read_text()
+    etree.fromstring(html.encode())
+    assert "Same prompts, lengths, batch and hardware" in html
+    assert json.loads((project / "comparison" / "comparison.json").read_text())["pairs"] == json.loads(json.dumps(comparison["pairs"]))
+
+
+def test_an_endpoint_and_a_checkpoint_are_compared_by_force_alone(server, project):
+    subjects = [Subject("up", server.url), Subject("tiny", project / "tiny")]
+    with pytest.raises(UserError, match="compare: up and tiny were measured by different protocols: engine, compute_dtype, threads"):
+        run(subjects, PLAN, project / "refused", RunLog("compare", project / "plots", project))
+    assert not (project / "refused").exists(), "nothing was started"
+
+
+def test_checkpoints_take_turns_when_memory_is_short(comparison, server, project, monkeypatch, capsys):
+    """By force, one at a time, through the command line: the checkpoint answers as its server did."""
+    (project / "params.yaml").write_text("serve:\n  server: {name: tiny, max_model_len: 192, max_num_seqs: 4, dtype: float32, "
+                                         "draft_tokens: 0, threads: 1, startup_seconds: 280.0}\n")
+    assert compare.main([server.url, "./tiny", "--task", "families", "--task", "needle", "--prompts", "6", "--lengths", "10", "20",
+                         "--max-tokens", "6", "--rounds", "2", "--concurrency", "4", "--seed", "3", "--one-at-a-time", "--force",
+                         "--out", "turns"]) == 0
+    assert "compared by force: engine, compute_dtype" in capsys.readouterr().out
+    written = json.loads((project / "turns" / "comparison.json").read_text())
+    assert written["subjects"]["tiny"]["scores"] == comparison["subjects"]["one"]["scores"]
+    assert "Compared by force" in (project / "turns" / "report.html").read_text()
+    assert len(written["subjects"]["tiny"]["model"]["digest"]) == 64
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["./tiny"], "name two or more"), (["./nothing", "./tiny"], "no such directory"), (["./tiny", "champion"], "no registry"),
+    (["./tiny", "./tiny", "--rounds", "1"], "rounds: Input should be greater than or equal to 2"),
+    (["./tiny", "./tiny", "--task", "glue"], "'glue' is no task"),
+    (["./tiny", "./tiny", "--task", "gsm8k"], "put the data there"),
+    (["./tiny", "http://127.0.0.1:9"], "no endpoint answers"),
+])
+def test_mistakes_are_one_line(arguments, message, project):
+    (project / "params.yaml").write_text("serve:\n  server: {name: tiny, max_model_len: 192, max_num_seqs: 4, dtype: float32, "
+                                         "draft_tokens: 0, threads: 1, startup_seconds: 280.0}\n")
+    with pytest.raises(UserError, match=message):
+        compare.main(arguments)
+
+
+def test_something_that_is_no_openai_endpoint(server):
+    with pytest.raises(UserError, match="refuses: 404"):
+        served_name(f"{server.url}/elsewhere")
+
+
+def test_equal_names_get_numbers(project):
+    subjects = compare._distinct([Subject("a", "x"), Subject("b", "y"), Subject("a", "z")])
+    assert [subject.name for subject in subjects] == ["a-1", "b", "a-2"]
+    assert replace(subjects[0], name="a") == Subject("a", "x")
