@@ -56,8 +56,8 @@ class Score:
     sources: dict[str, Estimate]
     benchmarks: dict[str, Benchmark]
     pass_at_k: dict[int, Estimate]
-    unfinished: float
-    answer_tokens: float
+    unfinished: Estimate
+    answer_tokens: Estimate
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Comparison:
         exact_match: paired by prompt.
         benchmarks: task -> the same.
         p_values_adjusted: of `exact_match` and of each benchmark, by name: Holm, over all questions of the report.
-        detectable: the smallest true difference that 80% of such evaluations would find.
+        detectable: of the same, the smallest true difference that 80% of such evaluations would find.
         bits_per_byte: difference paired by document; positive means the first predicts text less well.
     """
 
@@ -77,7 +77,7 @@ class Comparison:
     exact_match: Paired
     benchmarks: dict[str, Paired]
     p_values_adjusted: dict[str, float]
-    detectable: float
+    detectable: dict[str, float]
     bits_per_byte: Estimate
 
     @property
@@ -99,8 +99,8 @@ def score(result: dict[str, Any]) -> Score:
                  if len(several) > 1},
         benchmarks={name: _benchmark(found) for name, found in result["benchmarks"].items()},
         pass_at_k=_pass_at_k(result["sampled"]),
-        unfinished=sum(not answer["finished"] for answer in answers) / len(answers),
-        answer_tokens=sum(answer["tokens"] for answer in answers) / len(answers),
+        unfinished=statistics.mean([not answer["finished"] for answer in answers]),
+        answer_tokens=statistics.mean([answer["tokens"] for answer in answers]),
     )
 
 
@@ -119,11 +119,11 @@ def compare(results: dict[str, dict[str, Any]], confidence: float) -> dict[str, 
     adjusted = statistics.holm({(*pair, name): each.p_value for pair, several in found.items() for name, each in several.items()})
     comparisons = []
     for (first, second), several in found.items():
-        answers = several.pop(EXACT_MATCH)
         comparisons.append(Comparison(
-            first=first, second=second, exact_match=answers, benchmarks=several,
-            p_values_adjusted={name: adjusted[first, second, name] for name in (EXACT_MATCH, *several)},
-            detectable=statistics.minimum_detectable_difference(answers.stderr, confidence),
+            first=first, second=second, exact_match=several[EXACT_MATCH],
+            benchmarks={name: each for name, each in several.items() if name != EXACT_MATCH},
+            p_values_adjusted={name: adjusted[first, second, name] for name in several},
+            detectable={name: statistics.minimum_detectable_difference(each.stderr, confidence) for name, each in several.items()},
             bits_per_byte=_paired_texts(results[first], results[second])))
     return {comparison.name: comparison for comparison in comparisons}
 
@@ -141,7 +141,7 @@ def metrics(scores: dict[str, Score], comparisons: dict[str, Comparison]) -> dic
     for name, each in scores.items():
         figures[name] = {
             "bits_per_byte": each.bits_per_byte.value, "bits_per_byte_stderr": each.bits_per_byte.stderr,
-            "exact_match": each.exact_match.value, "exact_match_stderr": each.exact_match.stderr, "unfinished": each.unfinished,
+            "exact_match": each.exact_match.value, "exact_match_stderr": each.exact_match.stderr, "unfinished": each.unfinished.value,
             "families": {family: {"exact_match": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
                          for family, estimate in each.families.items()},
             "sources": {source: {"bits_per_byte": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
@@ -154,7 +154,7 @@ def metrics(scores: dict[str, Score], comparisons: dict[str, Comparison]) -> dic
             figures[name] |= {f"pass_at_{k}": estimate.value, f"pass_at_{k}_stderr": estimate.stderr}
     figures["comparisons"] = {
         name: {"exact_match": each.exact_match.difference, "stderr": each.exact_match.stderr, "p_value": each.exact_match.p_value,
-               "p_value_adjusted": each.p_values_adjusted[EXACT_MATCH], "n": each.exact_match.n, "minimum_detectable": each.detectable,
+               "p_value_adjusted": each.p_values_adjusted[EXACT_MATCH], "n": each.exact_match.n, "minimum_detectable": each.detectable[EXACT_MATCH],
                "bits_per_byte": each.bits_per_byte.value, "bits_per_byte_stderr": each.bits_per_byte.stderr}
         for name, each in comparisons.items()}
     return figures

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from stagecraft.cli.serve import settings
 from stagecraft.contract.errors import UserError
@@ -19,9 +19,6 @@ from stagecraft.contract.runlog import RunLog
 from stagecraft.contract.terminal import terminal_sink
 from stagecraft.contract.tracking import DEFAULT_URI, connect
 from stagecraft.inference.server import ServerDiedError, check_checkpoint
-
-if TYPE_CHECKING:
-    from components.evaluate.side_by_side import Subject
 
 OUT = Path("comparison")
 
@@ -104,8 +101,8 @@ def _resolve(model: str) -> tuple[str, Path | str]:
     return model, registered(connect(uri), model)
 
 
-def _distinct(subjects: list[Subject]) -> list[Subject]:
-    """Names that occur twice get a number."""
+def _distinct(subjects: list[Any]) -> list[Any]:
+    """The subjects, numbered where a name occurs twice."""
     names = [subject.name for subject in subjects]
     return [replace(subject, name=f"{subject.name}-{names[:index].count(subject.name) + 1}") if names.count(subject.name) > 1 else subject
             for index, subject in enumerate(subjects)]

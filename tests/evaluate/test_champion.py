@@ -77,3 +77,22 @@ def test_the_registry_keeps_the_champion_that_a_challenger_falls_behind(client):
     assert champion() == "c"
     assert promote(client, {**verdict("d", None), "promoted": None}) is None
     assert champion() == "c"
+
+
+def test_an_alias_is_where_the_registered_model_lies(client, tmp_path, monkeypatch):
+    from stagecraft.contract import manifest
+    from stagecraft.contract.errors import UserError
+    from stagecraft.contract.registry import promote, registered
+    from stagecraft.contract.stages import PATHS
+
+    monkeypatch.chdir(tmp_path)
+    PATHS["nvfp4"].mkdir(parents=True)
+    (PATHS["nvfp4"] / "weights").write_text("1")
+    described = {"stage": "quantize", "params": {}, "inputs": {}, "code": "", "environment": {}, "metrics": {}}
+    digest = manifest.write(PATHS["nvfp4"], **described)
+    promote(client, {**verdict("e", record(90)), "digest": digest})
+    assert registered(client, "champion") == PATHS["nvfp4"].absolute()
+    (PATHS["nvfp4"] / "weights").write_text("2")
+    manifest.write(PATHS["nvfp4"], **described)
+    with pytest.raises(UserError, match="another model lies here now"):
+        registered(client, "champion")

@@ -107,17 +107,16 @@ def test_an_endpoint_and_a_checkpoint_are_compared_by_force_alone(server, projec
     assert not (project / "refused").exists(), "nothing was started"
 
 
-def test_checkpoints_take_turns_when_memory_is_short(comparison, server, project, monkeypatch, capsys):
-    """By force, one at a time, through the command line: the checkpoint answers as its server did."""
+def test_a_checkpoint_answers_as_its_server_does(comparison, server, project, capsys):
+    """By force, through the command line, which serves the checkpoint itself."""
     (project / "params.yaml").write_text("serve:\n  server: {name: tiny, max_model_len: 192, max_num_seqs: 4, dtype: float32, "
                                          "draft_tokens: 0, threads: 1, startup_seconds: 280.0}\n")
     assert compare.main([server.url, "./tiny", "--task", "families", "--task", "needle", "--prompts", "6", "--lengths", "10", "20",
-                         "--max-tokens", "6", "--rounds", "2", "--concurrency", "4", "--seed", "3", "--one-at-a-time", "--force",
-                         "--out", "turns"]) == 0
+                         "--max-tokens", "6", "--rounds", "2", "--concurrency", "4", "--seed", "3", "--force", "--out", "forced"]) == 0
     assert "compared by force: engine, compute_dtype" in capsys.readouterr().out
-    written = json.loads((project / "turns" / "comparison.json").read_text())
+    written = json.loads((project / "forced" / "comparison.json").read_text())
     assert written["subjects"]["tiny"]["scores"] == comparison["subjects"]["one"]["scores"]
-    assert "Compared by force" in (project / "turns" / "report.html").read_text()
+    assert "Compared by force" in (project / "forced" / "report.html").read_text()
     assert len(written["subjects"]["tiny"]["model"]["digest"]) == 64
 
 
