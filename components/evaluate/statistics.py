@@ -104,9 +104,10 @@ def paired(first: Sequence[float], second: Sequence[float], confidence: float) -
     differences = a - b
     estimate = mean(differences)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
-    draws = np.random.default_rng(_SEED).multinomial(a.size, np.full(a.size, 1 / a.size), _RESAMPLES)
+    values, counts = np.unique(differences, return_counts=True)  # prompts of one difference are alike: drawn by number, not one by one
+    draws = np.random.default_rng(_SEED).multinomial(a.size, counts / a.size, _RESAMPLES)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(draws @ differences / a.size, [tail, 1 - tail])
+    low, high = np.quantile(draws @ values / a.size, [tail, 1 - tail])
     return Paired(estimate.value, estimate.stderr, (float(low), float(high)), _sign_test(differences, wins, losses), wins, losses, a.size)
 
 

@@ -154,7 +154,8 @@ def metrics(scores: dict[str, Score], comparisons: dict[str, Comparison]) -> dic
             figures[name] |= {f"pass_at_{k}": estimate.value, f"pass_at_{k}_stderr": estimate.stderr}
     figures["comparisons"] = {
         name: {"exact_match": each.exact_match.difference, "stderr": each.exact_match.stderr, "p_value": each.exact_match.p_value,
-               "p_value_adjusted": each.p_values_adjusted[EXACT_MATCH], "n": each.exact_match.n, "minimum_detectable": each.detectable[EXACT_MATCH],
+               "p_value_adjusted": each.p_values_adjusted[EXACT_MATCH], "n": each.exact_match.n,
+               "minimum_detectable": each.detectable[EXACT_MATCH],
                "bits_per_byte": each.bits_per_byte.value, "bits_per_byte_stderr": each.bits_per_byte.stderr}
         for name, each in comparisons.items()}
     return figures
