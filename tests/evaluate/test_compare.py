@@ -3,6 +3,9 @@
 import json
 import math
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import pytest
 from lxml import etree
@@ -40,13 +43,14 @@ def test_figures_are_the_closed_forms():
     means = [1.0, 0.0, 0.5, 1.0]
     assert found["subjects"]["a"]["accuracy"]["task"] == pytest.approx({"value": 0.625, "stderr": stats.sem(means), "n": 4})
     assert found["subjects"]["a"]["accuracy"][ALL] == found["subjects"]["a"]["accuracy"]["task"]
-    interval = stats.ttest_1samp([40, 50, 66], 0).confidence_interval(0.95)
-    assert found["subjects"]["a"]["tokens_per_second"]["interval"] == pytest.approx([interval.low, interval.high])
+    interval = stats.ttest_1samp([math.log(speed) for speed in (40, 50, 66)], 0).confidence_interval(0.95)
+    assert found["subjects"]["a"]["tokens_per_second"]["value"] == pytest.approx(stats.gmean([40, 50, 66]))
+    assert found["subjects"]["a"]["tokens_per_second"]["interval"] == pytest.approx([math.exp(interval.low), math.exp(interval.high)])
     (pair,) = found["pairs"]
     logs = [math.log(2), math.log(2), math.log(2.2)]
     interval = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
-    assert pair["speed_ratio"] == pytest.approx((2 * 2 * 2.2) ** (1 / 3))
-    assert pair["speed_interval"] == pytest.approx([math.exp(interval.low), math.exp(interval.high)])
+    assert pair["speed_ratio"]["value"] == pytest.approx((2 * 2 * 2.2) ** (1 / 3))
+    assert pair["speed_ratio"]["interval"] == pytest.approx([math.exp(interval.low), math.exp(interval.high)])
     assert pair["accuracy"]["task"]["difference"] == pytest.approx(0.125)
     assert pair["accuracy"]["task"]["p_value_adjusted"] == min(1.0, 2 * pair["accuracy"]["task"]["p_value"])
 
@@ -62,6 +66,61 @@ def project(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         yield root
+
+
+class Oracle(BaseHTTPRequestHandler):
+    """An endpoint that knows the held-out tasks; `solves` False answers the same with one mistake. Not a model: a key to the judge."""
+
+    solves, asked = True, None
+
+    def do_GET(self):
+        self._say({"data": [{"id": "oracle", "max_model_len": 192}]})
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(request)
+        text = request["messages"][-1]["content"]
+        row = next(row for row in map(json.loads, Path("artifacts/corpus/tasks/heldout.jsonl").read_text().splitlines())
+                   if row["messages"][-1]["content"] == text)
+        known, message = row["verifier"], {"role": "assistant", "content": None}
+        if known["kind"] == "tool_call":
+            arguments = json.dumps(known["arguments"] if self.solves else {})
+            message["tool_calls"] = [{"id": "1", "type": "function", "function": {"name": known["name"], "arguments": arguments}}]
+        else:
+            message["content"] = known["answer"] + ("" if self.solves else "!")
+        length = request["max_tokens"] if request.get("ignore_eos") else 3
+        self._say({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": {"completion_tokens": length}})
+
+    def _say(self, value):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(value).encode())
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_right_answers_count_tool_calls_among_them_and_wrong_ones_do_not(project):
+    plan = replace(PLAN, benchmarks=replace(PLAN.benchmarks, tasks=["families"], prompts=12))
+    handlers = [type("Solver", (Oracle,), {"asked": []}), type("Dunce", (Oracle,), {"solves": False, "asked": []})]
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for handler in handlers]
+    for each in servers:
+        Thread(target=each.serve_forever, daemon=True).start()
+    out = project / "oracles"
+    subjects = [Subject(name, f"http://127.0.0.1:{each.server_port}") for name, each in zip(("solver", "dunce"), servers)]
+    found = run(subjects, plan, out, RunLog("compare", out / "plots", project))
+    for each in servers:
+        each.shutdown()
+        each.server_close()
+    assert [subject["accuracy"]["families"]["value"] for subject in found["subjects"].values()] == [1.0, 0.0]
+    (pair,) = found["pairs"]
+    assert pair["accuracy"]["families"]["p_value"] == pytest.approx(2 * 0.5**12)
+    timed = [request for request in handlers[0].asked if request.get("ignore_eos")]
+    assert len(timed) == PLAN.concurrency + 2 * 12, "once to warm up, then every prompt in every round"
+    assert {request["max_tokens"] for request in handlers[0].asked} == {6}
+    assert sum("tools" in request for request in timed[PLAN.concurrency:]) == 2 * 6
+    assert all(message["role"] == "user" for request in handlers[0].asked for message in request["messages"])
 
 
 @pytest.fixture(scope="module")

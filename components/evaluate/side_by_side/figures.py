@@ -46,18 +46,16 @@ def summarise(measured: dict[str, Measured], confidence: float) -> dict[str, Any
     """Figures of every subject and of every pair.
 
     Accuracy: mean over prompts and rounds, clustered by prompt; pairs by prompt, with Holm's correction over all pairs and tasks.
-    Speed: mean over rounds with Student's interval; pairs as the geometric mean of the rounds' ratios, its interval on the
-    logarithm, for what slows the machine in a round slows both.
+    Speed: geometric mean over rounds, with Student's interval of the logarithm, which stays above zero; pairs as the ratios of the
+    rounds in the same way, for what slows the machine in a round slows both.
     """
     subjects = {name: _subject(each, confidence) for name, each in measured.items()}
     pairs, raw = [], {}
     for first, second in combinations(measured, 2):
         ours, theirs = _means(measured[first]), _means(measured[second])
         accuracy = {task: statistics.paired(ours[task], theirs[task], confidence) for task in ours}
-        logs = [math.log(a / b) for a, b in zip(measured[first].speeds, measured[second].speeds)]
-        ratio = statistics.mean(logs)
-        pairs.append({"first": first, "second": second, "speed_ratio": math.exp(ratio.value),
-                      "speed_interval": [math.exp(end) for end in statistics.t_interval(logs, confidence)],
+        ratios = [a / b for a, b in zip(measured[first].speeds, measured[second].speeds)]
+        pairs.append({"first": first, "second": second, "speed_ratio": _geometric(ratios, confidence),
                       "accuracy": {task: {**asdict(found), "detectable": statistics.minimum_detectable_difference(found.stderr, confidence)}
                                    for task, found in accuracy.items()}})
         raw.update({(first, second, task): found.p_value for task, found in accuracy.items()})
@@ -69,14 +67,19 @@ def summarise(measured: dict[str, Measured], confidence: float) -> dict[str, Any
 
 
 def _subject(measured: Measured, confidence: float) -> dict[str, Any]:
-    speed = statistics.mean(measured.speeds)
     return {
         "model": asdict(measured.model), "protocol": measured.protocol,
         "accuracy": {task: asdict(statistics.clustered(scores)) for task, scores in measured.scores().items()},
-        "tokens_per_second": {"value": speed.value, "stderr": speed.stderr, "rounds": measured.speeds,
-                              "interval": list(statistics.t_interval(measured.speeds, confidence))},
+        "tokens_per_second": {**_geometric(measured.speeds, confidence), "rounds": measured.speeds},
         "scores": measured.scores(),
     }
+
+
+def _geometric(values: list[float], confidence: float) -> dict[str, Any]:
+    logs = [math.log(value) for value in values]
+    estimate = statistics.mean(logs)
+    return {"value": math.exp(estimate.value), "stderr": math.exp(estimate.value) * estimate.stderr,
+            "interval": [math.exp(end) for end in statistics.t_interval(logs, confidence)]}
 
 
 def _means(measured: Measured) -> dict[str, list[float]]:
