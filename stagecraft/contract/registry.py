@@ -80,13 +80,10 @@ def registered(client: MlflowClient, alias: str) -> Path:
     Raises:
         UserError: there is no such alias, or what lies there is another model.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        version = client.get_model_version_by_alias(MODEL, alias)
-    except MlflowException:
+    version = _aliased(client, alias)
+    if version is None:
         raise UserError("no registered model has this alias", where=alias,
-                        mend="give a directory or an address, or run the pipeline") from None
+                        mend="give a directory or an address, or run the pipeline")
     path = Path(urlparse(version.source).path)
     if manifest.verify(path)["digest"] != version.tags["digest"]:
         raise UserError(f"version {version.version} was registered from here, but another model lies here now", where=str(path),
@@ -96,13 +93,8 @@ def registered(client: MlflowClient, alias: str) -> Path:
 
 def _challenge(client: MlflowClient, verdict: dict[str, Any]) -> None:
     """Compare the promoted model with the champion, if that is another one and the verdict has a record to compare."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        champion = client.get_model_version_by_alias(MODEL, ALIAS)
-    except MlflowException:
-        return  # the first one
-    if verdict.get("record") is None or champion.tags.get("digest") == verdict["digest"]:
+    champion = _aliased(client, ALIAS)
+    if champion is None or verdict.get("record") is None or champion.tags.get("digest") == verdict["digest"]:
         return
     # By name, as the runner finds stages: this package may import no component.
     objections = importlib.import_module("components.evaluate.champion").objections(verdict["record"], _record(client, champion))
@@ -122,10 +114,20 @@ def _register(client: MlflowClient, verdict: dict[str, Any], tags: dict[str, Any
 
 
 def _record(client: MlflowClient, version: ModelVersion) -> dict[str, Any] | None:
+    """The record of a version; None for one that was registered without, or whose record is gone."""
+    if not version.run_id or _RECORD not in [each.path for each in client.list_artifacts(version.run_id)]:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        return json.loads(Path(client.download_artifacts(version.run_id, _RECORD, scratch)).read_text())
+
+
+def _aliased(client: MlflowClient, alias: str) -> ModelVersion | None:
+    """The version with an alias; None if there is none. Any other failure of the registry is one: it must not pass for an empty one."""
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            return json.loads(Path(client.download_artifacts(version.run_id, _RECORD, scratch)).read_text())
-        except (MlflowException, OSError, ValueError):
-            return None  # registered without one, or it is gone
+    try:
+        return client.get_model_version_by_alias(MODEL, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+            raise
+        return None

@@ -96,3 +96,16 @@ def test_an_alias_is_where_the_registered_model_lies(client, tmp_path, monkeypat
     manifest.write(PATHS["nvfp4"], **described)
     with pytest.raises(UserError, match="another model lies here now"):
         registered(client, "champion")
+
+
+def test_a_registry_that_fails_is_not_taken_for_an_empty_one(client, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    from stagecraft.contract.registry import promote
+
+    def fail(*_):
+        raise MlflowException("the database is locked")
+
+    monkeypatch.setattr(client, "get_model_version_by_alias", fail)
+    with pytest.raises(MlflowException, match="locked"):
+        promote(client, verdict("f", record(10)))
