@@ -28,13 +28,14 @@ def corpus(tmp_path_factory):
     for split, rows in tasks.items():
         write_rows(directory / "tasks" / f"{split}.jsonl", rows)
     write_rows(directory / "tasks" / "rl.jsonl", [*tasks["rl"], tasks["heldout"][0]])  # leaked
-    documents = inspect.getsource(textwrap).split("\n\n")
+    source = inspect.getsource(textwrap)
+    documents = source.split("\n\n")
     write_rows(directory / "heldout" / "text.jsonl", [{"id": f"d{i}", "source": "textwrap", "text": text + " \u2028 é"}
                                                       for i, text in enumerate(documents)])
     tokenizer = tiny_tokenizer()
     (directory / "tokenizer").mkdir()
     tokenizer.backend_tokenizer.save(str(directory / "tokenizer" / "tokenizer.json"))
-    write_indexed(directory / "tokens" / "code-tier3", [tokenizer.encode(inspect.getsource(textwrap.dedent))], len(tokenizer))
+    write_indexed(directory / "tokens" / "code-tier3", [tokenizer.encode(source[:len(source) // 2])], len(tokenizer))
     write_json(directory / "report.json", {"tasks": {"demonstrations": "None: these models are random."}})
     return directory
 
