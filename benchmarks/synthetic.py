@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.curate import profile
-from components.curate.decontamination import EvaluationIndex
 from components.curate.dedup.clusters import KEPT, find_duplicates
 from components.curate.dedup.signature import signature, text_digest
 from components.curate.params import Params
 from components.curate.quality import broken_bound, normalise
-from components.curate.rules.scan import scan
 from components.curate.stage import evaluation_texts
 from components.curate.synthetic.families import FAMILIES
 from components.curate.synthetic.verify import failure
+from stagecraft.data.decontamination import EvaluationIndex
+from stagecraft.data.scan import scan
 from stagecraft.data.tasks import draw_splits
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from components.curate.blend import group_of
 from components.curate.catalogue import Catalogue
 from components.curate.corpus import HELDOUT, TokenFile, write_blends, write_tokens
-from components.curate.decontamination import EvaluationIndex
 from components.curate.funnel import Funnel
 from components.curate.params import Params
 from components.curate.plots import funnel_figure
@@ -28,6 +27,7 @@ from stagecraft.contract.code import code_digest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import digest_of, sha256, write_atomic, write_json
 from stagecraft.contract.runlog import RunLog
+from stagecraft.data.decontamination import EvaluationIndex
 from stagecraft.data.lineage import DUPLICATES_FILE
 from stagecraft.data.tasks import assert_disjoint, draw_splits, write_rows
 from stagecraft.data.tokenizer import save_tokenizer

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from stagecraft.contract.params import params
 
+TASKS = Path(__file__).with_name("tasks")
+"""Where the benchmarks' YAML files lie."""
 MODELS = ("base", "sft", "aligned", "fp8", "nvfp4")
 
 Positive = Annotated[int, Field(gt=0)]
@@ -71,8 +74,35 @@ class Sampling:
 
 
 @params
+class Benchmarks:
+    """Tasks that lm-eval runs; each is a file of components/evaluate/tasks.
+
+    Attributes:
+        tasks: names of the files, without `.yaml`; an empty list leaves lm-eval out.
+        data: folder with the data of the real benchmarks, as their files say; nothing is ever downloaded. `""` if there is none.
+        prompts: of each task, at most; 0 for all (of tasks made here, 100).
+        lengths: words of the contexts of the long-context tasks made here.
+        max_new_tokens: of an answer, whatever more a task grants.
+    """
+
+    tasks: list[str]
+    data: str
+    prompts: Annotated[int, Field(ge=0)]
+    lengths: Annotated[list[Positive], Field(min_length=1)]
+    max_new_tokens: Positive
+
+    def __post_init__(self) -> None:
+        known = sorted(path.stem for path in TASKS.glob("*.yaml"))
+        unknown = [name for name in self.tasks if name not in known]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no task; they are {', '.join(known)}")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("a task is named twice")
+
+
+@params
 class Gate:
-    """What must hold before a model is promoted (gate.py says how each number is used).
+    """What must hold before a model is promoted (gate.py and champion.py say how each number is used).
 
     Attributes:
         candidates: best liked first; the first one that passes is promoted.
@@ -82,6 +112,9 @@ class Gate:
         aligned_min_gain: by how much aligned must beat sft.
         quantized_max_loss: by how much a quantised model may fall behind aligned.
         min_exact_match: what the promoted model must reach.
+        family_max_loss: by how much any task family or benchmark may fall behind the registered champion.
+        family_confidence: of that, one-sided.
+        other_protocol: a champion that was measured in another way is kept (`refuse`) or replaced, with a line that says so (`replace`).
     """
 
     candidates: Annotated[list[str], Field(min_length=1)]
@@ -91,6 +124,9 @@ class Gate:
     aligned_min_gain: Annotated[float, Field(ge=-1, le=1)]
     quantized_max_loss: Share
     min_exact_match: Share
+    family_max_loss: Share
+    family_confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    other_protocol: Literal["refuse", "replace"]
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.candidates if name not in ("aligned", "fp8", "nvfp4")]
@@ -109,6 +145,7 @@ class Params:
         dtype: what the engine computes in.
         max_model_len: prompt and answer, or a window of text, in tokens.
         max_num_seqs: sequences in one batch.
+        contamination: look for the prompts and documents of all tasks in the text that was trained on.
     """
 
     seed: int
@@ -120,6 +157,8 @@ class Params:
     tasks: Tasks
     text: Text
     pass_at_k: Sampling
+    benchmarks: Benchmarks
+    contamination: bool
     gate: Gate
 
     def __post_init__(self) -> None:
@@ -129,3 +168,6 @@ class Params:
             raise ValueError(f"text.window ({self.text.window}) must be below max_model_len ({self.max_model_len})")
         if self.tasks.max_new_tokens >= self.max_model_len:
             raise ValueError(f"tasks.max_new_tokens ({self.tasks.max_new_tokens}) must be below max_model_len ({self.max_model_len})")
+        if self.benchmarks.max_new_tokens >= self.max_model_len:
+            raise ValueError(f"benchmarks.max_new_tokens ({self.benchmarks.max_new_tokens}) must be below max_model_len "
+                             f"({self.max_model_len})")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Protocol:
         tasks: digest of the task rows, their verifiers' specifications included.
         verifiers: digest of the code that judges answers.
         text: digest of the held-out documents.
+        benchmarks: digest of the tasks that lm-eval ran: its version, their configuration, code and rows, and the limits on answers.
     """
 
     engine: str
@@ -63,6 +65,7 @@ class Protocol:
     tasks: str
     verifiers: str
     text: str
+    benchmarks: str
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Protocol:
@@ -74,17 +77,21 @@ class Protocol:
         return digest_of(asdict(self))
 
 
-def require_same(first: Protocol, second: Protocol, names: tuple[str, str]) -> None:
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Names of the fields in which two protocols differ, a field that only one of them has among them."""
+    return [key for key in dict.fromkeys([*first, *second]) if first.get(key) != second.get(key)]
+
+
+def require_same(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
     """Refuse to compare figures of differing protocols.
 
     Raises:
         UserError: names every field that differs, with both values of the first of them.
     """
-    differing = [field.name for field in fields(Protocol) if getattr(first, field.name) != getattr(second, field.name)]
-    if differing:
-        key = differing[0]
-        raise UserError(f"{names[0]} and {names[1]} were measured by different protocols: {', '.join(differing)} differ"
-                        f" ({key}: {getattr(first, key)!r} against {getattr(second, key)!r})",
+    if fields := differing(first, second):
+        key = fields[0]
+        raise UserError(f"{names[0]} and {names[1]} were measured by different protocols: {', '.join(fields)} differ"
+                        f" ({key}: {first.get(key)!r} against {second.get(key)!r})",
                         where="evaluation", mend="measure both in the same way, then compare")
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from components.evaluate.contamination import Overlap
 from components.evaluate.gate import Verdict
 from components.evaluate.statistics import Estimate, wilson
 from components.evaluate.summary import Comparison, Score
@@ -17,7 +18,7 @@ STAGES = {"base": "pretrain", "sft": "sft", "aligned": "rl", "fp8": "quantize", 
 
 def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verdict: Verdict, results: dict[str, dict[str, Any]],
            rows: list[dict[str, Any]], manifests: dict[str, dict[str, Any]], curation: dict[str, Any], figures: dict[str, str],
-           confidence: float) -> str:
+           confidence: float, overlaps: dict[str, Overlap]) -> str:
     """The page as HTML that is well-formed XML too.
 
     Args:
@@ -26,10 +27,11 @@ def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verd
         curation: the corpus's report.json; its words on the nature of the demonstrations are repeated here.
         figures: title -> SVG file's text.
         confidence: of the intervals shown.
+        overlaps: evaluation set -> what of it was found in training text; empty if nobody looked.
     """
     return render_page(
         Path(__file__).with_name("report.html.j2"), {"percent": _percent, "signed": _signed, "number": _number},
-        scores=scores, comparisons=comparisons, verdict=verdict, confidence=confidence,
+        scores=scores, comparisons=comparisons, verdict=verdict, confidence=confidence, overlaps=overlaps,
         intervals={name: wilson(round(s.exact_match.value * s.exact_match.n), s.exact_match.n, confidence) for name, s in scores.items()},
         examples=_examples(results, rows), tasks=curation.get("tasks", {}), protocol=asdict(next(iter(scores.values())).protocol),
         digest=next(iter(scores.values())).protocol.digest, documents=next(iter(results.values()))["texts"],

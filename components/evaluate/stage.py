@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.evaluate import gate, plots, report, summary
+from components.evaluate import contamination, gate, plots, report, summary
 from components.evaluate.artifact import write_answers, write_figures, write_verdict
 from components.evaluate.params import MODELS, Params
 from components.evaluate.workers import run_all
@@ -40,14 +40,19 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     manifests = {name: manifest.read(inputs[name]) for name in MODELS}
     results = run_all({name: (inputs[name], manifests[name]["digest"]) for name in MODELS}, workload, params, log)
 
+    overlaps = contamination.check(inputs["corpus"], workload.texts(results["base"]["benchmarks"])) if params.contamination else {}
+    for name, overlap in overlaps.items():
+        if overlap.found:
+            log.note(f"{name}: {overlap.found} of {overlap.texts} share text with the training corpus")
+
     scores = {name: summary.score(result) for name, result in results.items()}
     comparisons = summary.compare(results, params.gate.confidence)
     verdict = gate.decide(scores, comparisons, params.gate)
     log.note(f"gate: {verdict.reason}")
 
     figures = summary.metrics(scores, comparisons)
-    write_figures(out, figures, scores)
-    write_verdict(out, verdict, scores)
+    write_figures(out, figures, scores, overlaps)
+    write_verdict(out, verdict, scores, results, params.gate)
     write_answers(out, results)
     with plots.style():
         drawn = {
@@ -57,7 +62,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     write_atomic(out / "report.html", report.render(
         scores=scores, comparisons=comparisons, verdict=verdict, results=results, rows=workload.rows, manifests=manifests,
         curation=json.loads((inputs["corpus"] / "report.json").read_text()), figures={t: p.read_text() for t, p in drawn.items()},
-        confidence=params.gate.confidence))
+        confidence=params.gate.confidence, overlaps=overlaps))
     protocol = scores["base"].protocol
     log.record(engine=f"{protocol.engine} {protocol.engine_version}", compute_dtype=protocol.compute_dtype, hardware=protocol.hardware,
                protocol=protocol.digest, weights={name: score.model.precision for name, score in scores.items()})

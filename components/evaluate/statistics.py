@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+_SEED, _RESAMPLES = 0, 2000
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -27,14 +29,17 @@ class Paired:
         difference: mean over prompts.
         stderr: standard error of that mean; answers of two models to one prompt go together, so it is smaller than that of
             two unrelated samples.
-        p_value: exact two-sided McNemar test: given how many prompts the two disagree on, is the split fair?
-        wins: prompts that only the first model solves.
-        losses: prompts that only the second model solves.
+        interval: of the difference, by the paired bootstrap: percentiles over samples of the prompts with replacement.
+        p_value: two-sided: if the two were alike, each prompt's difference could as well have the other sign. For scores of 0 and 1
+            that is McNemar's exact test: given how many prompts the two disagree on, is the split fair?
+        wins: prompts on which the first model scores higher.
+        losses: prompts on which the second model does.
         n: prompts.
     """
 
     difference: float
     stderr: float
+    interval: tuple[float, float]
     p_value: float
     wins: int
     losses: int
@@ -74,19 +79,58 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimat
     return Estimate(float(value), float(math.sqrt(x.size / (x.size - 1) * (residuals**2).sum()) / y.sum()), x.size)
 
 
-def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+def clustered(scores: Sequence[Sequence[float]]) -> Estimate:
+    """avg@k: the mean over all answers to all prompts, with the standard error clustered by prompt.
+
+    Args:
+        scores: for each prompt those of its answers; a prompt's answers go together, so the prompts are the sample.
+    """
+    return ratio([sum(each) for each in scores], [len(each) for each in scores])
+
+
+def paired(first: Sequence[float], second: Sequence[float], confidence: float) -> Paired:
     """Compare two models that answered the same prompts in the same order.
+
+    Args:
+        first, second: a score for each prompt; the mean of several answers is one score.
+        confidence: of the interval.
 
     Raises:
         ValueError: fewer than two prompts, or lengths that differ.
     """
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"a paired comparison needs the same prompts, found {a.size} and {b.size}")
-    wins, losses = int((a & ~b).sum()), int((~a & b).sum())
-    p_value = float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
-    difference = mean(a.astype(float) - b.astype(float))
-    return Paired(difference.value, difference.stderr, p_value, wins, losses, a.size)
+    differences = a - b
+    estimate = mean(differences)
+    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    values, counts = np.unique(differences, return_counts=True)  # prompts of one difference are alike: drawn by number, not one by one
+    draws = np.random.default_rng(_SEED).multinomial(a.size, counts / a.size, _RESAMPLES)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws @ values / a.size, [tail, 1 - tail])
+    return Paired(estimate.value, estimate.stderr, (float(low), float(high)), _sign_test(differences, wins, losses), wins, losses, a.size)
+
+
+def _sign_test(differences: np.ndarray, wins: int, losses: int) -> float:
+    moved = differences[differences != 0]
+    if not moved.size:
+        return 1.0
+    if np.isin(moved, (-1.0, 1.0)).all():
+        return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
+    tested = stats.permutation_test((moved,), np.mean, permutation_type="samples", vectorized=True, n_resamples=_RESAMPLES,
+                                    rng=np.random.default_rng(_SEED))
+    return float(tested.pvalue)
+
+
+def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    """Student's interval of the mean of a few independent measurements.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    estimate = mean(values)
+    half = float(stats.t.ppf((1 + confidence) / 2, estimate.n - 1)) * estimate.stderr
+    return estimate.value - half, estimate.value + half
 
 
 def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:

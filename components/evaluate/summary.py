@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,26 @@ from components.evaluate import statistics
 from components.evaluate.protocol import Model, Protocol, require_same
 from components.evaluate.statistics import Estimate, Paired
 
+EXACT_MATCH = "exact match"
 COMPARISONS = (("sft", "base"), ("aligned", "sft"), ("fp8", "aligned"), ("nvfp4", "aligned"))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One model's figure of a task that lm-eval ran.
+
+    Attributes:
+        version, metric: of the task's file.
+        mean: avg@k over prompts, standard error clustered by prompt.
+        strata: the same by the task's own division (length of context, subject); empty if it has none.
+        pass_at_k: k -> estimate, for a task that is asked several times and judged right or wrong; else empty.
+    """
+
+    version: str
+    metric: str
+    mean: Estimate
+    strata: dict[str, Estimate]
+    pass_at_k: dict[int, Estimate]
 
 
 @dataclass(frozen=True)
@@ -21,6 +41,8 @@ class Score:
             sample, which is a little more than what a sample stratified by family has.
         families: the same by family.
         bits_per_byte: over the held-out text, standard error clustered by document.
+        sources: the same by source of the documents; those with one document are left out.
+        benchmarks: task -> figure.
         pass_at_k: k -> estimate over prompts, empty where it was not asked for.
         unfinished: share of greedy answers that were cut off at max_new_tokens.
         answer_tokens: mean length of the greedy answers.
@@ -31,9 +53,11 @@ class Score:
     exact_match: Estimate
     families: dict[str, Estimate]
     bits_per_byte: Estimate
+    sources: dict[str, Estimate]
+    benchmarks: dict[str, Benchmark]
     pass_at_k: dict[int, Estimate]
-    unfinished: float
-    answer_tokens: float
+    unfinished: Estimate
+    answer_tokens: Estimate
 
 
 @dataclass(frozen=True)
@@ -42,16 +66,18 @@ class Comparison:
 
     Attributes:
         exact_match: paired by prompt.
-        p_value_adjusted: Holm, over all comparisons of the report.
-        detectable: the smallest true difference that 80% of such evaluations would find.
+        benchmarks: task -> the same.
+        p_values_adjusted: of `exact_match` and of each benchmark, by name: Holm, over all questions of the report.
+        detectable: of the same, the smallest true difference that 80% of such evaluations would find.
         bits_per_byte: difference paired by document; positive means the first predicts text less well.
     """
 
     first: str
     second: str
     exact_match: Paired
-    p_value_adjusted: float
-    detectable: float
+    benchmarks: dict[str, Paired]
+    p_values_adjusted: dict[str, float]
+    detectable: dict[str, float]
     bits_per_byte: Estimate
 
     @property
@@ -62,18 +88,19 @@ class Comparison:
 def score(result: dict[str, Any]) -> Score:
     """The figures of one worker's result."""
     answers, texts = result["answers"], result["texts"]
-    by_family: dict[str, list[bool]] = {}
-    for answer in answers:
-        by_family.setdefault(answer["family"], []).append(answer["correct"])
     return Score(
         model=Model(**result["model"]),
         protocol=Protocol.from_dict(result["protocol"]),
         exact_match=statistics.mean([answer["correct"] for answer in answers]),
-        families={family: statistics.mean(by_family[family]) for family in sorted(by_family)},
-        bits_per_byte=statistics.ratio([text["bits"] for text in texts], [text["bytes"] for text in texts]),
+        families={family: statistics.mean([answer["correct"] for answer in several])
+                  for family, several in _grouped(answers, lambda answer: answer["family"]).items()},
+        bits_per_byte=_bits_per_byte(texts),
+        sources={source: _bits_per_byte(several) for source, several in _grouped(texts, lambda text: text["source"]).items()
+                 if len(several) > 1},
+        benchmarks={name: _benchmark(found) for name, found in result["benchmarks"].items()},
         pass_at_k=_pass_at_k(result["sampled"]),
-        unfinished=sum(not answer["finished"] for answer in answers) / len(answers),
-        answer_tokens=sum(answer["tokens"] for answer in answers) / len(answers),
+        unfinished=statistics.mean([not answer["finished"] for answer in answers]),
+        answer_tokens=statistics.mean([answer["tokens"] for answer in answers]),
     )
 
 
@@ -83,19 +110,29 @@ def compare(results: dict[str, dict[str, Any]], confidence: float) -> dict[str, 
     Raises:
         UserError: two models were measured by different protocols.
     """
-    drafts = {}
+    found: dict[tuple[str, str], dict[str, Paired]] = {}
     for first, second in COMPARISONS:
         if first in results and second in results:
-            a, b = results[first], results[second]
-            require_same(Protocol.from_dict(a["protocol"]), Protocol.from_dict(b["protocol"]), (first, second))
-            drafts[first, second] = _paired_answers(a, b), _paired_texts(a, b)
-    adjusted = statistics.holm({f"{first}/{second}": answers.p_value for (first, second), (answers, _) in drafts.items()})
-    comparisons = [
-        Comparison(first=first, second=second, exact_match=answers, p_value_adjusted=adjusted[f"{first}/{second}"],
-                   detectable=statistics.minimum_detectable_difference(answers.stderr, confidence), bits_per_byte=texts)
-        for (first, second), (answers, texts) in drafts.items()
-    ]
+            require_same(results[first]["protocol"], results[second]["protocol"], (first, second))
+            ours, theirs = _per_prompt(results[first]), _per_prompt(results[second])
+            found[first, second] = {name: statistics.paired(ours[name], theirs[name], confidence) for name in ours}
+    adjusted = statistics.holm({(*pair, name): each.p_value for pair, several in found.items() for name, each in several.items()})
+    comparisons = []
+    for (first, second), several in found.items():
+        comparisons.append(Comparison(
+            first=first, second=second, exact_match=several[EXACT_MATCH],
+            benchmarks={name: each for name, each in several.items() if name != EXACT_MATCH},
+            p_values_adjusted={name: adjusted[first, second, name] for name in several},
+            detectable={name: statistics.minimum_detectable_difference(each.stderr, confidence) for name, each in several.items()},
+            bits_per_byte=_paired_texts(results[first], results[second])))
     return {comparison.name: comparison for comparison in comparisons}
+
+
+def record(result: dict[str, Any]) -> dict[str, list[float]]:
+    """What a later challenger is compared with: task family or benchmark -> score of each prompt."""
+    families = {family: [float(answer["correct"]) for answer in several]
+                for family, several in _grouped(result["answers"], lambda answer: answer["family"]).items()}
+    return {**families, **_benchmark_scores(result)}
 
 
 def metrics(scores: dict[str, Score], comparisons: dict[str, Comparison]) -> dict[str, Any]:
@@ -104,22 +141,55 @@ def metrics(scores: dict[str, Score], comparisons: dict[str, Comparison]) -> dic
     for name, each in scores.items():
         figures[name] = {
             "bits_per_byte": each.bits_per_byte.value, "bits_per_byte_stderr": each.bits_per_byte.stderr,
-            "exact_match": each.exact_match.value, "exact_match_stderr": each.exact_match.stderr, "unfinished": each.unfinished,
+            "exact_match": each.exact_match.value, "exact_match_stderr": each.exact_match.stderr, "unfinished": each.unfinished.value,
             "families": {family: {"exact_match": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
                          for family, estimate in each.families.items()},
+            "sources": {source: {"bits_per_byte": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
+                        for source, estimate in each.sources.items()},
+            "benchmarks": {name: {"score": found.mean.value, "stderr": found.mean.stderr, "n": found.mean.n,
+                                  **{f"pass_at_{k}": estimate.value for k, estimate in found.pass_at_k.items()}}
+                           for name, found in each.benchmarks.items()},
         }
         for k, estimate in each.pass_at_k.items():
             figures[name] |= {f"pass_at_{k}": estimate.value, f"pass_at_{k}_stderr": estimate.stderr}
     figures["comparisons"] = {
         name: {"exact_match": each.exact_match.difference, "stderr": each.exact_match.stderr, "p_value": each.exact_match.p_value,
-               "p_value_adjusted": each.p_value_adjusted, "n": each.exact_match.n, "minimum_detectable": each.detectable,
+               "p_value_adjusted": each.p_values_adjusted[EXACT_MATCH], "n": each.exact_match.n,
+               "minimum_detectable": each.detectable[EXACT_MATCH],
                "bits_per_byte": each.bits_per_byte.value, "bits_per_byte_stderr": each.bits_per_byte.stderr}
         for name, each in comparisons.items()}
     return figures
 
 
-def _paired_answers(a: dict[str, Any], b: dict[str, Any]) -> Paired:
-    return statistics.paired([answer["correct"] for answer in a["answers"]], [answer["correct"] for answer in b["answers"]])
+def _grouped(items: list[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> dict[str, list[dict[str, Any]]]:
+    """The items by key, keys in order."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return dict(sorted(groups.items()))
+
+
+def _per_prompt(result: dict[str, Any]) -> dict[str, list[float]]:
+    return {EXACT_MATCH: [float(answer["correct"]) for answer in result["answers"]], **_benchmark_scores(result)}
+
+
+def _benchmark_scores(result: dict[str, Any]) -> dict[str, list[float]]:
+    return {name: [sum(scores) / len(scores) for scores in found["scores"]] for name, found in result["benchmarks"].items()}
+
+
+def _benchmark(found: dict[str, Any]) -> Benchmark:
+    scores, strata = found["scores"], dict.fromkeys(found["strata"])
+    parts = {name: [each for each, stratum in zip(scores, found["strata"]) if stratum == name] for name in strata if name is not None}
+    repeats, binary = len(scores[0]), all(score in (0, 1) for each in scores for score in each)
+    return Benchmark(
+        version=found["version"], metric=found["metric"], mean=statistics.clustered(scores),
+        strata={name: statistics.clustered(part) for name, part in parts.items() if len(part) > 1},
+        pass_at_k={k: statistics.mean([statistics.pass_at_k(repeats, round(sum(each)), k) for each in scores])
+                   for k in dict.fromkeys((1, repeats))} if repeats > 1 and binary else {})
+
+
+def _bits_per_byte(texts: list[dict[str, Any]]) -> Estimate:
+    return statistics.ratio([text["bits"] for text in texts], [text["bytes"] for text in texts])
 
 
 def _paired_texts(a: dict[str, Any], b: dict[str, Any]) -> Estimate:

@@ -35,8 +35,8 @@ class Evaluator:
         model: checkpoint directory.
         params: the stage's parameters.
         rows: task rows.
-        documents: {"id", "text", "whole"}.
-        progress: called with the number of prompts, answers or documents that are done.
+        documents: {"id", "source", "text", "whole"}.
+        progress: called with the number of prompts, answers, documents or benchmarks that are done.
     """
 
     def __init__(self, model: Path, params: Params, rows: list[dict[str, Any]], documents: list[dict[str, Any]],
@@ -76,7 +76,7 @@ class Evaluator:
         return counted
 
     def texts(self) -> list[dict[str, Any]]:
-        """Documents read: {"id", "bits", "bytes", "tokens"}.
+        """Documents read: {"id", "source", "bits", "bytes", "tokens"}.
 
         `bits` is the sum of -log2 p over all tokens of the document, the end of the document among them unless the document
         was cut, each token conditioned on what text.windows() puts before it.
@@ -88,12 +88,27 @@ class Evaluator:
             cut = [windows(tokens, start, self.params.text.window, self.params.text.overlap) for tokens in encoded]
             logprobs = iter(self.engine.logprobs([window.tokens for several in cut for window in several]))
             for document, tokens, several in zip(part, encoded, cut):
-                read.append({"id": document["id"], "bits": sum(bits(window, next(logprobs)) for window in several),
-                             "bytes": len(document["text"].encode()), "tokens": len(tokens)})
+                read.append({"id": document["id"], "source": document["source"], "bytes": len(document["text"].encode()),
+                             "tokens": len(tokens), "bits": sum(bits(window, next(logprobs)) for window in several)})
             self.progress(len(part))
         return read
 
-    def protocol(self) -> Protocol:
+    def benchmarks(self) -> dict[str, dict[str, Any]]:
+        """What `harness.run` returns of the benchmarks asked for."""
+        settings = self.params.benchmarks
+        if not settings.tasks:
+            return {}
+        from components.evaluate import benchmarks, harness
+        from components.evaluate.engine_lm import EngineLM
+
+        tasks = {name: benchmarks.load(name, settings, self.params.seed) for name in settings.tasks}
+        model = EngineLM(self.engine, self.tokenizer, self.stop, max_new_tokens=settings.max_new_tokens, seed=self.params.seed,
+                         batch=2 * self.params.max_num_seqs)
+        found = harness.run(model, tasks)
+        self.progress(len(tasks))
+        return found
+
+    def protocol(self, benchmarks: dict[str, dict[str, Any]]) -> Protocol:
         params = self.params
         engine, version = engine_version()
         return Protocol(
@@ -101,6 +116,7 @@ class Evaluator:
             max_num_seqs=params.max_num_seqs, max_model_len=params.max_model_len, max_new_tokens=params.tasks.max_new_tokens,
             temperature=0.0, sampling_temperature=params.pass_at_k.temperature, samples=params.pass_at_k.samples, stop=self.stop,
             seed=params.seed, window=params.text.window, overlap=params.text.overlap,
+            benchmarks=digest_of([self.params.benchmarks.max_new_tokens, {name: found["digest"] for name, found in benchmarks.items()}]),
             prompt_template=digest_of(self.tokenizer.chat_template), prompts=digest_of(self.prompts), tasks=digest_of(self.rows),
             verifiers=source_digest(Path(stagecraft.environments.__file__).parent), text=digest_of(self.documents),
         )
@@ -125,16 +141,19 @@ def evaluate(job: dict[str, Any], progress: Callable[[int], None]) -> dict[str, 
     """Evaluate the model of one job.
 
     Returns:
-        {"model", "protocol", "answers", "sampled", "texts"} as plain data; `sampled` is empty for a model that pass@k leaves out.
+        {"model", "protocol", "benchmarks", "answers", "sampled", "texts"} as plain data; `sampled` is empty for a model that pass@k
+        leaves out.
     """
     params = parse(Params, job["params"], "evaluate")
     path = Path(job["path"])
     model = Model(name=job["name"], digest=job["digest"], precision=precision_of(path))
     evaluator = Evaluator(path, params, job["rows"], job["documents"], progress)
     try:
+        benchmarks = evaluator.benchmarks()
         return {
             "model": asdict(model),
-            "protocol": asdict(evaluator.protocol()),
+            "protocol": asdict(evaluator.protocol(benchmarks)),
+            "benchmarks": benchmarks,
             "texts": evaluator.texts(),
             "answers": evaluator.answers(),
             "sampled": evaluator.sampled() if model.name in params.pass_at_k.models else [],

@@ -88,4 +88,4 @@ def _run(name: str, job: Path, threads: int, running: list[subprocess.Popen], ad
 
 def _amount(name: str, workload: Workload, params: Params) -> int:
     sampled = min(params.pass_at_k.prompts, len(workload.rows)) * params.pass_at_k.samples if name in params.pass_at_k.models else 0
-    return len(workload.rows) + len(workload.documents) + sampled
+    return len(workload.rows) + len(workload.documents) + sampled + len(params.benchmarks.tasks)

@@ -14,6 +14,9 @@ from components.evaluate.text import clip
 from stagecraft.contract.errors import UserError
 from stagecraft.data.tasks import read_rows
 
+TASKS, DOCUMENTS = "task families", "held-out documents"
+"""Evaluation sets besides the benchmarks."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -21,11 +24,17 @@ class Workload:
 
     Attributes:
         rows: task rows, in the order they are asked in.
-        documents: {"id", "text", "whole"}; `whole` is False for a document that was cut at `document_bytes`.
+        documents: {"id", "source", "text", "whole"}; `whole` is False for a document that was cut at `document_bytes`.
     """
 
     rows: list[dict[str, Any]]
     documents: list[dict[str, Any]]
+
+    def texts(self, benchmarks: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+        """What is asked, by evaluation set: the prompts of the task families and of each benchmark, and the documents."""
+        families = ["\n".join(message["content"] for message in row["messages"]) for row in self.rows]
+        return {TASKS: families, **{name: found["prompts"] for name, found in benchmarks.items()},
+                DOCUMENTS: [document["text"] for document in self.documents]}
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -37,7 +46,7 @@ def choose(corpus: Path, params: Params) -> Workload:
     Raises:
         UserError: too few held-out tasks or documents for a standard error.
     """
-    rows = _evenly(read_rows(corpus / "tasks" / "heldout.jsonl"), params.tasks.prompts)
+    rows = evenly(read_rows(corpus / "tasks" / "heldout.jsonl"), params.tasks.prompts)
     documents = _documents(corpus / "heldout" / "text.jsonl", params)
     for kind, found, path in (("task rows", rows, "tasks/heldout.jsonl"), ("documents", documents, "heldout/text.jsonl")):
         if len(found) < 2:
@@ -46,7 +55,8 @@ def choose(corpus: Path, params: Params) -> Workload:
     return Workload(rows, documents)
 
 
-def _evenly(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+def evenly(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """At most `limit` rows, as many of each family as of the others if there are enough, in their order."""
     families = list(dict.fromkeys(row["family"] for row in rows))
     share, rest = divmod(limit, max(1, len(families)))
     quota = {family: share + (index < rest) for index, family in enumerate(families)}
@@ -74,6 +84,6 @@ def _documents(path: Path, params: Params) -> list[dict[str, Any]]:
         document = json.loads(line)
         text, whole = clip(document["text"], params.text.document_bytes)
         if text:
-            chosen.append({"id": document["id"], "text": text, "whole": whole})
+            chosen.append({"id": document["id"], "source": document["source"], "text": text, "whole": whole})
             total += len(text.encode())
     return chosen

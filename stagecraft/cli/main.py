@@ -1,4 +1,4 @@
-"""The `stagecraft` command: plan a run, examine the machine, serve the promoted model, talk to it, trace a token, open MLflow."""
+"""The `stagecraft` command: plan a run, examine the machine, serve, compare and talk to models, trace a token, open MLflow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from stagecraft.contract.errors import exit_on_user_error
 # Subcommand -> what it does. Each is a module stagecraft.cli.<name> with `main(arguments) -> int | None`, imported when asked for.
 COMMANDS = {
     "serve": "serve the promoted model on an OpenAI-compatible API until interrupted",
+    "compare": "checkpoints and endpoints side by side: accuracy and tokens per second, with intervals",
     "chat": "talk to the served model in the terminal",
     "lineage": "which document a trained-on token comes from, and what that passed",
     "doctor": "examine this machine before work: what it has, and whether it is fast enough",

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
+from stagecraft.contract import manifest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.repository import locked_md5
 from stagecraft.contract.stages import PATHS
+from stagecraft.contract.tracking import experiment_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 MODEL = "stagecraft"
 ALIAS = "champion"
+_RECORD = "promotion.json"  # artifact of the run that a version is linked to
 
 
 def read_promotion(evaluation: Path) -> dict[str, Any]:
@@ -33,6 +40,9 @@ def read_promotion(evaluation: Path) -> dict[str, Any]:
 def promote(client: MlflowClient, verdict: dict[str, Any], run: str | None = None) -> str | None:
     """Register the promoted model, or find it registered, and give it the alias. A null verdict leaves the champion alone.
 
+    What the model answered (`record` of the verdict) is kept with the run of its version; a model that comes later is compared with
+    it, and may not replace a champion that it falls behind.
+
     Args:
         client: where the registry is.
         verdict: what `read_promotion` returned.
@@ -40,6 +50,9 @@ def promote(client: MlflowClient, verdict: dict[str, Any], run: str | None = Non
 
     Returns:
         the version that now is the champion by this verdict; None when nothing was promoted.
+
+    Raises:
+        UserError: the champion stays, and why.
     """
     from mlflow.exceptions import MlflowException
 
@@ -53,9 +66,68 @@ def promote(client: MlflowClient, verdict: dict[str, Any], run: str | None = Non
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    _challenge(client, verdict)
     same = [version for version in client.search_model_versions(f"name = '{MODEL}'")
             if all(version.tags.get(key) == tags[key] for key in ("digest", "protocol_digest", "artifact"))]
-    version = same[0].version if same else client.create_model_version(
-        MODEL, source=PATHS[name].absolute().as_uri(), run_id=run, tags={key: str(value)[:5000] for key, value in tags.items()}).version
+    version = same[0].version if same else _register(client, verdict, tags, run)
     client.set_registered_model_alias(MODEL, ALIAS, str(version))
     return str(version)
+
+
+def registered(client: MlflowClient, alias: str) -> Path:
+    """Where the model with an alias lies, if it is the one that was registered.
+
+    Raises:
+        UserError: there is no such alias, or what lies there is another model.
+    """
+    version = _aliased(client, alias)
+    if version is None:
+        raise UserError("no registered model has this alias", where=alias,
+                        mend="give a directory or an address, or run the pipeline")
+    path = Path(urlparse(version.source).path)
+    if manifest.verify(path)["digest"] != version.tags["digest"]:
+        raise UserError(f"version {version.version} was registered from here, but another model lies here now", where=str(path),
+                        mend=f"restore it: dvc checkout at the commit whose dvc.lock has {version.tags['dvc_md5'] or 'it'}")
+    return path
+
+
+def _challenge(client: MlflowClient, verdict: dict[str, Any]) -> None:
+    """Compare the promoted model with the champion, if that is another one and the verdict has a record to compare."""
+    champion = _aliased(client, ALIAS)
+    if champion is None or verdict.get("record") is None or champion.tags.get("digest") == verdict["digest"]:
+        return
+    # By name, as the runner finds stages: this package may import no component.
+    objections = importlib.import_module("components.evaluate.champion").objections(verdict["record"], _record(client, champion))
+    if objections:
+        raise UserError(f"{verdict['promoted']} does not replace the champion (version {champion.version}): {'; '.join(objections)}",
+                        where="registry", mend="the champion stays; train a better model, or loosen evaluate.gate")
+
+
+def _register(client: MlflowClient, verdict: dict[str, Any], tags: dict[str, Any], run: str | None) -> str:
+    if run is None:
+        run = client.create_run(experiment_id(client), run_name="promotion").info.run_id
+        client.set_terminated(run)
+    if verdict.get("record") is not None:
+        client.log_dict(run, verdict["record"], _RECORD)
+    return client.create_model_version(MODEL, source=PATHS[verdict["promoted"]].absolute().as_uri(), run_id=run,
+                                       tags={key: str(value)[:5000] for key, value in tags.items()}).version
+
+
+def _record(client: MlflowClient, version: ModelVersion) -> dict[str, Any] | None:
+    """The record of a version; None for one that was registered without, or whose record is gone."""
+    if not version.run_id or _RECORD not in [each.path for each in client.list_artifacts(version.run_id)]:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        return json.loads(Path(client.download_artifacts(version.run_id, _RECORD, scratch)).read_text())
+
+
+def _aliased(client: MlflowClient, alias: str) -> ModelVersion | None:
+    """The version with an alias; None if there is none. Any other failure of the registry is one: it must not pass for an empty one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(MODEL, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+            raise
+        return None

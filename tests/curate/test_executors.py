@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from components.curate.decontamination import EvaluationIndex
 from components.curate.reading.listing import list_files
 from components.curate.shards import slurm
 from components.curate.shards.plan import Shard, plan_shards
@@ -14,6 +13,7 @@ from components.curate.shards.run import run_shards
 from components.curate.tiers.classifier import train
 from components.curate.tiers.seeds import default_seeds
 from stagecraft.contract.errors import UserError
+from stagecraft.data.decontamination import EvaluationIndex
 from tests.curate.test_stage import VALUES, parameters, prose
 
 COMMANDS = {

@@ -18,11 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.curate.decontamination import EvaluationIndex
 from components.curate.dedup.clusters import KEPT, find_duplicates
 from components.curate.dedup.signature import signature, text_digest
 from components.curate.params import SyntheticParams
-from components.curate.rules.scan import scan
 from components.curate.stage import Params
 from components.curate.synthetic.expressions import ExpressionError, evaluate
 from components.curate.synthetic.families import FAMILIES
@@ -32,8 +30,10 @@ from components.curate.synthetic.verify import equalities, failure
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, parse
 from stagecraft.contract.runlog import RunLog
+from stagecraft.data.decontamination import EvaluationIndex
 from stagecraft.data.indexed import read_indexed
 from stagecraft.data.lineage import document_at
+from stagecraft.data.scan import scan
 from stagecraft.data.tasks import prompt_key, read_rows
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.environments import verify

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.curate.synthetic import sandbox
 from components.curate.synthetic.families import FAMILIES
 from components.curate.synthetic.replies import BadReplyError, item_of, request
 from components.curate.synthetic.verify import failure
 from stagecraft.contract.errors import UserError
-from stagecraft.environments import verify
+from stagecraft.environments import sandbox, verify
 from tests.curate.test_synthetic import made
 
 LONG = " Every step is written out, so that a reader can follow it from the first line to the last, and none is left to be guessed."

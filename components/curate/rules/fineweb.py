@@ -8,7 +8,7 @@ from numba import njit
 
 from components.curate.rules.bounds import RuleBounds
 from components.curate.rules.repetition import duplicates
-from components.curate.rules.scan import TERMINAL, Scan, character_classes
+from stagecraft.data.scan import TERMINAL, Scan, character_classes
 
 _NAMES = ("empty", "line_punctuation", "short_lines", "dup_line_chars", "list_lines")
 

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from components.curate.rules.bounds import RuleBounds
-from components.curate.rules.scan import BREAK, LETTER, SPACE, Scan, character_classes, scan
+from stagecraft.data.scan import BREAK, LETTER, SPACE, Scan, character_classes, scan
 
 _NAMES = ("few_words", "many_words", "short_mean_word", "long_mean_word", "hash_symbols", "ellipses", "bullet_lines", "ellipsis_lines",
           "few_letter_words", "few_stop_words")

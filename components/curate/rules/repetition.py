@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from components.curate.rules.bounds import RuleBounds
-from components.curate.rules.scan import BASE, SPACE, Scan, character_classes, mix
+from stagecraft.data.scan import BASE, SPACE, Scan, character_classes, mix
 
 _NAMES = ("empty", "dup_para_frac", "dup_para_char_frac", "dup_line_frac", "dup_line_char_frac")
 

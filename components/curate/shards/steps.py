@@ -18,9 +18,7 @@ from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
 from components.curate.categories import CODE, category, is_code
-from components.curate.decontamination import EvaluationIndex
 from components.curate.dedup.signature import signature, text_digest
-from components.curate.language import LanguageId
 from components.curate.params import Params
 from components.curate.pii import redact
 from components.curate.quality import broken_bound, normalise
@@ -32,6 +30,8 @@ from components.curate.shards.tally import Tally
 from components.curate.synthetic import SOURCE as SYNTHETIC
 from components.curate.tiers.classifier import Classifier, tier
 from stagecraft.contract.files import write_atomic
+from stagecraft.data.decontamination import EvaluationIndex
+from stagecraft.data.language import LanguageId
 
 logger.disable("datatrove")  # the run log tells how far the shards are; workers import this module before they start
 

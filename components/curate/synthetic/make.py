@@ -11,10 +11,8 @@ from random import Random
 from typing import Any
 
 from components.curate.catalogue import Catalogue
-from components.curate.decontamination import EvaluationIndex
 from components.curate.params import SyntheticParams
 from components.curate.reading.listing import File
-from components.curate.rules.scan import scan
 from components.curate.synthetic import SOURCE
 from components.curate.synthetic.endpoint import Endpoint
 from components.curate.synthetic.families import FAMILIES
@@ -24,6 +22,8 @@ from components.curate.synthetic.verify import failure
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import sha256, write_atomic
 from stagecraft.contract.runlog import RunLog
+from stagecraft.data.decontamination import EvaluationIndex
+from stagecraft.data.scan import scan
 from stagecraft.environments import verify
 
 _LICENCE = "Apache-2.0"  # of what our templates write; of what a model wrote nothing is known

@@ -12,8 +12,8 @@ from typing import Any
 from components.curate.synthetic.expressions import ExpressionError, Value, evaluate, number, shown_as
 from components.curate.synthetic.item import Item
 from components.curate.synthetic.references import UnknownReferenceError, reference
-from components.curate.synthetic.sandbox import run_confined, run_here
 from stagecraft.data.tokenizer import MARKERS, SPECIAL
+from stagecraft.environments.sandbox import run_confined, run_here
 
 _TOKEN = re.compile(r"(?P<number>\$?(?<![\w.])\d+(?:\.\d+)?(?!\w))|(?P<sign>\*\*|[-+*/)]|(?<!\w)\(|\bmod\b)|(?P<equal>(?<![=<>!])=(?!=))"
                     r"|(?P<other>\S)")

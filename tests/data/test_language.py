@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.curate.language import LanguageId
+from stagecraft.data.language import LanguageId
 from tests.curate.intervals import recall_and_precision, wilson
 
 # Three passages a language, written for this test: plain statements, as web text has them.

@@ -1,0 +1,37 @@
+"""The last gate: a model that passed its own evaluation against the champion that the registry has, prompt by prompt.
+
+The registry keeps what a champion answered, not the champion: so this needs its record alone, and the records must be of one
+protocol. The registry calls `objections` by name, for it may import no component.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.evaluate.protocol import differing
+from components.evaluate.statistics import paired
+
+
+def objections(challenger: dict[str, Any], champion: dict[str, Any] | None) -> list[str]:
+    """Why a challenger may not replace the champion; none if it may.
+
+    No task family or benchmark may be worse than the champion by more than `family_max_loss`: the lower confidence bound of the
+    paired difference must stay above that limit. All must pass, so no correction for their number is due (an intersection-union
+    test, Berger 1982).
+
+    Args:
+        challenger: its `record` in promotion.json: {"protocol", "scores": name -> score of each prompt, "rules"}.
+        champion: the champion's record; None if the registry has none.
+    """
+    rules = challenger["rules"]
+    fields = ["all of it"] if champion is None else differing(challenger["protocol"], champion["protocol"])
+    if fields:
+        return [] if rules["other_protocol"] == "replace" else [f"it was measured by another protocol ({', '.join(fields)} differ)"]
+    found = []
+    for name, scores in challenger["scores"].items():
+        difference = paired(scores, champion["scores"][name], rules["family_confidence"])
+        bound = difference.lower_bound(rules["family_confidence"])
+        if bound < -rules["family_max_loss"]:
+            found.append(f"{name} is {-100 * difference.difference:.1f} ± {100 * difference.stderr:.1f} points worse "
+                         f"(lower {rules['family_confidence']:.0%} bound {100 * bound:.1f}, allowed {-100 * rules['family_max_loss']:.1f})")
+    return found

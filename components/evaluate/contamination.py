@@ -1,0 +1,75 @@
+"""How much of what is asked stands in what was trained on: 13 words in a row, or a prompt as a whole line, signs and all.
+
+Curation keeps the held-out tasks out of the text it makes; this looks again, at what really went into training, and at every task
+and document of the evaluation, which curation may never have heard of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from stagecraft.data.decontamination import EvaluationIndex, grams
+from stagecraft.data.indexed import read_indexed
+from stagecraft.data.scan import scan
+from stagecraft.data.tasks import read_rows
+
+HELDOUT = "heldout"
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What training text and one evaluation set share.
+
+    Attributes:
+        texts: of the set.
+        found: those that share 13 words in a row with a training text, or are a line of one.
+        rows: which they are.
+    """
+
+    texts: int
+    found: int
+    rows: list[int]
+
+
+def check(corpus: Path, sets: Mapping[str, Sequence[str]]) -> dict[str, Overlap]:
+    """Look for the texts of every set in all that the corpus trains on: token files, SFT and RL rows.
+
+    Args:
+        corpus: the corpus artifact.
+        sets: name -> texts.
+    """
+    index = EvaluationIndex.build(sets)
+    wanted = {_plain(text) for texts in sets.values() for text in texts}
+    shared, lines = [np.empty(0, np.uint64)], set()
+    for text in training_texts(corpus):
+        shared.append(index.shared(scan(text)))
+        lines.update(wanted.intersection(map(_plain, text.split("\n"))))
+    seen = np.unique(np.concatenate(shared))
+    overlaps = {}
+    for name, texts in sets.items():
+        rows = [row for row, text in enumerate(texts) if _plain(text) in lines or np.isin(grams(scan(text)), seen).any()]
+        overlaps[name] = Overlap(len(texts), len(rows), rows)
+    return overlaps
+
+
+def training_texts(corpus: Path) -> Iterator[str]:
+    """Every document that may be trained on, and every prompt with its demonstration."""
+    tokenizer = Tokenizer.from_file(str(corpus / "tokenizer" / "tokenizer.json"))
+    for path in sorted((corpus / "tokens").glob("*.bin")):
+        if path.stem != HELDOUT:
+            documents = read_indexed(path.with_suffix(""))
+            for start in range(0, len(documents), _BATCH):
+                yield from tokenizer.decode_batch([tokens.tolist() for tokens in documents[start:start + _BATCH]])
+    for split in ("sft", "rl"):
+        for row in read_rows(corpus / "tasks" / f"{split}.jsonl"):
+            yield "\n".join([*(message["content"] for message in row["messages"]), row.get("demonstration", "")])
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())

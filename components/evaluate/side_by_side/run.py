@@ -1,0 +1,116 @@
+"""Measures every subject in turn, round after round, and writes the comparison down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from components.evaluate import benchmarks, harness
+from components.evaluate.protocol import differing, require_same
+from components.evaluate.side_by_side import report
+from components.evaluate.side_by_side.endpoint import Endpoint
+from components.evaluate.side_by_side.figures import Measured, summarise
+from components.evaluate.side_by_side.plan import Plan
+from components.evaluate.side_by_side.subjects import Subject, served_name
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.files import digest_of, write_atomic, write_json
+from stagecraft.contract.runlog import Bar, RunLog
+
+
+def run(subjects: Sequence[Subject], plan: Plan, out: Path, log: RunLog) -> dict[str, Any]:
+    """Compare, and write `comparison.json` and `report.html` into `out`.
+
+    Within a round every subject answers the same prompts, then writes answers of one length to them, for its speed; the order of
+    the subjects moves on by one from round to round, so that none is always the first on a cold machine. Before the rounds each
+    subject answers once untimed.
+
+    Returns:
+        the content of comparison.json.
+
+    Raises:
+        UserError: a checkpoint cannot be served, an endpoint does not answer, the protocols differ and `force` is off, data is missing.
+        ServerDiedError: a server ended while it was needed.
+    """
+    for subject in subjects:
+        if isinstance(subject.where, str):
+            served_name(subject.where)
+    tasks = _tasks(plan, 0)
+    prompts = sum(len(task.eval_docs) for task in tasks.values())
+    conditions = {subject.name: _protocol(subject, plan, tasks) for subject in subjects}
+    _differing(conditions, plan.force)
+    measured = {subject.name: Measured(subject.model, conditions[subject.name], [], [], []) for subject in subjects}
+    with log.bar("compare", 2 * prompts * plan.rounds * len(subjects), unit="answer") as bar, ExitStack() as stack:
+        standing = {}
+        if plan.together:
+            for subject in subjects:
+                log.note(f"starting {subject.name}")
+                standing[subject.name] = stack.enter_context(subject.up(plan, out / "logs" / f"{subject.name}.log"))
+        for turn in range(plan.rounds):
+            for offset in range(len(subjects)):
+                subject = subjects[(turn + offset) % len(subjects)]
+                with _address(subject, standing, plan, out) as address:
+                    _measure(measured[subject.name], address, plan, turn, bar)
+    for each in measured.values():
+        exact = all(tokens == each.asked * plan.benchmarks.max_new_tokens for tokens in each.tokens)
+        each.protocol["answers_timed"] = f"exactly {plan.benchmarks.max_new_tokens} tokens" if exact else "as long as they come"
+    comparison = {**summarise(measured, plan.confidence), "plan": asdict(plan), "forced": _differing(
+        {name: each.protocol for name, each in measured.items()}, plan.force)}
+    write_json(out / "comparison.json", comparison)
+    write_atomic(out / "report.html", report.render(comparison, log))
+    return comparison
+
+
+def _tasks(plan: Plan, turn: int) -> dict[str, benchmarks.Benchmark]:
+    return {name: benchmarks.load(name, plan.benchmarks, plan.seed, turn) for name in plan.benchmarks.tasks}
+
+
+def _protocol(subject: Subject, plan: Plan, tasks: dict[str, benchmarks.Benchmark]) -> dict[str, Any]:
+    return {**subject.conditions(plan), "harness": harness.HARNESS, "api": "chat completions; the template is the server's",
+            "tasks": {name: digest_of(benchmarks.describe(task)) for name, task in tasks.items()},
+            "max_new_tokens": plan.benchmarks.max_new_tokens, "concurrency": plan.concurrency, "rounds": plan.rounds, "seed": plan.seed}
+
+
+def _differing(protocols: dict[str, dict[str, Any]], force: bool) -> list[str]:
+    """Fields in which any subject differs from the first; refused unless forced."""
+    (first, reference), *others = protocols.items()
+    fields: list[str] = []
+    for name, protocol in others:
+        if not force:
+            try:
+                require_same(reference, protocol, (first, name))
+            except UserError as error:
+                raise UserError(error.what, where="compare",
+                                mend="serve both in the same way, or compare all the same with --force") from None
+        fields += [field for field in differing(reference, protocol) if field not in fields]
+    return fields
+
+
+@contextmanager
+def _address(subject: Subject, standing: dict[str, str], plan: Plan, out: Path) -> Iterator[str]:
+    if subject.name in standing:
+        yield standing[subject.name]
+        return
+    with subject.up(plan, out / "logs" / f"{subject.name}.log") as address:
+        yield address
+
+
+def _measure(measured: Measured, address: str, plan: Plan, turn: int, bar: Bar) -> None:
+    """One turn of one subject."""
+    limit = plan.benchmarks.max_new_tokens
+    tasks = _tasks(plan, turn)
+    endpoint = Endpoint(address, served_name(address), concurrency=plan.concurrency, max_tokens=limit)
+    if not turn or not plan.together:
+        warm = next(iter(_tasks(plan, turn).values()))
+        warm.build_all_requests(limit=plan.concurrency, apply_chat_template=True, fewshot_as_multiturn=True,
+                                chat_template=endpoint.apply_chat_template)
+        endpoint.write([instance.args[0] for instance in warm.instances], limit)
+    endpoint.progress = bar.advance
+    measured.answers.append(harness.run(endpoint, tasks))
+    prompts = [instance.args[0] for task in tasks.values() for instance in task.instances]
+    tokens, seconds = endpoint.write(prompts, limit)
+    measured.asked = len(prompts)
+    measured.tokens.append(tokens)
+    measured.seconds.append(seconds)
