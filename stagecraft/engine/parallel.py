@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 from stagecraft.contract.errors import UserError
@@ -68,10 +69,16 @@ def share(parts: int, where: str) -> tuple[int, int]:
     return parallel_state.get_data_parallel_rank() * each, each
 
 
-def shutdown() -> None:
-    """Leave the process group, and what megatron remembers of it: the MTP losses are kept by the groups and depths of the first model."""
+def leave_groups() -> None:
+    """Leave the parallel groups, and what megatron keeps by the groups, layers and depths of the first model: MTP and balancing losses."""
     MTPLossLoggingHelper.tracker.clear()
+    destroy_moe_metrics_tracker()
     if parallel_state.is_initialized():
         parallel_state.destroy_model_parallel()
+
+
+def shutdown() -> None:
+    """Leave the parallel groups and the process group."""
+    leave_groups()
     if dist.is_initialized():
         dist.destroy_process_group()

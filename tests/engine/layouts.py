@@ -11,7 +11,6 @@ from stagecraft.megatron_cpu import ON_CPU  # noqa: F401
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from safetensors.torch import load_file
 
 from stagecraft.engine import checkpoints, parallel
@@ -64,12 +63,6 @@ def take(trainer: Trainer, steps: int, micro: int) -> list[list[float]]:
     return found
 
 
-def leave_groups() -> None:
-    """Another layout may come; the process group stays, gloo does not come up twice under torchrun."""
-    MTPLossLoggingHelper.tracker.clear()
-    parallel_state.destroy_model_parallel()
-
-
 def run(weights, case: dict, directory: Path) -> tuple[dict, dict]:
     """One case: {"layout": sizes, "options": of the trainer, "micro": rows, "resume": layout to go on in, if any}."""
     parallel.initialize(7, Layout(**case["layout"]))
@@ -81,13 +74,13 @@ def run(weights, case: dict, directory: Path) -> tuple[dict, dict]:
                               for name, module in layer.named_modules(prefix=str(layer.layer_number)) if hasattr(module, "precision")})
     if "resume" in case:
         checkpoints.save(directory / "checkpoints", trainer)
-        leave_groups()
+        parallel.leave_groups()  # and not the process group: gloo does not come up twice under torchrun
         parallel.initialize(7, Layout(**case["resume"]))
         trainer = trainer_of(None, **case.get("options", {}))
         checkpoints.resume(directory / "checkpoints", trainer)
     told["after"] = take(trainer, STEPS, micro)
     whole = trainer.weights()
-    leave_groups()
+    parallel.leave_groups()
     return told, whole
 
 

@@ -75,7 +75,8 @@ def test_another_count_of_ranks_goes_on_from_the_checkpoint(straight, fresh):
     """The same samples in the same order; sums in another order, and rounding noise by other ranks."""
     process = start(fresh, 2)
     wait_for_a_checkpoint(process, fresh)
-    os.killpg(process.pid, signal.SIGKILL)
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]:  # torchrun's ranks have sessions of their own
+        each.send_signal(signal.SIGKILL)
     process.wait()
     end(start(fresh, 1))
     first, second = begun_at(fresh)
