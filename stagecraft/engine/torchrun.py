@@ -1,10 +1,11 @@
-"""torchrun that ends as its ranks did: exit code 2 where one met a user's mistake, which torchrun alone makes a 1.
+"""torchrun that ends as its ranks did, exit code 2 where one met a user's mistake (torchrun alone makes it a 1), and whose restarts work.
 
 `python -m stagecraft.engine.torchrun <arguments of torchrun>`. What starts nodes sees one exit code per node, and need not read a log.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -15,6 +16,9 @@ from stagecraft.contract.errors import EXIT_USER_ERROR
 
 def main(arguments: list[str]) -> int:
     """Run torchrun; returns 0, 2 if a rank of this node ended with 2, else 1."""
+    # torch 2.13 shares one store among all attempts (elastic/rendezvous/dynamic_rendezvous.py), in which a rank that is quicker than
+    # another after a restart finds the address the other had before. Without sharing every attempt has a store of its own.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         torchrun(arguments)
     except ChildFailedError as error:
