@@ -28,7 +28,7 @@ def small() -> dict:
     need_images()
     profile = read_profile()
     profile["curate"].update(sample_bytes=600000, shards=1, workers=1, tokenizer_bytes=200000)
-    profile["curate"]["synthetic"].update(documents={}, task_rows=2)
+    profile["curate"]["synthetic"].update(documents={}, sft_rows=2, rl_rows=2)
     profile["curate"]["tasks"].update(sft_rows=60, rl_rows=60, heldout_rows=60)
     for phase, tokens in (("phase1", 20000), ("phase2", 5000)):
         profile["curate"]["blend"][phase]["tokens"] = tokens
