@@ -39,7 +39,8 @@ def same_names(architecture: Architecture, mtp: bool) -> dict[str, str]:
     """Hugging Face name -> Megatron name of every tensor that both store alike."""
     names = {**MODEL, **(MTP if mtp else {})}
     for letter, hf, megatron in _layers(architecture, mtp):
-        names.update({hf + left: megatron + right for left, right in SAME[letter].items()})
+        names.update({hf + left: megatron + right for left, right in SAME[letter].items()
+                      if architecture.moe_latent_size or "latent" not in left})
     return names
 
 

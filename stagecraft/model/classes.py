@@ -29,11 +29,13 @@ def class_of(path: str) -> str | None:
 
 def linear_layers(architecture: Architecture, *, mtp: bool) -> Iterator[str]:
     """The names of all linear layers of the whole model, the routed experts of a layer as one, the shared MTP block once."""
+    def parts(prefix: str, pattern: str) -> Iterator[str]:
+        for at, letter in enumerate(pattern):
+            yield from (f"{prefix}.layers.{at}.{part}" for part in _PARTS[letter] if architecture.moe_latent_size or "latent" not in part)
+
     yield "embedding.word_embeddings"
-    for at, letter in enumerate(architecture.hybrid_override_pattern):
-        yield from (f"decoder.layers.{at}.{part}" for part in _PARTS[letter])
+    yield from parts("decoder", architecture.hybrid_override_pattern)
     if mtp:
         yield "mtp.layers.0.eh_proj"
-        for at, letter in enumerate(architecture.mtp_hybrid_override_pattern):
-            yield from (f"mtp.layers.0.mtp_model_layer.layers.{at}.{part}" for part in _PARTS[letter])
+        yield from parts("mtp.layers.0.mtp_model_layer", architecture.mtp_hybrid_override_pattern)
     yield "output_layer"

@@ -18,7 +18,10 @@ LAYER_TYPES = {"M": "Mamba-2", "*": "attention", "E": "mixture of experts"}
 
 @params
 class Architecture:
-    """Shapes of the model. Sizes are in elements; the defaults are those that no published model of the family changes."""
+    """Shapes of the model. Sizes are in elements; the defaults are those that no published model of the family changes.
+
+    `moe_latent_size` None leaves LatentMoE's projections out: the experts work at `hidden_size`.
+    """
 
     hybrid_override_pattern: str
     hidden_size: Positive
@@ -35,7 +38,7 @@ class Architecture:
     n_routed_experts: Positive
     num_experts_per_tok: Positive
     moe_intermediate_size: Positive
-    moe_latent_size: Positive
+    moe_latent_size: Positive | None
     moe_shared_expert_intermediate_size: Positive
     routed_scaling_factor: Annotated[float, Field(gt=0)] = 5.0
     mtp_hybrid_override_pattern: str = "*E"

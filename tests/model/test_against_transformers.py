@@ -31,7 +31,8 @@ def tokenizer_directory(tmp_path):
     return tmp_path / "tokenizer"
 
 
-@pytest.mark.parametrize("shapes", [architecture(), tiny(vocab_size=2048, hybrid_override_pattern="EM*ME")], ids=["laptop", "tiny"])
+@pytest.mark.parametrize("shapes", [architecture(), tiny(vocab_size=2048, hybrid_override_pattern="EM*ME"),
+                                    tiny(vocab_size=2048, moe_latent_size=None)], ids=["laptop", "tiny", "plain experts"])
 def test_logits_equal_transformers(tmp_path, tokenizer_directory, shapes):
     trainer = trainer_of(shapes, mtp_depths=2)
     write_checkpoint(tmp_path / "model", shapes, trainer.weights().items(), tokenizer_directory)
