@@ -214,11 +214,8 @@ def main() -> int:
         seconds = race(params, args.steps)
         for name in CONTENDERS:
             median = statistics.median(seconds[name])
-
-            def times(other: str, name: str = name) -> str:
-                return f"{statistics.median(a / b for a, b in zip(seconds[other], seconds[name])):.2f}"
-
-            table.add_row(f"{size} x", name, f"{median:.3f}", f"{tokens / median:,.0f}", times(THEIRS), times(OURS))
+            faster = [statistics.median(a / b for a, b in zip(seconds[other], seconds[name])) for other in (THEIRS, OURS)]
+            table.add_row(f"{size} x", name, f"{median:.3f}", f"{tokens / median:,.0f}", *(f"{times:.2f}" for times in faster))
     console.print(table)
     return 0
 

@@ -18,6 +18,7 @@ from stagecraft.data.blend import read_blend
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.datasets import batch_of, open_blend
+from stagecraft.engine.phases import phase_of, phases, rows_read
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.model.ladder import Hardware, check, ladder, refuse_emulation
 from stagecraft.model.precision import as_yaml
@@ -42,7 +43,8 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"sequence_length": params.sequence_length, "eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id,
               "vocab_size": len(tokenizer), "seed": params.seed}
-    rows = open_blend(read_blend(corpus, params.blend), samples=params.steps * params.global_batch, cache=work / "index", **common)
+    schedule = phases(params.blend, params.decay_blend, steps=params.steps, decay_steps=params.decay_steps, global_batch=params.global_batch)
+    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, cache=work / "index", **common) for phase in schedule}
     trainer = Trainer(
         params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length, precision=params.precision,
         mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate,
@@ -50,11 +52,15 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     announce(params, trainer, log)
 
     def step() -> StepResult:
-        start = trainer.steps_done * params.global_batch + first * params.micro_batch
-        starts = range(start, start + per_rank * params.micro_batch, params.micro_batch)
-        return trainer.step([batch_of(rows, range(at, at + params.micro_batch)) for at in starts])
+        start = trainer.steps_done * params.global_batch
+        phase = phase_of(start, schedule)
+        at = start - phase.first + first * params.micro_batch
+        starts = range(at, at + per_rank * params.micro_batch, params.micro_batch)
+        return trainer.step([batch_of(rows[phase], range(at, at + params.micro_batch)) for at in starts])
 
-    rate = loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log)
+    rate = loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log,
+                    keep=params.keep_checkpoints, max_skipped=params.max_skipped_steps, hang_seconds=params.hang_seconds,
+                    extra=lambda: {"rows": rows_read(trainer.steps_done * params.global_batch, schedule)})
     heldout_loss = evaluate(trainer, params, corpus, work, common)
     weights = trainer.weights()
     parameters = sum(tensor.numel() for name, tensor in weights.items() if "e_score_correction_bias" not in name)  # which is a buffer
