@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from stagecraft.contract.params import params
 from stagecraft.engine.layout import Layout
+from stagecraft.engine.merge_params import Merging
 from stagecraft.engine.schedule import Count, Positive, Schedule, Share
 from stagecraft.model.config import Architecture
 from stagecraft.model.precision import PRECISIONS
@@ -34,6 +35,7 @@ class Params(Schedule):
     expert_bias_rate: Share
     aux_loss: Share
     heldout_rows: Positive
+    merge: Merging
     keep_checkpoints: Positive
     max_skipped_steps: Count
     hang_seconds: Count

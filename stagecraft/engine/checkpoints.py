@@ -13,6 +13,7 @@ import stagecraft.megatron_cpu  # noqa: F401
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from stagecraft.contract.errors import UserError
@@ -78,6 +79,35 @@ def resume(directory: Path, trainer: Trainer, note: Callable[[str], None] = lamb
     if found:
         raise UserError(f"none of its {len(found)} checkpoints is whole", where=str(directory), mend="delete them to begin anew")
     return None
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Save the weights alone, of all ranks, as the directory `path`; what stood there is replaced.
+
+    Raises:
+        UserError: they could not be written.
+    """
+    temporary, first = path.with_name(f".{path.name}.tmp"), dist.get_rank() == 0
+
+    def begin() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+
+    def finish() -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+
+    try:
+        _together(begin if first else None)
+        _together(lambda: dist_checkpointing.save(module.sharded_state_dict(prefix=""), temporary))
+        _together(finish if first else None)
+    except OSError as error:
+        raise UserError(f"weights cannot be written: {error}", where=str(path), mend="make room and start again") from error
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Take over what `save_weights` wrote, under whatever layout."""
+    module.load_state_dict(dist_checkpointing.load(module.sharded_state_dict(prefix=""), path))
 
 
 def _load(checkpoint: Path, trainer: Trainer) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from stagecraft.engine.watchdog import Watchdog
 
 
 def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Path, checkpoint_every: int, log: RunLog | None,
-        keep: int = 2, max_skipped: int = 0, hang_seconds: int = 0,
+        keep: int = 2, max_skipped: int = 0, hang_seconds: int = 0, between: Callable[[], None] = lambda: None,
         extra: Callable[[], dict[str, Any]] = dict) -> float:
     """Train from the newest whole checkpoint below `work` to the last step of the schedule.
 
@@ -29,6 +29,7 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
         checkpoint_every: steps between checkpoints, of which the newest `keep` stay.
         max_skipped: steps in a row that may be skipped because loss or gradient is no finite number.
         hang_seconds: a step that takes longer ends this rank; 0 waits for ever.
+        between: called after every step, before a checkpoint.
         extra: what a checkpoint says besides.
 
     Returns:
@@ -56,6 +57,7 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
             if log:
                 _tell(log, trainer.steps_done, result)
                 bar.advance(loss=result.loss, tokens_per_second=tokens / (time.monotonic() - started))
+            between()
             if trainer.steps_done % checkpoint_every == 0 and trainer.steps_done < steps:
                 checkpoints.save(directory, trainer, extra(), keep)
     return tokens / (time.monotonic() - started)
