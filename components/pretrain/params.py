@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from stagecraft.contract.params import params
 from stagecraft.engine.layout import Layout
 from stagecraft.engine.merge_params import Merging
+from stagecraft.engine.phases import Phase, phases
 from stagecraft.engine.schedule import Count, Positive, Schedule, Share
 from stagecraft.model.config import Architecture
 from stagecraft.model.precision import PRECISIONS
@@ -39,6 +40,11 @@ class Params(Schedule):
     keep_checkpoints: Positive
     max_skipped_steps: Count
     hang_seconds: Count
+
+    @property
+    def phases(self) -> list[Phase]:
+        """What is read when."""
+        return phases(self.blend, self.decay_blend, steps=self.steps, decay_steps=self.decay_steps, global_batch=self.global_batch)
 
     def __post_init__(self) -> None:
         Schedule.__post_init__(self)

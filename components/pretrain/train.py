@@ -19,7 +19,7 @@ from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.datasets import batch_of, open_blend
 from stagecraft.engine.merging import Merger
-from stagecraft.engine.phases import phase_of, phases, rows_read
+from stagecraft.engine.phases import phase_of, rows_read
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.model.ladder import Hardware, check, ladder, refuse_emulation
 from stagecraft.model.precision import as_yaml
@@ -44,9 +44,7 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"sequence_length": params.sequence_length, "eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id,
               "vocab_size": len(tokenizer), "seed": params.seed}
-    schedule = phases(params.blend, params.decay_blend, steps=params.steps, decay_steps=params.decay_steps,
-                      global_batch=params.global_batch)
-    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, cache=work / "index", **common) for phase in schedule}
+    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, cache=work / "index", **common) for phase in params.phases}
     trainer = Trainer(
         params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length, precision=params.precision,
         mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate,
@@ -55,7 +53,7 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
 
     def step() -> StepResult:
         start = trainer.steps_done * params.global_batch
-        phase = phase_of(start, schedule)
+        phase = phase_of(start, params.phases)
         at = start - phase.first + first * params.micro_batch
         starts = range(at, at + per_rank * params.micro_batch, params.micro_batch)
         return trainer.step([batch_of(rows[phase], range(at, at + params.micro_batch)) for at in starts])
@@ -71,7 +69,7 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
 
     rate = loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log,
                     keep=params.keep_checkpoints, max_skipped=params.max_skipped_steps, hang_seconds=params.hang_seconds, between=look,
-                    extra=lambda: {"rows": rows_read(trainer.steps_done * params.global_batch, schedule)})
+                    extra=lambda: {"rows": rows_read(trainer.steps_done * params.global_batch, params.phases)})
     heldout_loss = heldout(params.heldout_rows)
     if (merged_loss := merger.goes_on(params.steps, lambda: heldout(params.heldout_rows), heldout_loss)) and log:
         log.note(f"held-out loss {heldout_loss:.4f} of the last weights, {merged_loss:.4f} merged: "
