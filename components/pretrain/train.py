@@ -44,7 +44,8 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"sequence_length": params.sequence_length, "eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id,
               "vocab_size": len(tokenizer), "seed": params.seed}
-    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, cache=work / "index", **common) for phase in params.phases}
+    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, cache=work / "index", **common)
+            for phase in params.phases}
     trainer = Trainer(
         params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length, precision=params.precision,
         mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate,
