@@ -157,15 +157,16 @@ def gemm_rate(size: int = 1024, repeats: int = 5) -> float:
 
 PARTS = {
     "dense products": ("aten::mm", "aten::addmm"),
-    "batched products (SSD scan, Hadamard)": ("aten::bmm",),
+    "batched products (Hadamard transform)": ("aten::bmm",),
+    "convolution, scan and gate of Mamba-2, in C++": ("ConvScan",),
     "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention_for_cpu_backward"),
-    "compiled kernels (scan, rounding)": ("## Call CompiledFxGraph",),
+    "compiled kernels (rounding to NVFP4 and MXFP8)": ("## Call CompiledFxGraph",),
     "copies, fills, concatenations": ("aten::copy_", "aten::fill_", "aten::cat", "aten::index", "aten::index_select"),
 }
 
 
-def profile(params: Params) -> Table:
-    """Where the CPU time of the profile's own step (recipe, MTP and optimizer included) goes."""
+def profile(params: Params, rate: float) -> Table:
+    """Where the time of the profile's own step (recipe, MTP and optimizer included) goes; `rate` in FLOP per second is the limit."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
@@ -174,11 +175,13 @@ def profile(params: Params) -> Table:
     batches = rows_of(params)
     for _ in range(WARM_UP):
         trainer.step(batches)
-    with record(activities=[ProfilerActivity.CPU]) as events:
+    with record(activities=[ProfilerActivity.CPU], with_flops=True) as events:
         trainer.step(batches)
+    products = sum(event.flops for event in events.key_averages() if event.key in ("aten::mm", "aten::addmm", "aten::bmm"))
     times = {event.key: (event.self_cpu_time_total, event.count) for event in events.key_averages()}
     total = sum(taken for taken, _ in times.values())
-    table = Table(title=f"one step of the profile in force: {total / 1e6:.3f} s under the profiler")
+    table = Table(title=f"one step of the profile in force: {total / 1e6:.3f} s under the profiler; "
+                        f"its {products / 1e9:.1f} GFLOP of products take {products / rate:.3f} s at the rate above")
     for column in ("part", "share", "calls"):
         table.add_column(column, justify="left" if column == "part" else "right")
     left, calls = total, sum(count for _, count in times.values())
@@ -201,9 +204,10 @@ def main() -> int:
     args = parser.parse_args()
     base, console = load(Params, "pretrain"), Console(width=140)
     torch.set_num_threads(1)
-    console.print(f"float32 product of 1024 x 1024: {gemm_rate() / 1e9:.0f} GFLOP per CPU second")
+    rate = gemm_rate()
+    console.print(f"float32 product of 1024 x 1024: {rate / 1e9:.0f} GFLOP per CPU second")
     if args.profile:
-        console.print(profile(base))
+        console.print(profile(base, rate))
         return 0
     tokens = base.global_batch * base.sequence_length
     table = Table(title=f"steps of {tokens} tokens, {args.steps} in turn: medians")
