@@ -46,11 +46,12 @@ def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
 
     try:
         params = json.loads((options.base / "manifest.json").read_text())["params"]
+        blends = params["blend"], params["decay_blend"]
     except (OSError, ValueError, KeyError):
         raise UserError("no manifest with the parameters of its training", where=str(options.base), mend="name a base model") from None
     tokenizer = load_tokenizer(options.corpus / "tokenizer")
     try:
-        phase = phase_of(options.row, phases(params["blend"], params["decay_blend"], steps=params["steps"],
+        phase = phase_of(options.row, phases(*blends, steps=params["steps"],
                                              decay_steps=params["decay_steps"], global_batch=params["global_batch"]))
         return locate(read_blend(options.corpus, phase.blend), options.row - phase.first, options.position,
                       samples=phase.rows, sequence_length=params["sequence_length"], seed=params["seed"],
