@@ -88,7 +88,7 @@ def _train(params: Params, corpus: Path, work: Path) -> dict[str, Run]:
             runs[name].seconds.append(time.process_time() - started)
             runs[name].losses.append(result.loss)
     for name, trainer in trainers.items():
-        runs[name].heldout = evaluate(trainer, params, corpus, work, common)
+        runs[name].heldout = evaluate(trainer, params, corpus, work, common, params.heldout_rows)
     parallel.shutdown()
     return runs
 

@@ -179,6 +179,18 @@ def _import_megatron() -> None:
 _import_megatron()
 
 
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules built inside have shapes and no memory: megatron-core makes tensors where torch.cuda.current_device says."""
+    current = torch.cuda.current_device
+    torch.cuda.current_device = lambda: torch.device("meta")
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        torch.cuda.current_device = current
+
+
 def bind_kernels(*, split_conv_scan: Callable[..., torch.Tensor], gated_norm: type[torch.nn.Module]) -> None:
     """Give MambaMixer its kernels where mamba_ssm is missing (ssm/mamba_mixer.py:202 refuses to be built without it).
 

@@ -1,6 +1,25 @@
-"""`python -m components.pretrain`: run the stage in the current directory."""
+"""`python -m components.pretrain`: run the stage in the current directory, or say with --dry-run what it would be."""
 
+import argparse
+import sys
+
+from stagecraft.contract.errors import exit_on_user_error
 from stagecraft.contract.runner import cli
 
+
+def dry_run() -> None:
+    """The command line of the dry run."""
+    parser = argparse.ArgumentParser(prog="python -m components.pretrain --dry-run", description=__doc__)
+    parser.add_argument("--dry-run", action="store_true", required=True)
+    parser.add_argument("--ranks", type=int, metavar="N", help="of the whole job (default: the profile's processes)")
+    options = parser.parse_args()
+
+    from components.pretrain.dry_run import main
+
+    main(options.ranks)
+
+
 if __name__ == "__main__":
+    if "--dry-run" in sys.argv:
+        exit_on_user_error(dry_run)
     cli("pretrain")

@@ -18,6 +18,8 @@ from stagecraft.data.blend import read_blend
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.datasets import batch_of, open_blend
+from stagecraft.engine.merging import Merger
+from stagecraft.engine.phases import phase_of, rows_read
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.model.ladder import Hardware, check, ladder, refuse_emulation
 from stagecraft.model.precision import as_yaml
@@ -42,7 +44,8 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"sequence_length": params.sequence_length, "eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id,
               "vocab_size": len(tokenizer), "seed": params.seed}
-    rows = open_blend(read_blend(corpus, params.blend), samples=params.steps * params.global_batch, cache=work / "index", **common)
+    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, cache=work / "index", **common)
+            for phase in params.phases}
     trainer = Trainer(
         params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length, precision=params.precision,
         mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate,
@@ -50,12 +53,30 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     announce(params, trainer, log)
 
     def step() -> StepResult:
-        start = trainer.steps_done * params.global_batch + first * params.micro_batch
-        starts = range(start, start + per_rank * params.micro_batch, params.micro_batch)
-        return trainer.step([batch_of(rows, range(at, at + params.micro_batch)) for at in starts])
+        start = trainer.steps_done * params.global_batch
+        phase = phase_of(start, params.phases)
+        at = start - phase.first + first * params.micro_batch
+        starts = range(at, at + per_rank * params.micro_batch, params.micro_batch)
+        return trainer.step([batch_of(rows[phase], range(at, at + params.micro_batch)) for at in starts])
 
-    rate = loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log)
-    heldout_loss = evaluate(trainer, params, corpus, work, common)
+    def heldout(rows: int) -> float:
+        return evaluate(trainer, params, corpus, work, common, rows)
+
+    merger = Merger(params.merge, work / "merging", trainer.module, reach=params.checkpoint_every)
+
+    def look() -> None:
+        if trainer.steps_done > params.warmup_steps and (losses := merger.look(trainer.steps_done, heldout)) and log:
+            log.step(trainer.steps_done, curve="merging", **losses)
+
+    rate = loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log,
+                    keep=params.keep_checkpoints, max_skipped=params.max_skipped_steps, hang_seconds=params.hang_seconds, between=look,
+                    extra=lambda: {"rows": rows_read(trainer.steps_done * params.global_batch, params.phases)})
+    heldout_loss = heldout(params.heldout_rows)
+    if (merged_loss := merger.goes_on(params.steps, lambda: heldout(params.heldout_rows), heldout_loss)) and log:
+        log.note(f"held-out loss {heldout_loss:.4f} of the last weights, {merged_loss:.4f} merged: "
+                 + ("the merged ones go on" if merger.merged else "the last ones go on"))
+        log.record(merged=merger.merged, heldout_loss_last=heldout_loss, heldout_loss_merged=merged_loss)
+    heldout_loss = merged_loss if merger.merged else heldout_loss
     weights = trainer.weights()
     parameters = sum(tensor.numel() for name, tensor in weights.items() if "e_score_correction_bias" not in name)  # which is a buffer
     result = Result(weights, parameters, heldout_loss, bytes_per_token(corpus, tokenizer), rate)
@@ -83,11 +104,11 @@ def announce(params: Params, trainer: Trainer, log: RunLog | None) -> None:
                    device=hardware.name, processes=dist.get_world_size())
 
 
-def evaluate(trainer: Trainer, params: Params, corpus: Path, work: Path, common: dict) -> float:
-    """Mean next-token loss (nats) over the first `heldout_rows` rows of held-out text, unquantised; the same on every rank."""
+def evaluate(trainer: Trainer, params: Params, corpus: Path, work: Path, common: dict, count: int) -> float:
+    """Mean next-token loss (nats) over the first `count` of `heldout_rows` rows of held-out text, unquantised; the same on every rank."""
     rows = open_blend(read_blend(corpus, "heldout"), samples=params.heldout_rows, cache=work / "index", **common)
-    sums = [trainer.loss(batch_of(rows, range(at, min(at + params.micro_batch, params.heldout_rows))))
-            for at in range(0, params.heldout_rows, params.micro_batch)]
+    count = min(count, params.heldout_rows)
+    sums = [trainer.loss(batch_of(rows, range(at, min(at + params.micro_batch, count)))) for at in range(0, count, params.micro_batch)]
     return sum(loss for loss, _ in sums) / sum(count for _, count in sums)
 
 

@@ -42,15 +42,19 @@ def main(argv: Sequence[str]) -> None:
 def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
     """(token file, position in it) of a token of a training row, by the very dataset that the training read."""
     from stagecraft.engine.lineage import locate
+    from stagecraft.engine.phases import phase_of, phases
 
     try:
         params = json.loads((options.base / "manifest.json").read_text())["params"]
+        blends = params["blend"], params["decay_blend"]
     except (OSError, ValueError, KeyError):
         raise UserError("no manifest with the parameters of its training", where=str(options.base), mend="name a base model") from None
     tokenizer = load_tokenizer(options.corpus / "tokenizer")
     try:
-        return locate(read_blend(options.corpus, params["blend"]), options.row, options.position,
-                      samples=params["steps"] * params["global_batch"], sequence_length=params["sequence_length"], seed=params["seed"],
+        phase = phase_of(options.row, phases(*blends, steps=params["steps"],
+                                             decay_steps=params["decay_steps"], global_batch=params["global_batch"]))
+        return locate(read_blend(options.corpus, phase.blend), options.row - phase.first, options.position,
+                      samples=phase.rows, sequence_length=params["sequence_length"], seed=params["seed"],
                       eod=tokenizer.convert_tokens_to_ids("</s>"), pad=tokenizer.pad_token_id, vocab_size=len(tokenizer))
     except IndexError as error:
         raise UserError(str(error), where="--row, --position", mend="both count from 0") from None

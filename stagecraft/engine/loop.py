@@ -6,37 +6,68 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import stagecraft.megatron_cpu  # noqa: F401
+
+import torch.distributed as dist
+
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints
 from stagecraft.engine.trainer import StepResult, Trainer
+from stagecraft.engine.watchdog import Watchdog
 
 
-def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Path, checkpoint_every: int, log: RunLog | None) -> float:
-    """Train from the newest checkpoint below `work` to the last step of the schedule.
+def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Path, checkpoint_every: int, log: RunLog | None,
+        keep: int = 2, max_skipped: int = 0, hang_seconds: int = 0, between: Callable[[], None] = lambda: None,
+        extra: Callable[[], dict[str, Any]] = dict) -> float:
+    """Train from the newest whole checkpoint below `work` to the last step of the schedule.
 
     Args:
         step: does one optimizer step.
-        checkpoint_every: steps between checkpoints.
+        checkpoint_every: steps between checkpoints, of which the newest `keep` stay.
+        max_skipped: steps in a row that may be skipped because loss or gradient is no finite number.
+        hang_seconds: a step that takes longer ends this rank; 0 waits for ever.
+        between: called after every step, before a checkpoint.
+        extra: what a checkpoint says besides.
 
     Returns:
         tokens with a loss per second, over all ranks, of the steps done now; 0 if there were none.
+
+    Raises:
+        UserError: too many steps in a row were skipped, or a checkpoint cannot be written or read.
     """
     directory, steps = work / "checkpoints", trainer.optimization.steps
-    checkpoints.resume(directory, trainer)
+    checkpoints.resume(directory, trainer, log.note if log else lambda _: None)
     if log:
         log.rewind(trainer.steps_done)
-    started, tokens = time.monotonic(), 0
-    with log.bar(name, steps, done=trainer.steps_done) if log else nullcontext() as bar:
+    started, tokens, skipped = time.monotonic(), 0, 0
+    with Watchdog(work / "ranks", dist.get_rank(), hang_seconds) as watchdog, \
+            log.bar(name, steps, done=trainer.steps_done) if log else nullcontext() as bar:
         while trainer.steps_done < steps:
+            watchdog.beat(trainer.steps_done)
             result = step()
+            skipped = skipped + 1 if result.skipped else 0
+            if skipped > max_skipped:
+                raise UserError(
+                    f"loss {result.loss} and gradient norm {result.grad_norm} at step {trainer.steps_done}, after {max_skipped} steps in a "
+                    "row that were skipped for that", where=name, mend="lower the learning rate; or, to skip other data, change the seed")
             tokens += result.tokens
             if log:
-                mtp = {f"mtp_loss_{depth}": loss for depth, loss in enumerate(result.mtp_losses, 1)}
-                log.step(trainer.steps_done, loss=result.loss, lr=result.lr, grad_norm=result.grad_norm, **mtp)
-                if result.diagnostics:
-                    log.step(trainer.steps_done, curve="diagnostics", **result.diagnostics)
+                _tell(log, trainer.steps_done, result)
                 bar.advance(loss=result.loss, tokens_per_second=tokens / (time.monotonic() - started))
+            between()
             if trainer.steps_done % checkpoint_every == 0 and trainer.steps_done < steps:
-                checkpoints.save(directory, trainer)
+                checkpoints.save(directory, trainer, extra(), keep)
     return tokens / (time.monotonic() - started)
+
+
+def _tell(log: RunLog, step: int, result: StepResult) -> None:
+    if result.skipped:  # no point of the curve: a figure drawn from it would not be one
+        log.note(f"step {step} is skipped: loss {result.loss}, gradient norm {result.grad_norm}")
+        return
+    mtp = {f"mtp_loss_{depth}": loss for depth, loss in enumerate(result.mtp_losses, 1)}
+    log.step(step, loss=result.loss, lr=result.lr, grad_norm=result.grad_norm, **mtp)
+    if result.diagnostics:
+        log.step(step, curve="diagnostics", **result.diagnostics)

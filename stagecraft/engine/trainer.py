@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -67,7 +68,10 @@ class Batch:
 
 @dataclass
 class StepResult:
-    """What a step did: means over the global batch, the gradient norm before clipping, the learning rate used."""
+    """What a step did: means over the global batch, the gradient norm before clipping, the learning rate used.
+
+    `skipped`: loss or gradient was no finite number, so that weights and moments are those of before.
+    """
 
     loss: float
     grad_norm: float
@@ -76,6 +80,7 @@ class StepResult:
     mtp_losses: list[float] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     diagnostics: dict[str, float] = field(default_factory=dict)
+    skipped: bool = False
 
 
 LossFunction = Callable[[Tensor, Batch], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -125,6 +130,8 @@ class Trainer:
     def step(self, batches: Sequence[Batch], loss: LossFunction | None = None) -> StepResult:
         """One optimizer step over this rank's microbatches; gradients are means over the tokens of all ranks that have a loss.
 
+        A loss or a gradient that is no finite number leaves the weights alone; the step is counted.
+
         Args:
             batches: at least one; the same number on every rank.
             loss: (model output, batch) -> (summed loss, number of tokens, sums to report). Default: next-token cross-entropy.
@@ -136,12 +143,16 @@ class Trainer:
         self.optimizer.zero_grad()
         self.scheduler.step(1)
         reports = self._run(batches, loss, forward_only=False)
-        _, grad_norm, _ = self.optimizer.step()
         self.steps_done += 1
         sums, mtp_losses = self._told_by_last_stage((self._reduce(reports), self._mtp_losses(len(batches))))
+        self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        finite = math.isfinite(norm) and math.isfinite(sums["loss"])
+        if finite:
+            self.optimizer.step()
         tokens = sums.pop("tokens")
-        return StepResult(sums.pop("loss") / max(tokens, 1), float(grad_norm), self.optimizer.param_groups[0]["lr"], int(tokens),
-                          mtp_losses, sums, self.diagnostics.end())
+        return StepResult(sums.pop("loss") / max(tokens, 1), norm, self.optimizer.param_groups[0]["lr"], int(tokens),
+                          mtp_losses, sums, self.diagnostics.end(), skipped=not finite)
 
     def _run(self, batches: Sequence[Batch], loss: LossFunction | None, forward_only: bool) -> list[dict[str, Tensor]]:
         """Through the pipeline; what each microbatch reports, on the last stage."""

@@ -9,6 +9,7 @@ from typing import Any
 from stagecraft.megatron_cpu import ON_CPU, bind_kernels, bind_modules
 
 import torch
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.activations import squared_relu
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -30,6 +31,7 @@ from megatron.core.transformer.multi_token_prediction import (
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
 
 from stagecraft.model.attention import ScaledDotProductAttention
 from stagecraft.model.config import Architecture
@@ -76,10 +78,21 @@ def build_model(architecture: Architecture, config: TransformerConfig, max_seque
     """The HybridModel of this rank's pipeline stage, initialised from the megatron RNG state."""
     stages = pipeline_stages(architecture.hybrid_override_pattern, config.pipeline_model_parallel_size)
     config.quant_recipe.layer_offset = sum(map(len, stages[:parallel_state.get_pipeline_model_parallel_rank()]))
-    return HybridModel(
+    return _Model(
         config, layer_spec(architecture), vocab_size=architecture.vocab_size, max_sequence_length=max_sequence_length,
         hybrid_layer_pattern="|".join(stages) + ("/" + architecture.mtp_hybrid_override_pattern) * (config.mtp_num_layers or 0),
         pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage())
+
+
+class _Model(HybridModel):
+    """HybridModel whose cross-entropy is PyTorch's where one rank has the whole vocabulary: megatron-core's passes over it ten times."""
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """labels [b, s], logits [s, b, vocabulary] -> [b, s]"""
+        if self.config.tensor_model_parallel_size > 1:
+            return super().compute_language_model_loss(labels, logits)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.t().flatten(), reduction="none")
+        return loss.view(logits.shape[:2]).t().contiguous()
 
 
 def pipeline_stages(pattern: str, stages: int) -> list[str]:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stagecraft.model import scan
+
 
 def causal_conv(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, seq_idx_BL: Tensor | None = None) -> Tensor:
     """Depthwise causal convolution that starts anew at every sequence boundary; shape and dtype of `x_BLD`."""
@@ -99,6 +101,10 @@ def split_conv_scan(zxbcdt: Tensor, conv1d_weight: Tensor, conv1d_bias: Tensor, 
     h = dt_bias.numel()
     inner = h * headdim
     n = (width - 2 * inner - h) // (2 * ngroups)
+    if zxbcdt.device.type == "cpu" and scan.library() is not None:
+        rows = seq_idx if seq_idx is None else seq_idx.long().expand(b, length).contiguous()
+        weights = (t.float() for t in (conv1d_weight, conv1d_bias, dt_bias, A, D))
+        return scan.ConvScan.apply(zxbcdt.float(), *weights, rows, (headdim, ngroups)).to(zxbcdt.dtype)
     z, xbc, dt = zxbcdt.split([inner, inner + 2 * ngroups * n, h], -1)
     x, B, C = F.silu(causal_conv(xbc, conv1d_weight, conv1d_bias, seq_idx)).split([inner, ngroups * n, ngroups * n], -1)
     B, C = (t.float().view(b, length, ngroups, n) for t in (B, C))

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import resource
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from stagecraft.contract.errors import UserError
-from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine import checkpoints, loop, parallel
 from stagecraft.engine.optimizers import FusedAdam, orthogonalise
 from stagecraft.engine.trainer import Batch, Optimization, Trainer
 from tests.architectures import tiny
@@ -124,14 +125,75 @@ def test_an_unfinished_checkpoint_is_none_and_old_ones_go(tmp_path):
     assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000002", "step-00000003"]
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def saved(tmp_path, steps):
+    trainer = new_trainer(precision="bf16", mtp_depths=0)
+    for step in range(steps):
+        trainer.step([batch(step)])
+        checkpoints.save(tmp_path, trainer, keep=3)
+    return trainer
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "gone", "state"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    saved(tmp_path, 2)
+    newest = tmp_path / "step-00000002"
+    file = newest / "trainer.json" if damage == "state" else max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + (b"" if damage != "one bit" else bytes([content[middle] ^ 1]) + content[middle + 1:]))
+    notes = []
+    resumed = new_trainer(precision="bf16", mtp_depths=0)
+    checkpoints.resume(tmp_path, resumed, notes.append)
+    assert resumed.steps_done == 1
+    assert len(notes) == 1 and "step-00000002" in notes[0] and "damaged" in notes[0]
+    straight = new_trainer(precision="bf16", mtp_depths=0)
+    straight.step([batch(0)])
+    assert resumed.step([batch(1)]) == straight.step([batch(1)])
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path):
+    saved(tmp_path, 1)
+    (tmp_path / "step-00000001" / "trainer.json").unlink()
+    with pytest.raises(UserError, match="none of its 1 checkpoints is whole"):
+        checkpoints.resume(tmp_path, new_trainer(precision="bf16", mtp_depths=0))
+
+
+def test_a_full_disk_is_one_line_and_costs_no_older_checkpoint(tmp_path):
+    """Files of this process may not grow beyond 50 kB: the writers meet an OSError, as they do without space."""
+    trainer = saved(tmp_path, 2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    trainer.step([batch(2)])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"checkpoint of step 3 cannot be written \(.* GB are free there\): .* from step-00000002"):
+            checkpoints.save(tmp_path, trainer, keep=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    checkpoints.save(tmp_path, trainer, keep=3)
+    assert (tmp_path / "step-00000003").is_dir()
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_too_many_end_the_run(tmp_path):
     trainer = new_trainer(precision="bf16", mtp_depths=0)
     trainer.step([batch(0)])
-    checkpoints.save(tmp_path, trainer)
-    for path in (tmp_path / "step-00000001").glob("*.distcp"):
-        path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="step-00000001"):
-        checkpoints.resume(tmp_path, trainer)
+    before = trainer.weights()
+
+    def broken(logits, batch):
+        return logits.sum() * math.nan, batch.loss_mask.sum(), {}
+
+    assert trainer.step([batch(1)], broken).skipped and trainer.steps_done == 2
+    after = trainer.weights()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if "e_score_correction_bias" not in name)
+    assert not trainer.step([batch(2)]).skipped
+    losses = iter([None, broken, broken, None, broken, broken, broken])
+    with pytest.raises(UserError, match=r"loss nan .* at step 10, after 2 steps in a row"):
+        loop.run(trainer, lambda: trainer.step([batch(3)], next(losses)), name="pretrain", work=tmp_path, checkpoint_every=100, log=None,
+                 max_skipped=2)
 
 
 RANK = """

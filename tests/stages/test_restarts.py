@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from tests.stages import test_training_stages as training_stages
 from tests.stages.test_training_stages import ROOT, project, run
 
 pytestmark = pytest.mark.slow
@@ -69,6 +70,35 @@ def test_torchrun_starts_killed_ranks_again_and_the_bits_are_the_same(straight, 
     assert first == 0 and second >= 2
     weights = "artifacts/base/model.safetensors"
     assert (fresh / weights).read_bytes() == (straight[0] / weights).read_bytes()
+
+
+def test_killed_while_it_saves_it_goes_on_with_the_same_bits(straight, fresh):
+    process = training_stages.start("pretrain", fresh)
+    deadline = time.monotonic() + 240
+    while not list((fresh / ".work" / "pretrain").glob("*/checkpoints/.step-0000000[46].tmp")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list((fresh / ".work" / "pretrain").glob("*/checkpoints/step-*"))
+    run("pretrain", fresh)
+    weights = "artifacts/base/model.safetensors"
+    assert (fresh / weights).read_bytes() == (straight[0] / weights).read_bytes()
+
+
+def test_a_hung_rank_ends_the_stage_with_its_name_and_a_stack(fresh):
+    profile = fresh / "params.yaml"
+    assert "hang_seconds: 600" in profile.read_text()
+    changed = profile.read_text().replace("hang_seconds: 600", "hang_seconds: 45").replace("\n  steps: 8\n", "\n  steps: 4000\n", 1)
+    profile.write_text(changed)
+    process = training_stages.start("pretrain", fresh)
+    wait_for_a_checkpoint(process, fresh)
+    (rank,) = [child for child in psutil.Process(process.pid).children(recursive=True) if child.environ().get("RANK") == "1"]
+    rank.send_signal(signal.SIGSTOP)
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 75, output[-3000:]
+    assert "rank 1 has been silent for" in output and "it goes on from the last checkpoint" in output
+    (stack,) = (fresh / ".work" / "pretrain").glob("*/ranks/stack-0.txt")
+    assert "trainer.py" in stack.read_text()
 
 
 def test_another_count_of_ranks_goes_on_from_the_checkpoint(straight, fresh):

@@ -1,0 +1,98 @@
+"""`python -m components.pretrain --dry-run`: what a run of this profile would be, without data, devices or a step.
+
+The model is built on the meta device, so that its parameters are counted from megatron-core's own modules, not from formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from stagecraft.megatron_cpu import on_meta
+
+import torch
+from megatron.core.parallel_state import RankGenerator
+from megatron.core.quantization.quant_config import MatchContext
+
+from components.pretrain.params import Params
+from stagecraft.contract.params import load, params_path
+from stagecraft.engine import parallel
+from stagecraft.model.build import build_model, pipeline_stages, transformer_config
+from stagecraft.model.classes import class_of, linear_layers
+from stagecraft.model.precision import as_yaml, recipe
+from stagecraft.model.stage_recipe import StageRecipe
+from stagecraft.planning.architecture import nemotron_h
+from stagecraft.planning.formats import formats
+from stagecraft.planning.layout import Layout, Workload
+from stagecraft.planning.memory import training_memory
+from stagecraft.planning.parameters import count_parameters
+
+ORDER = "tp-cp-ep-dp-pp"  # of ranks, megatron-core's default
+
+
+def main(ranks: int | None) -> None:
+    """Print it; `ranks` defaults to the profile's `processes`.
+
+    Raises:
+        UserError: the profile or the layout is impossible.
+    """
+    params = load(Params, "pretrain")
+    for line in report(params, ranks or params.processes):
+        print(line)
+
+
+def report(params: Params, ranks: int) -> Iterator[str]:
+    """The lines: parameters, schedule, ranks, memory, precision of every module, recipe."""
+    data, a = params.layout.data(ranks), params.architecture
+    total, mtp = count_on_meta(params)
+    yield (f"# {PurePath(params_path()).name}: {total / 1e9:.2f}B parameters, {count_parameters(a).active / 1e9:.2f}B active, "
+           f"MTP +{mtp / 1e9:.2f}B")
+    yield "\n## Phases"
+    for phase in params.phases:
+        yield (f"{phase.blend}: from step {phase.first // params.global_batch}, {phase.rows // params.global_batch} steps, "
+               f"{phase.rows * params.sequence_length / 1e9:,.4g}B tokens")
+    yield f"\n## Layout of {ranks} ranks"
+    layers = pipeline_stages(a.hybrid_override_pattern, params.layout.pipeline)
+    experts = a.n_routed_experts // params.layout.expert
+    for rank, place in enumerate(places(params, ranks)):
+        yield (f"rank {rank}: tensor {place['tp']}, pipeline {place['pp']} ({layers[place['pp']]}), data {place['dp']}, "
+               f"experts {place['ep'] * experts}-{(place['ep'] + 1) * experts - 1}")
+    memory = training_memory(nemotron_h(a), Workload(params.sequence_length, params.global_batch, params.mtp_depths),
+                             Layout(tp=params.layout.tensor, pp=params.layout.pipeline, ep=params.layout.expert, dp=data,
+                                    micro=params.micro_batch), formats("training", params.precision))
+    yield f"\n## Memory of the fullest GPU by docs/planning.md: {memory.total / 1e9:.1f} GB"
+    for part in ("weights", "gradients", "optimizer", "activations", "logits"):
+        yield f"{part}: {getattr(memory, part) / 1e9:.1f} GB"
+    yield "\n## Precision of every module"
+    asked = StageRecipe(a, params.precision)
+    for path in linear_layers(a, mtp=bool(params.mtp_depths)):
+        yield f"{path} ({class_of(path)}): {asked.match(MatchContext(path, None)).config_key}"
+    yield "\n## The recipe, as --te-precision-config-file takes it"
+    yield as_yaml(recipe(a, params.precision))
+
+
+def count_on_meta(params: Params) -> tuple[int, int]:
+    """(parameters without the MTP block, parameters of the MTP block) of megatron-core's model, whole on one rank."""
+    parallel.initialize(params.seed)
+    try:
+        config = transformer_config(params.architecture, precision=params.precision, mtp_depths=params.mtp_depths,
+                                    perform_initialization=False, dtype=torch.bfloat16)
+        with on_meta():
+            model = build_model(params.architecture, config, params.sequence_length)
+    finally:
+        parallel.shutdown()
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    mtp = sum(size for name, size in sizes.items() if name.startswith("mtp."))
+    return sum(sizes.values()) - mtp, mtp
+
+
+def places(params: Params, ranks: int) -> list[dict[str, int]]:
+    """Of every rank its place in its tensor, pipeline, data and expert parallel groups, as megatron-core forms them."""
+    layout, found = params.layout, [{} for _ in range(ranks)]
+    dense = RankGenerator(tp=layout.tensor, ep=1, dp=layout.data(ranks), pp=layout.pipeline, cp=1, order=ORDER)
+    sparse = RankGenerator(tp=1, ep=layout.expert, dp=ranks // (layout.expert * layout.pipeline), pp=layout.pipeline, cp=1, order=ORDER)
+    for generator, kind in ((dense, "tp"), (dense, "pp"), (dense, "dp"), (sparse, "ep")):
+        for group in generator.get_ranks(kind):
+            for place, rank in enumerate(group):
+                found[rank][kind] = place
+    return found

@@ -1,0 +1,118 @@
+"""Checkpoint merging: a weighted mean over a sliding window of weights, with coefficients that emulate the decay of the learning rate.
+
+"WSM: decay-free learning rate schedule via checkpoint merging" (arXiv 2507.17634): a mean of weights along a path is the path walked with
+smaller steps, so a mean of a run at a constant rate stands for a run whose rate decays. The window lies in files, not in memory:
+it outlives a kill, and another layout reads it.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import stagecraft.megatron_cpu  # noqa: F401
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stagecraft.engine import checkpoints
+from stagecraft.engine.merge_params import Merging
+
+
+def coefficients(count: int) -> list[float]:
+    """Of `count` weights, the oldest first; they sum to one.
+
+    With them the update from weight i to weight i + 1 counts 1 - sqrt(i / count): minus-sqrt decay over the window.
+    """
+    return [math.sqrt((at + 1) / count) - math.sqrt(at / count) for at in range(count)]
+
+
+class Merger:
+    """The window of a module's weights below `directory`. Every rank calls every method.
+
+    Args:
+        reach: steps that a run may go back to after a kill; so much longer than the window weights are kept.
+    """
+
+    def __init__(self, merging: Merging, directory: Path, module: nn.Module, reach: int):
+        self.merging, self.directory, self.module, self.reach = merging, directory, module, reach
+        self.merged = False
+
+    def look(self, step: int, heldout: Callable[[int], float]) -> dict[str, float]:
+        """After step `step`: keep its weights if it is one of the window's.
+
+        Args:
+            heldout: held-out loss over so many rows, of the module as it is.
+
+        Returns:
+            `last` and, once the window is full, `merged`: the held-out losses; empty if the step is none of the window's.
+        """
+        if not self.merging.every or step % self.merging.every:
+            return {}
+        checkpoints.save_weights(self._path(step), self.module)
+        oldest = step - (self.merging.window - 1) * self.merging.every - self.reach
+        if dist.get_rank() == 0:
+            for path in self.directory.glob("step-*"):
+                if int(path.name.rpartition("-")[2]) < oldest:
+                    shutil.rmtree(path)
+        losses = {"last": heldout(self.merging.rows)}
+        if window := self._window(step):
+            with self._with(window):
+                losses["merged"] = heldout(self.merging.rows)
+        return losses
+
+    def goes_on(self, step: int, heldout: Callable[[], float], last: float) -> float | None:
+        """At the end, after step `step`: the held-out loss of the merged weights, which replace the module's if it is below `last` and
+        that is asked for.
+
+        None if there is no full window.
+        """
+        if not (window := self._window(step)):
+            return None
+        with self._with(window):
+            loss = heldout()
+        if loss < last and self.merging.use == "better":
+            self._take(self._mean(window))
+            self.merged = True
+        return loss
+
+    @contextmanager
+    def _with(self, window: list[Path]) -> Iterator[None]:
+        """The module with the merged weights inside the block, with its own again after it."""
+        own = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        self._take(self._mean(window))
+        try:
+            yield
+        finally:
+            self._take(own)
+
+    def _mean(self, window: list[Path]) -> dict[str, Tensor]:
+        mean = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in self._tensors().items()}
+        for path, coefficient in zip(window, coefficients(len(window))):
+            checkpoints.load_weights(path, self.module)
+            for name, tensor in self._tensors().items():
+                mean[name].add_(tensor.float(), alpha=coefficient)
+        return mean
+
+    def _window(self, step: int) -> list[Path]:
+        """The newest window of step `step`, its oldest weights first; empty if some are missing, as at the beginning."""
+        if not self.merging.every:
+            return []
+        last = step - step % self.merging.every
+        paths = [self._path(last - back * self.merging.every) for back in reversed(range(self.merging.window))]
+        return paths if all(path.is_dir() for path in paths) else []
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}"
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.module.state_dict().items() if torch.is_tensor(tensor)}
+
+    @torch.no_grad()
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self._tensors().items():
+            tensor.copy_(tensors[name])

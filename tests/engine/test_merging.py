@@ -1,0 +1,74 @@
+"""Merging: the coefficients against a decayed path, the module's weights before and after, and a window that a kill cannot confuse."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagecraft.engine.merge_params import Merging
+from stagecraft.engine.merging import Merger, coefficients
+from tests.engine.test_trainer import batch, new_trainer
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=20))
+def test_a_merge_is_the_path_with_decayed_steps(updates):
+    """A walk with the updates scaled by 1 - sqrt(i / n) ends where the mean of the unscaled walk's points is."""
+    points = [sum(updates[:end]) for end in range(len(updates) + 1)]
+    count = len(points)
+    decayed = sum(update * (1 - math.sqrt(at / count)) for at, update in enumerate(updates, 1))
+    merged = sum(c * point for c, point in zip(coefficients(count), points))
+    assert merged == pytest.approx(decayed, abs=1e-9)
+
+
+def weights_of(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.module.state_dict().items() if torch.is_tensor(tensor)}
+
+
+def walk(tmp_path, window=2, use="better"):
+    """Four steps with all weights kept by us, too."""
+    trainer, points = new_trainer(precision="bf16", mtp_depths=0), []
+    merger = Merger(Merging(every=2, window=window, rows=1, use=use), tmp_path, trainer.module, reach=2)
+    losses = []
+    for step in range(1, 5):
+        trainer.step([batch(step)])
+        points.append(weights_of(trainer))
+        losses.append(merger.look(step, lambda rows: trainer.loss(batch(9))[0]))
+    return trainer, merger, points, losses
+
+
+def test_the_window_is_merged_and_the_module_gets_its_weights_back(tmp_path):
+    trainer, merger, points, losses = walk(tmp_path)
+    assert [sorted(found) for found in losses] == [[], ["last"], [], ["last", "merged"]]
+    assert losses[3]["last"] == trainer.loss(batch(9))[0] != losses[3]["merged"]
+    window = [tmp_path / "step-00000002", tmp_path / "step-00000004"]
+    with merger._with(window):
+        for name, tensor in weights_of(trainer).items():
+            expected = math.sqrt(0.5) * points[1][name].double() + (1 - math.sqrt(0.5)) * points[3][name].double()
+            torch.testing.assert_close(tensor.double(), expected, atol=1e-6, rtol=1e-6)
+        assert losses[3]["merged"] == trainer.loss(batch(9))[0]
+    assert all(torch.equal(tensor, points[3][name]) for name, tensor in weights_of(trainer).items())
+
+
+@pytest.mark.parametrize("use, loss, merged", [("better", 1.0, True), ("better", 3.0, False), ("never", 1.0, False)])
+def test_the_merged_weights_go_on_only_if_they_are_better_and_asked_for(tmp_path, use, loss, merged):
+    trainer, merger, points, _ = walk(tmp_path, use=use)
+    assert merger.goes_on(5, lambda: loss, last=2.0) == loss
+    same = all(torch.equal(tensor, points[3][name]) for name, tensor in weights_of(trainer).items())
+    assert merger.merged is merged and same is not merged
+
+
+def test_after_a_kill_the_window_is_that_of_the_files(tmp_path):
+    """Also where no step of the window is left to do."""
+    trainer, merger, *_ = walk(tmp_path)
+    again = Merger(merger.merging, tmp_path, trainer.module, reach=2)
+    merger.goes_on(5, lambda: 1.0, last=2.0)
+    expected = weights_of(trainer)
+    again.goes_on(5, lambda: 1.0, last=2.0)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(trainer).items())
+
+
+def test_without_a_full_window_nothing_is_merged(tmp_path):
+    _, merger, *_ = walk(tmp_path, window=3)
+    assert merger.goes_on(4, lambda: 0.0, last=2.0) is None and not merger.merged

@@ -1,0 +1,60 @@
+"""A hung rank: the ranks that wait for it end, name it, and leave their stacks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RANK = """
+import sys, time, pathlib
+from stagecraft.engine.watchdog import Watchdog
+rank, directory = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+with Watchdog(directory, rank, 6) as watchdog:
+    for step in range(1, 1000):
+        watchdog.beat(step)
+        print(step, flush=True)
+        (directory / f"done-{rank}-{step}").touch()
+        while not (directory / f"done-{1 - rank}-{step}").exists():  # each waits for the other
+            time.sleep(0.05)
+        time.sleep(0.1)
+"""
+
+
+def start(rank, directory):
+    return subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+
+
+def test_a_stopped_rank_is_named_by_the_one_that_waits_for_it(tmp_path):
+    ranks = [start(rank, tmp_path) for rank in range(2)]
+    try:
+        while not list(tmp_path.glob("done-1-3")):
+            time.sleep(0.05)
+        ranks[1].send_signal(signal.SIGSTOP)
+        _, error = ranks[0].communicate(timeout=60)
+    finally:
+        ranks[1].kill()
+    assert ranks[0].returncode == 75
+    assert "rank 1 has been silent for" in error and "rank 0 has waited" in error and "Traceback" not in error
+    assert "<string>" in (tmp_path / "stack-0.txt").read_text()
+
+
+def test_a_rank_that_was_itself_stopped_goes_on(tmp_path):
+    ranks = [start(rank, tmp_path) for rank in range(2)]
+    try:
+        while not list(tmp_path.glob("done-1-3")):
+            time.sleep(0.05)
+        for rank in ranks:
+            rank.send_signal(signal.SIGSTOP)
+        time.sleep(8)
+        seen = len(list(tmp_path.glob("done-*")))
+        for rank in ranks:
+            rank.send_signal(signal.SIGCONT)
+        time.sleep(2)
+        assert [rank.poll() for rank in ranks] == [None, None]
+        assert len(list(tmp_path.glob("done-*"))) > seen
+    finally:
+        for rank in ranks:
+            rank.kill()

@@ -1,0 +1,61 @@
+"""The C++ scan against the products of chunks: values and all gradients, packed rows and sizes that are no multiple of anything."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stagecraft.model import mamba, scan
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled():
+    assert scan.library() is not None
+
+
+def gradients(native, tensors, **options):
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    library = scan.library
+    scan.library = library if native else lambda: None
+    try:
+        y = mamba.split_conv_scan(*leaves, 8, **options)
+    finally:
+        scan.library = library
+    y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape))
+    return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.sampled_from([3, 32, 64]), st.sampled_from([1, 2]), st.booleans(),
+       st.integers(0, 99))
+def test_values_and_gradients_are_those_of_the_products(lengths, size, groups, packed, seed):
+    generator = torch.Generator().manual_seed(seed)
+    heads, state, total = 4, 5, sum(lengths)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    channels, rows = heads * size + 2 * groups * state, 1 if packed else 2
+    tensors = (normal(rows, total, heads * size + channels + heads), normal(channels, 4), normal(channels), normal(heads),
+               -torch.rand(heads, generator=generator), normal(heads))
+    seq = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None].int() if packed else None
+    options = {"seq_idx": seq, "headdim": size, "ngroups": groups}
+    for ours, theirs in zip(gradients(True, tensors, **options), gradients(False, tensors, **options)):
+        torch.testing.assert_close(ours, theirs, atol=2e-5 * float(theirs.abs().max()) + 1e-6, rtol=0)
+
+
+def test_subnormal_numbers_survive_the_library():
+    """Linked with -ffast-math it would set the processor to flush them."""
+    assert scan.library() is not None and float(torch.tensor(1e-40) * 0.5) > 0
+
+
+def test_without_a_compiler_there_is_a_warning_and_the_products_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    scan.library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="there is no"):
+            assert scan.library() is None
+    finally:
+        monkeypatch.undo()
+        scan.library.cache_clear()

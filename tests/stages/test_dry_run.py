@@ -1,0 +1,48 @@
+"""The dry run: the 120B profile's published counts from megatron-core's modules, its ranks, and its recipe read back."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.stages.test_training_stages import ROOT
+
+
+def dry_run(*arguments, profile="params/super-120b.yaml"):
+    return subprocess.run([sys.executable, "-m", "components.pretrain", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True,
+                          timeout=200, env={**os.environ, "PYTHONPATH": str(ROOT), "STAGECRAFT_PARAMS": profile})
+
+
+@pytest.fixture(scope="module")
+def text():
+    done = dry_run("--ranks", "128")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_counts_are_the_published_ones(text):
+    assert text.splitlines()[0] == "# super-120b.yaml: 120.67B parameters, 12.77B active, MTP +2.94B"
+
+
+def test_every_rank_has_its_place(text):
+    """Tensor 2 and expert 64 of 128 ranks: neighbours share matrices, ranks 64 apart share experts."""
+    ranks = [line for line in text.splitlines() if line.startswith("rank ")]
+    assert len(ranks) == 128
+    assert ranks[0].startswith("rank 0: tensor 0, pipeline 0 (MEMEMEM*") and ranks[0].endswith("data 0, experts 0-7")
+    assert "tensor 1," in ranks[67] and ranks[67].endswith("data 33, experts 24-31")
+
+
+def test_phases_modules_and_recipe_are_the_papers(text):
+    assert "phase1: from step 0, 794722 steps, 2e+04B tokens" in text and "phase2: from step 794722, 198682 steps, 5,000B tokens" in text
+    assert "decoder.layers.0.mixer.out_proj (Mamba output): mxfp8" in text
+    assert "decoder.layers.1.mlp.experts (routed experts): nvfp4" in text
+    assert "decoder.layers.87.mlp.experts (routed experts): bf16" in text
+    written = YAML(typ="safe").load(text.split("--te-precision-config-file takes it")[1])
+    assert {"configs", "matchers"} == written.keys() and "last layers: 74" in written["matchers"]
+
+
+def test_an_impossible_number_of_ranks_is_one_line():
+    done = dry_run("--ranks", "63")
+    assert done.returncode == 2 and done.stderr.startswith("error: layout: 63 ranks cannot be divided") and "Traceback" not in done.stderr
