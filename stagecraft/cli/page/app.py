@@ -109,6 +109,7 @@ def application(root: Path, upstream: str, mlflow: str | None = None) -> Starlet
     ], routes=[
         Route("/", page), Route("/report/{name}", report), Route("/api/model", model), Route("/api/chat", chat, methods=["POST"]),
         Route("/page.css", asset("page.css", "text/css")), Route("/page.js", asset("page.js", "text/javascript")),
+        Route("/icon.svg", asset("icon.svg", "image/svg+xml")),
     ])
 
 
