@@ -1,4 +1,4 @@
-"""The `stagecraft` command: plan a run, examine the machine, serve, compare and talk to models, trace a token, open MLflow."""
+"""The `stagecraft` command: plan a run, examine the machine, serve, compare and talk to models, trace a token, look at the record."""
 
 from __future__ import annotations
 

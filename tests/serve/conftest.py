@@ -22,9 +22,10 @@ PROFILE = Path(__file__).parents[2] / "params.yaml"
 
 
 def params() -> stage.Params:
-    """The repository's parameters, with less of everything."""
+    """The repository's parameters, with less of everything but patience: the machine may be busy."""
     whole = load(stage.Params, "serve", PROFILE)
-    return replace(whole, check=replace(whole.check, prompts_per_family=1, max_tokens=24),
+    return replace(whole, server=replace(whole.server, startup_seconds=900.0),
+                   check=replace(whole.check, prompts_per_family=1, max_tokens=24),
                    load=replace(whole.load, concurrencies=[1, 3], requests=1, max_tokens=8))
 
 
@@ -52,7 +53,7 @@ def project(tmp_path_factory) -> Path:
 def parroting(tmp_path_factory) -> Iterator[Server]:
     """A server, as it is deployed here, of a model whose answers are known."""
     root = tmp_path_factory.mktemp("parrot")
-    with Server(parrot(root / "parrot", LINES), replace(params().server, startup_seconds=900.0), root / "log") as server:
+    with Server(parrot(root / "parrot", LINES), params().server, root / "log") as server:
         yield server
 
 
