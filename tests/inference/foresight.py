@@ -1,4 +1,4 @@
-"""A random checkpoint whose MTP block foresees it: drafts are accepted often, at every depth, as those of a trained model are.
+"""A random checkpoint whose MTP block foresees it: its drafts are accepted at times, to a depth of three and more.
 
 What a layer adds to the residual stream is made small, so that the next token hangs mostly on the last one; and the block hands on
 that token's embedding, which is what the rest of the model mostly does. A random block's drafts are hardly ever accepted: with it
