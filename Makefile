@@ -28,7 +28,7 @@ test: setup ## the tests
 lint: setup ## ruff
 	@ruff check .
 
-ui: setup ## MLflow's user interface on PORT (5000)
+ui: setup ## the report, a chat with the served model and MLflow, on PORT (5000)
 	@stagecraft ui --port $(PORT)
 
 images: ## the container images of STAGES (all), with podman or docker

@@ -35,7 +35,7 @@ class Load:
 
     Attributes:
         concurrencies: how many clients ask at once, one measurement each, fewest first.
-        requests: of a measurement, for each client.
+        requests: of a measurement at least; never less than one of each client.
         max_tokens: length of every answer; ends are ignored, so that all measurements do the same work.
     """
 

@@ -1,4 +1,4 @@
-"""The `stagecraft` command: plan a run, examine the machine, serve, compare and talk to models, trace a token, open MLflow."""
+"""The `stagecraft` command: plan a run, examine the machine, serve, compare and talk to models, trace a token, look at the record."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from stagecraft.contract.errors import exit_on_user_error
 
 # Subcommand -> what it does. Each is a module stagecraft.cli.<name> with `main(arguments) -> int | None`, imported when asked for.
 COMMANDS = {
-    "serve": "serve the promoted model on an OpenAI-compatible API until interrupted",
+    "serve": "keep a model up on an OpenAI-compatible API: the promoted one, a directory, an alias, a revision",
     "compare": "checkpoints and endpoints side by side: accuracy and tokens per second, with intervals",
     "chat": "talk to the served model in the terminal",
     "lineage": "which document a trained-on token comes from, and what that passed",
     "doctor": "examine this machine before work: what it has, and whether it is fast enough",
     "plan": "what a profile needs and takes on a cluster: memory, layout, days, cost; tokens per second served",
-    "ui": "open MLflow's user interface on the record of the runs",
+    "ui": "a page with the report and a chat with the served model; MLflow beside it",
 }
 
 

@@ -1,35 +1,77 @@
-"""`stagecraft ui`: MLflow's user interface on this project's record."""
+"""`stagecraft ui`: one page with the pipeline's report and a chat with the served model; MLflow's interface beside it."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlparse
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.tracking import DEFAULT_URI
 
+HOST = "127.0.0.1"
+
 
 def main(arguments: Sequence[str]) -> None:
-    """Become the MLflow server.
+    """Serve the page until Ctrl-C; MLflow runs as a child that ends with it.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is taken, or the model server's address is none.
     """
     parser = argparse.ArgumentParser(prog="stagecraft ui", description=__doc__)
     parser.add_argument("--port", type=int, default=5000, help="port on the loopback interface (default: 5000)")
-    port = parser.parse_args(arguments).port
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise UserError(f"cannot listen there: {error.strerror}", where=f"port {port}",
-                            mend="choose another: make ui PORT=5001") from None
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server the chat talks to (default: http://127.0.0.1:8000)")
+    parser.add_argument("--no-mlflow", action="store_true", help="the page alone: MLflow takes half a gigabyte")
+    chosen = parser.parse_args(arguments)
+    upstream = chosen.url.rstrip("/").removesuffix("/v1")
+    if urlparse(upstream).scheme not in ("http", "https") or not urlparse(upstream).hostname:
+        raise UserError("no address of a server", where=chosen.url, mend="give http://HOST:PORT with --url")
+    listener = _bound(chosen.port)
+    listener.listen()  # whoever reads the address below may ask at once
+    child = None if chosen.no_mlflow else _start_mlflow()
+    import uvicorn
+
+    from stagecraft.cli.page.app import application
+
+    print(f"the report and the chat on http://{HOST}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+    if child:
+        print(f"MLflow on {child[1]}", flush=True)
+    server = uvicorn.Server(uvicorn.Config(application(Path.cwd(), upstream, child and child[1]), log_level="warning", server_header=False,
+                                           timeout_graceful_shutdown=2))
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if child:
+            child[0].stdin.close()  # its tether
+
+
+def _start_mlflow() -> tuple[subprocess.Popen, str]:
+    """MLflow's server on a free port, in a group that ends with this process: (process, address)."""
+    with _bound(0) as probe:
+        port = probe.getsockname()[1]
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # with one worker: 0.5 GB of memory instead of 1.7
-    print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1",
-                              "--port", str(port), "--workers", "1"])
+    # With one worker and no jobs: 0.5 GB of memory instead of 1.7.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stagecraft.inference.tether", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST,
+         "--port", str(port), "--workers", "1"],
+        stdin=subprocess.PIPE, start_new_session=True, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+    return process, f"http://{HOST}:{port}"
+
+
+def _bound(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise UserError(f"cannot listen there: {getattr(error, 'strerror', None) or 'not a port number'}", where=f"port {port}",
+                        mend="choose another: make ui PORT=5001") from None
+    return listener

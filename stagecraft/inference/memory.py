@@ -1,9 +1,9 @@
-"""What a served checkpoint's config.json says: whether it is one, and how much memory its sequences need."""
+"""What a served checkpoint's files say: whether it is one, and how much memory its weights and its sequences need."""
 
 from __future__ import annotations
 
 import json
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from stagecraft.contract.errors import UserError
 BLOCK = 128  # tokens per block of the attention cache, vLLM's choice on a CPU
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # of vLLM's CPU attention
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_VALUES = {"F32": 1, "BF16": 1, "F16": 1, "F8_E4M3": 1, "U8": 2}  # numbers in one stored element: NVFP4 packs two into a byte
 
 
 def read_config(model: Path) -> dict[str, Any]:
@@ -55,3 +56,24 @@ def kv_cache_bytes(config: dict[str, Any], max_model_len: int, max_num_seqs: int
     group = max(1, min(attention, mamba) or max(attention, mamba))
     pages = group * (ceil(attention / group) * ceil((max_model_len + draft_tokens) / block) + ceil(mamba / group) * (2 + draft_tokens))
     return block * token * (pages * max_num_seqs + 2 * group)
+
+
+def weight_bytes(model: Path, dtype: str | None) -> int:
+    """Bytes of a checkpoint's weights in memory, from the headers of its files.
+
+    Args:
+        model: the directory.
+        dtype: what every number is held in, as the CPU plugin holds quantised ones too; None: as they lie in the files.
+    """
+    from safetensors import safe_open
+
+    total = 0
+    for path in model.glob("*.safetensors"):
+        if dtype is None:
+            total += path.stat().st_size
+            continue
+        with safe_open(path, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                part = tensors.get_slice(name)
+                total += prod(part.get_shape()) * _VALUES.get(part.get_dtype(), 0) * ELEMENT_BYTES[dtype]
+    return total

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 
 from stagecraft.contract.errors import UserError
-from stagecraft.inference.server_settings import LOOPBACK, Settings, local_arguments
+from stagecraft.inference.hardware import Hardware
+from stagecraft.inference.server_settings import LOOPBACK, Settings, local_arguments, machine_arguments
 
 MODULE = "vllm.entrypoints.openai.api_server"
 LAST_LINES = 15
@@ -36,26 +37,36 @@ class Server:
         settings: see Settings.
         log: file that receives everything the server says.
         port: 0 picks a free one.
+        hardware: this machine, for a server that may have all of it; None: a lean server, beside which others have room.
+        drain_seconds: what requests under way are given to finish once the server is told to end; with `hardware` only.
+
+    Attributes:
+        arguments: vLLM's, as on its command line.
 
     Raises:
-        UserError: the directory is no checkpoint, or the port is taken.
+        UserError: the directory is no checkpoint, the port is taken, or the machine is too small.
         ServerDiedError: on entering the block.
     """
 
-    def __init__(self, model: Path, settings: Settings, log: Path, port: int = 0):
+    def __init__(self, model: Path, settings: Settings, log: Path, port: int = 0, hardware: Hardware | None = None,
+                 drain_seconds: int = 0):
         check_checkpoint(model)
         self.model, self.settings, self.log = model, settings, log
         self.port = _listenable(port)
+        self.arguments = (machine_arguments(model, settings, self.port, hardware, drain_seconds) if hardware
+                          else local_arguments(model, settings, self.port))
+        self._stop_seconds = STOP_SECONDS + drain_seconds
         self._process: subprocess.Popen | None = None
+        self._starts = 0
 
     @property
     def url(self) -> str:
         return f"http://{LOOPBACK}:{self.port}"
 
     @property
-    def arguments(self) -> list[str]:
-        """vLLM's arguments, as on its command line."""
-        return local_arguments(self.model, self.settings, self.port)
+    def pid(self) -> int:
+        """Of the process that was started, while it runs."""
+        return self._process.pid
 
     @property
     def command(self) -> str:
@@ -63,16 +74,17 @@ class Server:
         return shlex.join(["python", "-m", MODULE, *self.arguments])
 
     def start(self) -> None:
-        """Start the process; does not wait."""
+        """Start the process, not before the last one has gone; does not wait. A second start adds to the log."""
         environment = {
             **os.environ, "OMP_NUM_THREADS": str(self.settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
         }
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("w") as stream:
+        with self.log.open("a" if self._starts else "w") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "stagecraft.inference.tether", MODULE, *self.arguments],
                 stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        self._starts += 1
 
     def wait_healthy(self) -> None:
         """Return once the server answers.
@@ -115,17 +127,19 @@ class Server:
             self._process.terminate()
 
     def stop(self) -> None:
-        """End the server and all it started: asked first, killed after `STOP_SECONDS`."""
+        """End the server and all it started: asked first, killed when the time to drain and `STOP_SECONDS` are over."""
         if self._process is None:
             return
         self.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._process.stdin.close()
-        self._process = None
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(self._stop_seconds)
+        finally:  # also when whoever waits is told to end a second time
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process.stdin.close()
+            self._process = None
 
     def __enter__(self) -> Server:
         try:

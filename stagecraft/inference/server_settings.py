@@ -8,10 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
-from stagecraft.inference.memory import kv_cache_bytes, read_config
+from stagecraft.inference.hardware import Hardware
+from stagecraft.inference.memory import kv_cache_bytes, read_config, weight_bytes
 
 LOOPBACK = "127.0.0.1"
+# vLLM's two processes without a model: 715 and 771 MB resident on a CPU at 2.7 million parameters.
+ENGINE_BYTES = 1_500_000_000
+GPU_SHARE = 0.9  # of a GPU's memory that vLLM may fill: its own default
 
 # The chat template leaves it to the model to open `<think>`; this parser takes what precedes `</think>` for reasoning either way,
 # and nothing when the prompt has closed the block already (enable_thinking=false). Tool calls are JSON between markers (Hermes).
@@ -55,15 +60,61 @@ def speculation(draft_tokens: int) -> list[str]:
 
 
 def local_arguments(model: Path, settings: Settings, port: int) -> list[str]:
-    """vLLM's arguments for one lean server on the loopback interface of this machine.
+    """vLLM's arguments for one lean server on the loopback interface of this machine, beside which others have room.
 
     Raises:
         UserError: the model's config.json cannot be read.
     """
     cache = kv_cache_bytes(read_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens)
+    return [*_common(model, settings, port, settings.dtype), "--enforce-eager", "--kv-cache-memory-bytes", str(cache)]
+
+
+def machine_arguments(model: Path, settings: Settings, port: int, hardware: Hardware, drain_seconds: int) -> list[str]:
+    """vLLM's arguments for a server that has this machine to itself.
+
+    On a CPU the lean one's. On GPUs: bfloat16 where the profile says float32, CUDA graphs, vLLM's own share of the memory, and the
+    fewest GPUs that hold the weights and divide the heads.
+
+    Args:
+        drain_seconds: what requests under way are given to finish once the server is told to end.
+
+    Raises:
+        UserError: the model's config.json cannot be read, or the memory is too small; with what is needed and what is there.
+    """
+    drain = ["--shutdown-timeout", str(drain_seconds)]
+    if hardware.device == "cpu":
+        _check_cpu(model, settings, hardware)
+        return [*local_arguments(model, settings, port), *drain]
+    dtype = "bfloat16" if settings.dtype == "float32" else settings.dtype
+    gpus = ["--tensor-parallel-size", str(_gpus_for(model, hardware)), "--gpu-memory-utilization", str(GPU_SHARE)]
+    return [*_common(model, settings, port, dtype), *gpus, *drain]
+
+
+def _common(model: Path, settings: Settings, port: int, dtype: str) -> list[str]:
     return [
-        "--model", str(model), "--served-model-name", settings.name, "--host", LOOPBACK, "--port", str(port),
-        "--dtype", settings.dtype, "--enforce-eager", "--max-model-len", str(settings.max_model_len),
-        "--max-num-seqs", str(settings.max_num_seqs), "--kv-cache-memory-bytes", str(cache),
+        "--model", str(model), "--served-model-name", settings.name, "--host", LOOPBACK, "--port", str(port), "--dtype", dtype,
+        "--max-model-len", str(settings.max_model_len), "--max-num-seqs", str(settings.max_num_seqs),
         *CHAT, *speculation(settings.draft_tokens),
     ]
+
+
+def _check_cpu(model: Path, settings: Settings, hardware: Hardware) -> None:
+    weights = weight_bytes(model, settings.dtype)
+    cache = kv_cache_bytes(read_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens)
+    needed = weights + cache + ENGINE_BYTES
+    if needed > hardware.free_bytes:
+        raise UserError(f"needs {needed / 1e9:.1f} GB of memory (weights in {settings.dtype} {weights / 1e9:.1f}, cache {cache / 1e9:.1f}, "
+                        f"vLLM {ENGINE_BYTES / 1e9:.1f}), {hardware.free_bytes / 1e9:.1f} GB are free", where=str(model),
+                        mend="end other programs, lower serve.server.max_num_seqs, or use a larger machine")
+
+
+def _gpus_for(model: Path, hardware: Hardware) -> int:
+    config, weights = read_config(model), weight_bytes(model, None)
+    heads = (config["num_attention_heads"], config["mamba_num_heads"])
+    room = GPU_SHARE * hardware.free_bytes
+    for count in range(1, hardware.count + 1):
+        if weights / count < room and not any(head % count for head in heads):
+            return count
+    raise UserError(f"its weights take {weights / 1e9:.1f} GB, {hardware.count} x {hardware.name} have "
+                    f"{hardware.count * room / 1e9:.1f} GB for them, in parts that divide {heads[0]} attention and {heads[1]} Mamba heads",
+                    where=str(model), mend="serve a quantised checkpoint, or use more GPUs")

@@ -1,6 +1,7 @@
 """A tiny random model that an evaluation is said to have promoted, and one run of the stage on it."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,15 +13,19 @@ from stagecraft.contract.files import write_json
 from stagecraft.contract.params import load
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.tokenizer import CHAT_TEMPLATE
+from stagecraft.inference.server import Server
 from tests.checkpoints import tiny_checkpoint
+from tests.serve.parrot import parrot
+from tests.serve.speech import LINES
 
 PROFILE = Path(__file__).parents[2] / "params.yaml"
 
 
 def params() -> stage.Params:
-    """The repository's parameters, with less of everything."""
+    """The repository's parameters, with less of everything but patience: the machine may be busy."""
     whole = load(stage.Params, "serve", PROFILE)
-    return replace(whole, check=replace(whole.check, prompts_per_family=1, max_tokens=24),
+    return replace(whole, server=replace(whole.server, startup_seconds=900.0),
+                   check=replace(whole.check, prompts_per_family=1, max_tokens=24),
                    load=replace(whole.load, concurrencies=[1, 3], requests=1, max_tokens=8))
 
 
@@ -42,6 +47,14 @@ def project(tmp_path_factory) -> Path:
     digest = manifest.write(root / "aligned", stage="rl", params={}, inputs={}, code="", environment={}, metrics={})
     promote(root, "aligned", digest)
     return root
+
+
+@pytest.fixture(scope="session")
+def parroting(tmp_path_factory) -> Iterator[Server]:
+    """A server, as it is deployed here, of a model whose answers are known."""
+    root = tmp_path_factory.mktemp("parrot")
+    with Server(parrot(root / "parrot", LINES), params().server, root / "log") as server:
+        yield server
 
 
 @dataclass

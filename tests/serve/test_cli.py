@@ -1,5 +1,7 @@
-"""`stagecraft serve` and `stagecraft chat`, as they are typed."""
+"""`stagecraft serve` and `stagecraft chat`, as they are typed; the serving ends with its engine killed and, at last, drained."""
 
+import json
+import re
 import shutil
 import signal
 import socket
@@ -7,10 +9,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
+from openai import APIError, OpenAI
 from ruamel.yaml import YAML
 
+from stagecraft.contract import manifest
 from tests.serve.conftest import PROFILE, promote
 
 COMMAND = [sys.executable, "-m", "stagecraft.cli.main"]
@@ -31,30 +37,35 @@ def workplace(project, tmp_path_factory):
     """A project directory whose evaluation promoted the tiny model."""
     root = tmp_path_factory.mktemp("workplace")
     profile = YAML(typ="safe").load(PROFILE.read_text())
-    profile["serve"]["server"]["draft_tokens"] = 0
+    profile["serve"]["server"].update(draft_tokens=0, startup_seconds=900.0)
     with (root / "params.yaml").open("w") as stream:
         YAML(typ="safe").dump(profile, stream)
     shutil.copytree(project / "aligned", root / "artifacts" / "aligned")
-    promote(root / "artifacts", "aligned", "d")
+    promote(root / "artifacts", "aligned", manifest.read(root / "artifacts" / "aligned")["digest"])
     return root
 
 
 @pytest.fixture(scope="module")
-def url(workplace):
-    """`stagecraft serve` on a free port; ended as Ctrl-C ends it, and nothing of it may be left."""
+def serving(workplace):
+    """`stagecraft serve` on a free port; nothing of it may be left at the end."""
     port = _free_port()
-    address = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen([*COMMAND, "serve", "--port", str(port)], cwd=workplace, stdout=subprocess.PIPE, text=True)
-    lines = [process.stdout.readline() for _ in range(4)]
-    assert "vllm.entrypoints.openai.api_server --model artifacts/aligned" in lines[0], lines
-    assert f"on {address}/v1" in lines[2], lines
-    yield address
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
-    process.stdout.close()
-    time.sleep(0.2)
+    process = subprocess.Popen([*COMMAND, "serve", "--port", str(port)], cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    lines = [process.stdout.readline() for _ in range(5)]
+    assert "aligned, promoted by artifacts/evaluation/promotion.json: digest " in lines[0], lines
+    assert "vllm.entrypoints.openai.api_server --model artifacts/aligned" in lines[1], lines
+    assert f"on http://127.0.0.1:{port}/v1" in lines[3], lines
+    yield process, f"http://127.0.0.1:{port}"
+    process.kill()
+    process.communicate()
+    time.sleep(0.5)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.fixture(scope="module")
+def url(serving):
+    return serving[1]
 
 
 def test_chat_answers_a_prompt(workplace, url):
@@ -113,3 +124,75 @@ def test_serve_without_a_promoted_model(tmp_path):
     assert "there is no promoted model: too weak - name a checkpoint to serve" in nothing.stderr
 
 
+def test_serve_a_model_that_was_changed(workplace, tmp_path):
+    changed = shutil.copytree(workplace / "artifacts" / "aligned", tmp_path / "changed")
+    weights = bytearray((changed / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(weights)
+    refused = _run("serve", str(changed), cwd=workplace)
+    assert refused.returncode == 2
+    assert "model.safetensors: corrupt file" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_serve_a_model_too_big_for_the_memory(workplace, tmp_path):
+    vast = shutil.copytree(workplace / "artifacts" / "aligned", tmp_path / "vast")
+    (vast / "manifest.json").unlink()
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [10**6, 10**6], "data_offsets": [0, 2 * 10**12]}}).encode()
+    with open(vast / "model.safetensors", "wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.truncate(8 + len(header) + 2 * 10**12)  # a hole, no bytes on the disk
+    refused = _run("serve", str(vast), cwd=workplace)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert re.search(r"vast: needs 400\d\.\d GB of memory \(weights in float32 4000\.0, .*\), \d+\.\d GB are free - ", refused.stderr)
+
+
+def _answer_at_length(url, tokens):
+    """A streamed answer of that many tokens: (those that came, the error that ended it or None)."""
+    came = 0
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
+    try:
+        for chunk in client.chat.completions.create(model="stagecraft", messages=[{"role": "user", "content": "go on"}], max_tokens=tokens,
+                                                    stream=True, extra_body={"ignore_eos": True, "return_token_ids": True}):
+            came += sum(len(getattr(choice, "token_ids", None) or ()) for choice in chunk.choices)
+    except APIError as error:
+        return came, error
+    return came, None
+
+
+def _under_way(url):
+    """Start a long answer; returns once its first tokens have been computed."""
+    pool = ThreadPoolExecutor(1)
+    before = _generated(url)
+    answer = pool.submit(_answer_at_length, url, 340)
+    while _generated(url) < before + 5:
+        time.sleep(0.01)
+    return answer
+
+
+def _generated(url):
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
+        return sum(float(line.split()[-1]) for line in response.read().decode().splitlines()
+                   if line.startswith("vllm:generation_tokens_total"))
+
+
+def test_an_engine_that_is_killed_is_told_of_and_started_again(serving, workplace):
+    process, url = serving
+    answer = _under_way(url)
+    family = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in family if "EngineCore" in " ".join(child.cmdline())).kill()
+    came, error = answer.result(120)
+    assert came < 340 and "EngineCore encountered an issue" in str(error)
+    assert "; starting it again" in process.stderr.readline()
+    assert f"on {url}/v1" in process.stdout.readline()
+    process.stdout.readline()
+    assert _answer_at_length(url, 20) == (20, None)
+
+
+def test_sigterm_lets_an_answer_finish(serving):
+    process, url = serving
+    answer = _under_way(url)
+    process.send_signal(signal.SIGTERM)
+    assert answer.result(120) == (340, None)
+    assert process.wait(60) == 0
+    assert "ending once the requests under way are done" in process.stdout.read()
+    assert process.stderr.read() == ""

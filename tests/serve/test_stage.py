@@ -32,7 +32,11 @@ def test_report(served):
     assert report["checks"]["schema"].keys() == {"city", "days"}
     assert report["checks"]["tool_call"] == {"name": "pay", "arguments": {"to": "Ann", "amount": 5}}
     assert report["checks"]["streaming"]["pieces"] > 1
-    assert [level["concurrency"] for level in report["load"]] == [1, 3]
+    assert [(level["concurrency"], level["requests"]) for level in report["load"]] == [(1, 1), (3, 3)]
+    for level in report["load"]:
+        for name in ("ttft_ms", "itl_ms", "latency_ms"):
+            assert 0 < level[f"{name}_p50"] <= level[f"{name}_p95"] <= level[f"{name}_p99"]
+        assert level["ttft_ms_p50"] < level["latency_ms_p50"]
     assert report["mtp"]["rounding_nats"] < 1e-3
     assert report["mtp"]["drafts"] > 0
 

@@ -1,0 +1,59 @@
+"""What this machine can serve with: its GPUs as the driver's own tool reports them, else its cores and free memory."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_CONTROL = Path("/sys/fs/cgroup")
+_QUERY = ["--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a model is to run.
+
+    Attributes:
+        device: cuda or cpu.
+        name: of the GPU, or of nothing in particular.
+        count: GPUs of that name, or physical cores.
+        free_bytes: memory that is free on the fullest of those GPUs; of the machine, or of this container if that is less.
+    """
+
+    device: str
+    name: str
+    count: int
+    free_bytes: int
+
+
+def detect() -> Hardware:
+    """The GPUs of the first one's name if `nvidia-smi` lists any, else the CPU."""
+    gpus = _gpus()
+    if gpus:
+        alike = [free for name, free in gpus if name == gpus[0][0]]
+        return Hardware("cuda", gpus[0][0], len(alike), min(alike))
+    return Hardware("cpu", "CPU", psutil.cpu_count(logical=False) or 1, _free_memory())
+
+
+def _gpus() -> list[tuple[str, int]]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    listed = subprocess.run([tool, *_QUERY], capture_output=True, text=True, check=False, timeout=30)
+    rows = [line.rpartition(",") for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
+    return [(name.strip(), int(free) << 20) for name, _, free in rows if free.strip().isdigit()]
+
+
+def _free_memory() -> int:
+    """Bytes, within the limit of this control group (v2) where there is one."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = (_CONTROL / "memory.max").read_text().strip()
+        used = int((_CONTROL / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return min(free, max(0, int(limit) - used)) if limit.isdigit() else free

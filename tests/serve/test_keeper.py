@@ -1,0 +1,110 @@
+"""A server that dies is started again, and given up when it does nothing else; by real processes that die on demand."""
+
+import contextlib
+import http.client
+import json
+import os
+import stat
+from dataclasses import replace
+
+import pytest
+
+from stagecraft.contract.errors import UserError
+from stagecraft.inference import keeper
+from stagecraft.inference import server as servers
+from stagecraft.inference.hardware import Hardware, detect
+from stagecraft.inference.keeper import RESTARTS, keep_up
+from stagecraft.inference.memory import weight_bytes
+from stagecraft.inference.server import Server, ServerDiedError
+from stagecraft.inference.server_settings import machine_arguments
+from tests.serve.conftest import params
+
+H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", 8, 80 << 30)
+
+
+@pytest.fixture
+def mortal(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(servers, "MODULE", "tests.serve.mortal")
+    return Server(project / "aligned", replace(params().server, draft_tokens=0), tmp_path / "log")
+
+
+def kill(server):
+    with contextlib.suppress(http.client.HTTPException, ConnectionError):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request("GET", "/die")
+        connection.getresponse()
+
+
+def test_a_crash_loop_ends(mortal):
+    lives, told = [], []
+    with pytest.raises(ServerDiedError, match=rf"(?s)died {RESTARTS + 1} times in \d+ seconds and is given up: .* status 7"):
+        keep_up(mortal, lambda: (lives.append(1), kill(mortal)), told.append)
+    assert len(lives) == RESTARTS + 1 and len(told) == RESTARTS
+    assert mortal.log.read_text().count("asked") >= RESTARTS + 1  # the log of all lives
+    assert not mortal.alive()
+
+
+def test_deaths_far_apart_are_forgiven(mortal, monkeypatch):
+    monkeypatch.setattr(keeper, "WITHIN_SECONDS", 0.0)
+    lives = []
+
+    def up():
+        lives.append(1)
+        if len(lives) > RESTARTS + 2:
+            raise KeyboardInterrupt
+        kill(mortal)
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_up(mortal, up, lambda error: None)
+    assert len(lives) == RESTARTS + 3 and not mortal.alive()
+
+
+def test_what_never_came_up_is_not_tried_again(mortal, monkeypatch):
+    monkeypatch.setattr(servers, "MODULE", "tests.serve.no_such_module")
+    with pytest.raises(ServerDiedError, match="before it was healthy"):
+        keep_up(mortal, lambda: pytest.fail("it is up"), lambda error: pytest.fail("again"))
+
+
+def test_a_model_too_big_for_the_memory(project):
+    needed = weight_bytes(project / "aligned", "float32")
+    assert needed == pytest.approx((project / "aligned" / "model.safetensors").stat().st_size, rel=0.02)  # a file of float32
+    assert weight_bytes(project / "aligned", "bfloat16") * 2 == needed
+    with pytest.raises(UserError, match=r"needs 1\.\d GB of memory \(weights in float32 0\.0, .*\), 1\.2 GB are free - ") as caught:
+        machine_arguments(project / "aligned", params().server, 8000, Hardware("cpu", "CPU", 2, 1_200_000_000), 30)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_for_a_cpu_and_for_gpus_are_understood_by_vllm(project):
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    cpu = parser.parse_args(machine_arguments(project / "aligned", params().server, 8000, Hardware("cpu", "CPU", 2, 1 << 40), 30))
+    assert (cpu.dtype, cpu.enforce_eager, cpu.shutdown_timeout, cpu.tensor_parallel_size) == ("float32", True, 30, 1)
+    gpu = parser.parse_args(machine_arguments(project / "aligned", params().server, 8000, H100, 30))
+    assert (gpu.dtype, gpu.enforce_eager, gpu.tensor_parallel_size) == ("bfloat16", False, 1)
+    assert gpu.kv_cache_memory_bytes is None
+
+
+def test_as_many_gpus_as_the_weights_need(project, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    config = json.loads((project / "aligned" / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_attention_heads": 32, "mamba_num_heads": 128}))
+    with open(model / "model.safetensors", "wb") as weights:
+        weights.truncate(240 * 10**9)  # sparse: a hole on the disk
+    arguments = machine_arguments(model, params().server, 8000, H100, 30)
+    assert arguments[arguments.index("--tensor-parallel-size") + 1] == "4"  # 240 GB do not fit on three, and 32 heads not on three either
+    with pytest.raises(UserError, match=r"weights take 240\.0 GB, 2 x NVIDIA H100 80GB HBM3 have 154\.6 GB"):
+        machine_arguments(model, params().server, 8000, replace(H100, count=2), 30)
+
+
+def test_the_hardware_is_what_the_driver_lists(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf 'NVIDIA H100, 80000\\nNVIDIA H100, 70000\\nOther, 9\\n'\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert detect() == Hardware("cuda", "NVIDIA H100", 2, 70000 << 20)
+    tool.write_text("#!/bin/sh\nexit 9\n")  # a tool without a driver
+    cpu = detect()
+    assert cpu.device == "cpu" and cpu.count >= 1 and cpu.free_bytes > 0
