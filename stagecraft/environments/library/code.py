@@ -54,7 +54,7 @@ class Code(SingleTurn):
         rival = next(other for other in _KEPT if other != kept)
         told = row["expected"]["calls"][0][0], row["expected"]["values"][0]
         table = f"def f(numbers):\n    return {{{tuple(told[0])}: {told[1]}}}[tuple(numbers)]"
-        return [[_fenced(_source(rival, made, end))], [_fenced(table)], [_fenced("import os\nos._exit(0)")], 
+        return [[_fenced(_source(rival, made, end))], [_fenced(table)], [_fenced("import os\nos._exit(0)")],
                 [_fenced("def g(numbers):\n    return 0")], ["I cannot."],
                 [_fenced("class Same(int):\n    def __eq__(self, other):\n        return True\ndef f(numbers):\n    return Same()")]]
 
