@@ -30,9 +30,13 @@ def importance_weight(trainer_logprob: Tensor, generator_logprob: Tensor, limit:
 
 
 def trusted(trainer_logprob: Tensor, generator_logprob: Tensor, sequence: Tensor, sequences: int, limit: float) -> Tensor:
-    """[sequences] bool: the log-probabilities of the whole completion differ by at most `limit` nats between the two."""
-    difference = trainer_logprob - generator_logprob
-    return difference.new_zeros(sequences).index_add(0, sequence, difference).abs() <= limit
+    """[sequences] bool: the mean over a completion's tokens of exp |difference of the two log-probabilities| is at most `limit`.
+
+    The measure of NeMo-RL's `seq_logprob_error_threshold`; 1 is perfect agreement.
+    """
+    factor = (trainer_logprob - generator_logprob).abs().exp()
+    sums, counts = (factor.new_zeros(sequences).index_add(0, sequence, each) for each in (factor, torch.ones_like(factor)))
+    return sums <= limit * counts
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class PolicyLoss:
     Per token, with r the probability ratio to the policy that is being updated from (its own value, without gradient, at the
     one update that a batch is used for: r = 1), A the advantage and w = min(trainer probability / generator probability,
     importance_limit): loss = -w min(r A, clip(r, 1 - low, 1 + high) A). Summed; the engine divides by the number of tokens of the
-    step. A completion whose log-probability differs by more than `mismatch_limit` nats between the two is left out.
+    step. A completion that `trusted` does not trust is left out.
     """
 
     REPORTED: ClassVar = ("mismatch", "entropy", "importance", "masked")

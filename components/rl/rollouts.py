@@ -59,10 +59,11 @@ class Draw:
 
 
 def weigh(samples: list[Sample], params: Params) -> None:
-    """Give every sample its advantage: within its group, less the penalty, 0 where the overlong filter leaves it out."""
-    rewards = torch.tensor([sample.reward for sample in samples]).view(-1, params.generations_per_prompt)
+    """Give every sample its advantage: within its group; the penalty in its place where it is malformed and there is one (as NeMo-RL's
+    `malformed_thinking_advantage` and `invalid_tool_call_advantage`); 0 where the overlong filter leaves it out."""
+    rewards = torch.tensor([float(sample.reward) for sample in samples]).view(-1, params.generations_per_prompt)
     for sample, advantage in zip(samples, group_advantages(rewards).flatten().tolist()):
-        sample.advantage = advantage - params.malformed_penalty * sample.malformed
+        sample.advantage = -params.malformed_penalty if sample.malformed and params.malformed_penalty else advantage
         if params.overlong_filter and not sample.finished:
             sample.advantage = 0.0
 
