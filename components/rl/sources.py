@@ -10,6 +10,7 @@ Both give step k completions that were begun with weights at most `staleness` op
 
 from __future__ import annotations
 
+import signal
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -116,6 +117,7 @@ class Beside:
 
 def _generate(pipe: Connection, slots: list[Weights], params: Params, corpus: Path, model: Path, kept: Path, first: int) -> None:
     """The other process: draw step after step, each once the weights of the step before it are there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: when it ends, so does this
     try:
         generator = Generator(params, corpus, model, kept)
 
