@@ -35,7 +35,7 @@ def copy(tuned, where, **changes):
 
 def curve(where):
     head, *rows = [line.split(",") for line in (where / "plots/rl/train.csv").read_text().splitlines()]
-    return [dict(zip(head, map(float, row))) for row in rows]
+    return [{name: float(value) for name, value in zip(head, row) if value} for row in rows]
 
 
 def kill_at_step(where, number):
@@ -49,7 +49,7 @@ def kill_at_step(where, number):
     process.wait()
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [1, 0])
 def test_a_kill_loses_no_finished_rollouts_and_changes_no_bit(tuned, tmp_path, staleness):
     straight = copy(tuned, tmp_path / "straight", staleness=staleness)
     metrics = run("rl", straight)
@@ -61,7 +61,7 @@ def test_a_kill_loses_no_finished_rollouts_and_changes_no_bit(tuned, tmp_path, s
     kill_at_step(broken, 1)  # before the first checkpoint
     kept = {path.name: path.stat().st_mtime_ns for path in (broken / ".work/rl").glob("*/rollouts/*.jsonl")}
     assert len(kept) >= 2
-    kill_at_step(broken, 3)
+    kill_at_step(broken, 2)
     assert {path.name: path.stat().st_mtime_ns for path in (broken / ".work/rl").glob("*/rollouts/*.jsonl")}.items() >= kept.items()
     run("rl", broken)
     for name in ("model.safetensors", "rollouts.jsonl"):
