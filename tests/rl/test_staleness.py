@@ -16,20 +16,25 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """A project up to its fine-tuned model."""
+    """A project up to its fine-tuned model, tuned long enough that some of its completions teach."""
     where = project(tmp_path_factory.mktemp("tuned") / "project")
+    change(where, "sft", steps=120, decay_steps=20, pack_tokens=1024)
     for stage in ("curate", "pretrain", "sft"):
         run(stage, where)
     return where
 
 
+def change(where, stage, **changes):
+    yaml = YAML()
+    profile = yaml.load(where / "params.yaml")
+    profile[stage].update(changes)
+    yaml.dump(profile, where / "params.yaml")
+
+
 def copy(tuned, where, **changes):
     project(where)
     shutil.copytree(tuned / "artifacts", where / "artifacts")
-    yaml = YAML()
-    profile = yaml.load(where / "params.yaml")
-    profile["rl"].update(changes)
-    yaml.dump(profile, where / "params.yaml")
+    change(where, "rl", malformed_penalty=5.0, **changes)
     return where
 
 
@@ -55,6 +60,7 @@ def test_a_kill_loses_no_finished_rollouts_and_changes_no_bit(tuned, tmp_path, s
     metrics = run("rl", straight)
     rows = curve(straight)
     assert [row["staleness"] for row in rows] == [0, *[staleness] * 3] and metrics["staleness"] == staleness * 0.75
+    assert max(row["taught"] for row in rows[:-1]) > 0  # weights change, so a mistake shows
     assert rows[0]["mismatch"] < 1e-4  # the first step is on-policy either way
     assert staleness or metrics["mismatch_max"] < 1e-4
     broken = copy(tuned, tmp_path / "broken", staleness=staleness, checkpoint_every=3)
