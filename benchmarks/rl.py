@@ -1,8 +1,7 @@
-"""Reinforcement learning measured: in turn against beside, gain over SFT with seeds, one family against all, TRL on the same work.
+"""Reinforcement learning measured: in turn against beside, gain over SFT with seeds, one family against all.
 
 `python benchmarks/rl.py PROJECT staleness|seeds|families [--seeds 3] [--steps N]`, PROJECT a directory with `params.yaml` and the
-artifacts `corpus` and `sft`; `trl --python VENV/bin/python` runs TRL's GRPOTrainer in an environment of its own on the same model,
-prompts and number of samples (benchmarks/rl_trl.py). Runs are copies beside PROJECT/.work; nothing in PROJECT changes.
+artifacts `corpus` and `sft`. Runs are kept below PROJECT/.work/benchmark, and not done twice; nothing else in PROJECT changes.
 """
 
 from __future__ import annotations
@@ -102,37 +101,15 @@ def _table(before: dict[str, float], after: dict[str, list[dict[str, float]]]) -
         print(f"{key:12} {before[key]:7.1%} " + " ".join(cells))
 
 
-def trl(project: Path, steps: int, python: str) -> None:
-    """Samples per second of TRL's GRPOTrainer and of this stage, one after the other."""
-    steps = steps or 4
-    profile = YAML(typ="safe").load(project / "params.yaml")["rl"]
-    wanted = {key: profile[key] for key in ("prompts_per_step", "generations_per_prompt", "max_new_tokens", "lr", "temperature")}
-    done = subprocess.run([python, str(ROOT / "benchmarks" / "rl_trl.py"), str(project.resolve()), json.dumps({**wanted, "steps": steps})],
-                          check=True, capture_output=True, text=True)
-    theirs = json.loads(done.stdout.strip().splitlines()[-1])
-    _, model = run(project, f"trl-{steps}", steps, checkpoint_every=steps)
-    curve = [line.split(",") for line in (model.parents[1] / "plots" / "rl" / "train.csv").read_text().splitlines()]
-    columns = [curve[0].index(f"seconds_{part}") for part in ("wait", "update", "handover")]
-    each = [sum(float(row[column]) for column in columns) for row in curve[2:]]  # as with TRL, the first step warms up
-    samples = profile["prompts_per_step"] * profile["generations_per_prompt"]
-    ours = samples / statistics.fmean(each)
-    print(f"TRL {theirs['version']}: {theirs['samples_per_second']:.1f} samples/s; here {ours:.1f}: "
-          f"{ours / theirs['samples_per_second']:.1f} times ({samples} samples a step, {steps} steps)")
-
-
 def main() -> None:
     """Run the benchmark named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=Path)
-    parser.add_argument("what", choices=["staleness", "seeds", "families", "trl"])
+    parser.add_argument("what", choices=["staleness", "seeds", "families"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0, help="of each run; 0: what params.yaml says")
-    parser.add_argument("--python", default=sys.executable, help="of an environment with trl")
     given = parser.parse_args()
-    if given.what == "trl":
-        trl(given.project, given.steps, given.python)
-    else:
-        {"staleness": staleness, "seeds": seeds, "families": families}[given.what](given.project, given.seeds, given.steps)
+    {"staleness": staleness, "seeds": seeds, "families": families}[given.what](given.project, given.seeds, given.steps)
 
 
 if __name__ == "__main__":
