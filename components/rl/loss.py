@@ -19,14 +19,34 @@ class Rollout:
     advantages: Tensor
 
 
+def clipped_objective(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+    """min(r A, clip(r, 1 - low, 1 + high) A) (PPO, arXiv 1707.06347, equation 7; two limits: DAPO, arXiv 2503.14476, equation 10)."""
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+
+
+def importance_weight(trainer_logprob: Tensor, generator_logprob: Tensor, limit: float) -> Tensor:
+    """min(trainer probability / generator probability, limit): truncated importance sampling (Ionides 2008), per token."""
+    return (trainer_logprob - generator_logprob).exp().clamp(max=limit)
+
+
+def trusted(trainer_logprob: Tensor, generator_logprob: Tensor, sequence: Tensor, sequences: int, limit: float) -> Tensor:
+    """[sequences] bool: the mean over a completion's tokens of exp |difference of the two log-probabilities| is at most `limit`.
+
+    The measure of NeMo-RL's `seq_logprob_error_threshold`; 1 is perfect agreement.
+    """
+    factor = (trainer_logprob - generator_logprob).abs().exp()
+    sums, counts = (factor.new_zeros(sequences).index_add(0, sequence, each) for each in (factor, torch.ones_like(factor)))
+    return sums <= limit * counts
+
+
 @dataclass(frozen=True)
 class PolicyLoss:
     """Token-level GRPO loss (arXiv 2604.12374, section 3.2), called on the logits of one pack.
 
     Per token, with r the probability ratio to the policy that is being updated from (its own value, without gradient, at the
-    first update of a batch: r = 1), A the advantage and w = min(trainer probability / generator probability, importance_limit):
-    loss = -w min(r A, clip(r, 1 - low, 1 + high) A). Summed; the engine divides by the number of tokens of the step.
-    A completion whose log-probability differs by more than `mismatch_limit` nats between the two is left out.
+    one update that a batch is used for: r = 1), A the advantage and w = min(trainer probability / generator probability,
+    importance_limit): loss = -w min(r A, clip(r, 1 - low, 1 + high) A). Summed; the engine divides by the number of tokens of the
+    step. A completion that `trusted` does not trust is left out.
     """
 
     REPORTED: ClassVar = ("mismatch", "entropy", "importance", "masked")
@@ -45,15 +65,12 @@ class PolicyLoss:
         logprobs = distribution.gather(1, batch.labels[0, spoken, None]).squeeze(1)
         generator, advantage = rollout.generator_logprobs[spoken], rollout.advantages[spoken]
         frozen = logprobs.detach()
-        difference = frozen - generator
         sequence = batch.packed.seq_idx[0, spoken].long()
-        trusted = difference.new_zeros(len(batch.packed.cu_seqlens_q)).index_add(0, sequence, difference).abs() <= self.mismatch_limit
-        kept = trusted[sequence].float()
-        ratio = (logprobs - frozen).exp()
-        weight = difference.exp().clamp(max=self.importance_limit)
-        clipped = ratio.clamp(1 - self.ratio_clip_low, 1 + self.ratio_clip_high)
-        loss = -(kept * weight * torch.minimum(ratio * advantage, clipped * advantage)).sum()
+        kept = trusted(frozen, generator, sequence, len(batch.packed.cu_seqlens_q), self.mismatch_limit)[sequence].float()
+        weight = importance_weight(frozen, generator, self.importance_limit)
+        objective = clipped_objective((logprobs - frozen).exp(), advantage, self.ratio_clip_low, self.ratio_clip_high)
+        loss = -(kept * weight * objective).sum()
         with torch.no_grad():
-            figures = {"spoken": spoken.sum().float(), "mismatch": difference.abs().sum(), "importance": weight.sum(),
+            figures = {"spoken": spoken.sum().float(), "mismatch": (frozen - generator).abs().sum(), "importance": weight.sum(),
                        "entropy": -(distribution.exp() * distribution).sum(), "masked": (1 - kept).sum()}
         return loss, kept.sum(), figures

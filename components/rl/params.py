@@ -9,6 +9,16 @@ from pydantic import Field
 from stagecraft.contract.params import params
 from stagecraft.engine.schedule import AboveZero, Count, Positive
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@params
+class Curriculum:
+    """Which prompts are trained on, and in which order, by what the fine-tuned model makes of them."""
+
+    samples: Count
+    drop_above: Share
+
 
 @params
 class Params:
@@ -16,11 +26,15 @@ class Params:
 
     seed: Count
     threads: Positive
+    staleness: Annotated[int, Field(ge=0, le=1)]
+    in_flight: bool
     prompts_per_step: Positive
     generations_per_prompt: Annotated[int, Field(ge=2)]
     max_prompt_tokens: Positive
     max_new_tokens: Positive
     temperature: AboveZero
+    mixture: dict[str, Annotated[float, Field(ge=0)]]
+    curriculum: Curriculum
     steps: Positive
     lr: AboveZero
     warmup_steps: Count
@@ -29,6 +43,8 @@ class Params:
     ratio_clip_high: AboveZero
     importance_limit: Annotated[float, Field(ge=1)]
     mismatch_limit: AboveZero
+    malformed_penalty: Annotated[float, Field(ge=0)]
+    overlong_filter: bool
     pack_tokens: Positive
     checkpoint_every: Positive
     rollouts_kept: Count
@@ -37,3 +53,5 @@ class Params:
         if self.pack_tokens < self.max_prompt_tokens + self.max_new_tokens:
             raise ValueError(f"pack_tokens {self.pack_tokens} is less than max_prompt_tokens + max_new_tokens = "
                              f"{self.max_prompt_tokens + self.max_new_tokens}")
+        if self.in_flight and not self.staleness:
+            raise ValueError("in_flight needs staleness 1: with 0 nothing is generated while weights change")

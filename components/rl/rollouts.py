@@ -1,9 +1,11 @@
-"""One step's completions: drawn by the generator, judged by the environments, turned into packs for the trainer."""
+"""One step's completions: judged, kept as readable lines, turned into packs for the trainer."""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,64 +13,93 @@ import torch
 from components.rl.advantage import group_advantages
 from components.rl.loss import Rollout
 from components.rl.params import Params
-from stagecraft.data.chat import encode_prompt
+from stagecraft.contract.files import write_atomic
 from stagecraft.data.packing import pack_bins
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Batch
-from stagecraft.environments import verify
-from stagecraft.inference.engine import Completion, Engine
 
 
 @dataclass
 class Sample:
-    """A completion with its reward and its advantage within the group."""
+    """A completion with its reward and its advantage within the group.
 
-    row: dict[str, Any]
+    Attributes:
+        prompt, tokens: token ids; `logprobs` are the generator's, of `tokens`.
+        finished: it ended by itself.
+        malformed: its thinking cannot be read, or the tool call that was asked for.
+        version: optimizer steps behind the weights that its batch was begun with.
+    """
+
+    id: str
+    family: str
+    asked: str
     prompt: list[int]
-    completion: Completion
+    tokens: list[int]
+    logprobs: list[float]
     text: str
+    finished: bool
+    malformed: bool
     reward: float
     parts: dict[str, float]
+    version: int
     advantage: float = 0.0
 
     def record(self, step: int) -> dict[str, Any]:
         """The sample as a readable line."""
-        return {"step": step, "id": self.row["id"], "family": self.row["family"], "prompt": self.row["messages"][-1]["content"],
-                "completion": self.text, "finished": self.completion.finished, "reward": self.reward, "parts": self.parts,
-                "advantage": self.advantage}
+        return {"step": step, "id": self.id, "family": self.family, "prompt": self.asked, "completion": self.text,
+                "finished": self.finished, "reward": self.reward, "parts": self.parts, "advantage": self.advantage}
 
 
-def draw(engine: Engine, tokenizer: Any, rows: list[dict[str, Any]], params: Params, seed: int) -> list[Sample]:
-    """`generations_per_prompt` completions for every row, verified, with their group advantages."""
-    prompts = [encode_prompt(tokenizer, row) for row in rows]
-    groups = engine.generate(prompts, temperature=params.temperature, max_tokens=params.max_new_tokens, n=params.generations_per_prompt,
-                             stop_token_ids=[tokenizer.eos_token_id], seed=seed, logprobs=True)
-    samples = []
-    for row, prompt, group in zip(rows, prompts, groups):
-        for completion in group:
-            ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
-            text = tokenizer.decode(ids)
-            reward = verify(row, text, finished=completion.finished)
-            samples.append(Sample(row, prompt, completion, text, reward.score, reward.parts))
-    rewards = torch.tensor([sample.reward for sample in samples]).view(len(rows), -1)
+@dataclass
+class Draw:
+    """The samples of a step, and the seconds that drawing and judging them took."""
+
+    samples: list[Sample]
+    seconds: float
+
+
+def weigh(samples: list[Sample], params: Params) -> None:
+    """Give every sample its advantage: within its group; the penalty in its place where it is malformed and there is one (as NeMo-RL's
+    `malformed_thinking_advantage` and `invalid_tool_call_advantage`); 0 where the overlong filter leaves it out."""
+    rewards = torch.tensor([float(sample.reward) for sample in samples]).view(-1, params.generations_per_prompt)
     for sample, advantage in zip(samples, group_advantages(rewards).flatten().tolist()):
-        sample.advantage = advantage
-    return samples
+        sample.advantage = -params.malformed_penalty if sample.malformed and params.malformed_penalty else advantage
+        if params.overlong_filter and not sample.finished:
+            sample.advantage = 0.0
+
+
+def draw_path(kept: Path, step: int) -> Path:
+    """Where a finished step is kept."""
+    return kept / f"{step:08d}.jsonl"
+
+
+def write_draw(path: Path, draw: Draw) -> None:
+    """Keep a finished step, a sample a line; a kill cannot leave half of it."""
+    write_atomic(path, "".join(json.dumps({"seconds": draw.seconds, **vars(sample)}) + "\n" for sample in draw.samples))
+
+
+def read_draw(path: Path) -> Draw | None:
+    """A step that was kept; None if it was not."""
+    if not path.exists():
+        return None
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    seconds = [line.pop("seconds") for line in lines]
+    return Draw([Sample(**line) for line in lines], seconds[0])
 
 
 def batches(samples: list[Sample], params: Params) -> list[Batch]:
     """Pack the samples that teach something (advantage other than zero)."""
     taught = [sample for sample in samples if sample.advantage]
-    lengths = [len(sample.prompt) + len(sample.completion.token_ids) - 1 for sample in taught]
+    lengths = [len(sample.prompt) + len(sample.tokens) - 1 for sample in taught]
     return [_batch([taught[index] for index in bin_]) for bin_ in pack_bins(lengths, params.pack_tokens)]
 
 
 def _batch(samples: list[Sample]) -> Batch:
     sequences, logprobs, advantages = [], [], []
     for sample in samples:
-        silent, spoken = len(sample.prompt), len(sample.completion.token_ids)
-        sequences.append((sample.prompt + sample.completion.token_ids, [0] * silent + [1] * spoken))
-        logprobs += [0.0] * (silent - 1) + sample.completion.logprobs
+        silent, spoken = len(sample.prompt), len(sample.tokens)
+        sequences.append((sample.prompt + sample.tokens, [0] * silent + [1] * spoken))
+        logprobs += [0.0] * (silent - 1) + sample.logprobs
         advantages += [0.0] * (silent - 1) + [sample.advantage] * spoken
     return packed_batch(sequences, Rollout(torch.tensor(logprobs), torch.tensor(advantages)))
 
@@ -77,5 +108,5 @@ def mean_reward_by_family(samples: list[Sample]) -> dict[str, float]:
     """Mean reward of each task family."""
     rewards: dict[str, list[float]] = defaultdict(list)
     for sample in samples:
-        rewards[sample.row["family"]].append(sample.reward)
+        rewards[sample.family].append(sample.reward)
     return {family: sum(values) / len(values) for family, values in sorted(rewards.items())}

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: on-policy GRPO, rollouts by vLLM in this process (arXiv 2604.12374, section 3.2)."""
+"""Reinforcement learning with verifiable rewards: GRPO, rollouts by vLLM in this process or beside it (arXiv 2604.12374, section 3.2)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         "mismatch_max": max(row["mismatch"] for row in curve),
         "completions": params.steps * params.prompts_per_step * params.generations_per_prompt,
         "generated_tokens_per_second": sum(row["tokens"] for row in curve) / sum(row["seconds_generate"] for row in curve),
-        "share_generate": _share(curve, "generate"), "share_update": _share(curve, "update"), "share_handover": _share(curve, "handover"),
+        "staleness": sum(row["staleness"] for row in curve) / len(curve),
+        "share_wait": _share(curve, "wait"), "share_update": _share(curve, "update"), "share_handover": _share(curve, "handover"),
     }
 
 
 def _share(curve: list[dict[str, float]], part: str) -> float:
-    parts = {name: sum(row[f"seconds_{name}"] for row in curve) for name in ("generate", "update", "handover")}
+    parts = {name: sum(row[f"seconds_{name}"] for row in curve) for name in ("wait", "update", "handover")}
     return parts[part] / sum(parts.values())
 
 

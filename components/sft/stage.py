@@ -32,6 +32,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         "loss_first": curve[0]["loss"],
         "loss_last": log.tail_mean("loss", share=0.05),
         "conversations": result.conversations,
+        "skipped_rows": result.skipped,
         "packing_efficiency": result.packing_efficiency,
         "tokens_per_second": result.tokens_per_second,
     }

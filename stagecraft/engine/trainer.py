@@ -171,7 +171,7 @@ class Trainer:
                 total, count, extra = (output.float() * batch.loss_mask).sum(), batch.loss_mask.sum(), {}
             else:
                 total, count, extra = loss(output, batch)
-            return total, count.int(), {"loss": total.detach(), "tokens": count.detach().float(), **extra}
+            return total, count.round().int(), {"loss": total.detach(), "tokens": count.detach().float(), **extra}
 
         return output, summed
 

@@ -1,4 +1,4 @@
-"""Environments with verifiable rewards: `verify(row, completion)` is the whole interface of single-turn tasks."""
+"""Environments with verifiable rewards: `verify(row, completion)` for task rows of one turn, `api.Environment` for everything else."""
 
 from stagecraft.environments.reward import Reward
 from stagecraft.environments.verify import split_thinking, verify

@@ -1,32 +1,38 @@
-"""Runs a program's assertions: our templates' code here, a model's code in bubblewrap or not at all.
+"""Judges a program by what it does: our templates' code here, a model's code in the sandbox or not at all.
 
-In the sandbox there is no network, no file but a read-only Python, no other process to see, and bounded memory, time and output.
-A program that sets out to look correct without being so can still do that; it cannot get out.
+`run_confined` lets assertions speak, which a program that sets out to look correct can sit beside; `call_confined` only asks for values,
+and the expected ones never enter the sandbox.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import IO
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-_SECONDS, _MEMORY, _OUTPUT = 5, 512 * 2**20, 2**20  # bytes
-_RUN = """\
-import json, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
-resource.setrlimit(resource.RLIMIT_CPU, ({seconds}, {seconds}))
-resource.setrlimit(resource.RLIMIT_FSIZE, ({output}, {output}))
-given = json.load(sys.stdin)
-names, say = {{"__name__": "program"}}, sys.stdout.write
+from stagecraft.environments.confinement import Limits, Outcome, confine
+
+_SECONDS = 5
+_ASSERT = """\
+names = {"__name__": "program"}
+import sys
+say = sys.stdout.write
 exec(given["code"], names)
 for each in given["asserts"]:
     exec(each, names)
 say("\\n" + given["word"])
+"""
+_CALL = """\
+import importlib, json, sys
+say, call = sys.stdout.write, getattr(importlib.import_module(given["module"]), given["function"])
+for arguments in given["calls"]:
+    try:
+        value = {"value": call(*arguments)}
+        line = json.dumps(value)
+    except Exception as error:
+        line = json.dumps({"raised": type(error).__name__})
+    say("\\n" + given["word"] + line)
 """
 
 
@@ -43,34 +49,35 @@ def run_here(code: str, asserts: list[str]) -> str | None:
 
 
 def run_confined(code: str, asserts: list[str]) -> str | None:
-    """Execute code and its assertions in bubblewrap; the reason if it fails, or if there is no bubblewrap."""
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        return "no_sandbox"
+    """Execute code and its assertions in the sandbox; the reason if it fails, or if there is no sandbox."""
     word = secrets.token_hex(8)  # written at the end, so that an early exit is no success
-    command = [bwrap, *_confinement(), sys._base_executable, "-I", "-S", "-c",
-               _RUN.format(memory=_MEMORY, seconds=_SECONDS, output=_OUTPUT)]
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
-        try:
-            done = subprocess.run(command, input=json.dumps({"code": code, "asserts": asserts, "word": word}).encode(), stdout=said,
-                                  stderr=complained, timeout=2 * _SECONDS)
-        except subprocess.TimeoutExpired:
-            return "program_too_slow"
-        out, error = (_read(stream) for stream in (said, complained))
-    if error.startswith("bwrap:"):
-        return "no_sandbox"  # there is one, but this kernel does not let it work
-    if done.returncode == 0 and out.endswith("\n" + word):
+    done = confine(_ASSERT, {"code": code, "asserts": asserts, "word": word}, limits=_limits())
+    if reason := _reason(done):
+        return reason
+    if done.status == 0 and done.out.endswith("\n" + word):
         return None
-    return "assertion_failed" if "\nAssertionError" in error else "program_failed"
+    return "assertion_failed" if "\nAssertionError" in done.error else "program_failed"
 
 
-def _read(stream: IO[bytes]) -> str:
-    stream.seek(0)
-    return stream.read().decode(errors="replace")
+def call_confined(files: Mapping[str, str], module: str, function: str, calls: Sequence[Sequence[Any]]) -> tuple[list[Any], str | None]:
+    """Call a function of a module among `files` in the sandbox, once for each list of arguments.
+
+    Returns:
+        (what each call gave: {"value": ...} as JSON has it, {"raised": name of the exception}, or None if it never answered;
+        the reason if the program could not be run to its end).
+    """
+    word = secrets.token_hex(8)
+    done = confine(_CALL, {"module": module, "function": function, "calls": list(calls), "word": word}, files, _limits())
+    answers: list[Any] = [json.loads(line.removeprefix(word)) for line in done.out.split("\n") if line.startswith(word)][:len(calls)]
+    reason = _reason(done) or (None if done.status == 0 else "program_failed")
+    return answers + [None] * (len(calls) - len(answers)), reason
 
 
-def _confinement() -> list[str]:
-    prefix = str(Path(sys.base_prefix).resolve())
-    mounts = [argument for path in ("/usr", "/lib", "/lib64", "/bin") for argument in ("--ro-bind-try", path, path)]
-    return ["--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--uid", "65534", "--gid", "65534", *mounts,
-            "--ro-bind", prefix, prefix, "--dev", "/dev", "--chdir", "/"]
+def _limits() -> Limits:
+    return Limits(cpu_seconds=_SECONDS, wall_seconds=2.0 * _SECONDS)
+
+
+def _reason(done: Outcome) -> str | None:
+    if done.refused:
+        return "no_sandbox"
+    return "program_too_slow" if done.too_slow else None

@@ -37,7 +37,7 @@ def verify_tool_call(spec: dict[str, Any], answer: str) -> dict[str, float]:
     if match is None:
         return failed
     try:
-        call = json.loads(match[1], object_pairs_hook=_object_without_duplicates)
+        call = json.loads(match[1], object_pairs_hook=object_without_duplicates)
     except (ValueError, RecursionError):
         return failed
     if not isinstance(call, dict) or call.keys() != {"name", "arguments"} or not isinstance(call["arguments"], dict):
@@ -66,7 +66,8 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: a key that stands twice makes an object ambiguous (ValueError)."""
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("a JSON object repeats a key")

@@ -6,7 +6,7 @@ One engine computes in one dtype. vLLM is imported when the first engine is made
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +96,8 @@ class Engine:
                                 mend="check its config.json and weights, or run the stage that writes it again") from error
 
     def generate(self, prompts: Sequence[Sequence[int]], *, temperature: float, max_tokens: int, n: int = 1,
-                 stop_token_ids: Sequence[int] = (), seed: int | None = None, logprobs: bool = False) -> list[list[Completion]]:
+                 stop_token_ids: Sequence[int] = (), seed: int | None = None, logprobs: bool = False,
+                 between: Callable[[], object] | None = None) -> list[list[Completion]]:
         """Continue every prompt `n` times, until a stop token or `max_tokens`.
 
         Args:
@@ -105,6 +106,8 @@ class Engine:
             stop_token_ids: the first of them ends a completion and is part of it. No other token ends one.
             seed: of this call's sampling; the engine's own if None.
             logprobs: return the log-probability of each token after temperature.
+            between: called before every step of the engine; it may call `update_weights`, and tokens after that come from the new
+                weights, on top of the states and keys of the old.
 
         Returns:
             for each prompt its completions.
@@ -124,7 +127,7 @@ class Engine:
                            detokenize=False, logprobs=0 if logprobs else None, flat_logprobs=logprobs,
                            seed=None if temperature == 0 else own)
             for own in seeds.tolist()]
-        outputs = self._run([prompt for prompt in prompts for _ in range(n)], settings)
+        outputs = self._run([prompt for prompt in prompts for _ in range(n)], settings, between)
         completions = [_completion(output.outputs[0]) for output in outputs]
         return [completions[start:start + n] for start in range(0, count, n)]
 
@@ -174,10 +177,10 @@ class Engine:
             if not 0 < len(prompt) < self.max_model_len:
                 raise ValueError(f"prompt {index} has {len(prompt)} tokens; 1 to {self.max_model_len - 1} fit max_model_len")
 
-    def _run(self, prompts: Sequence[Sequence[int]], settings: list[Any]) -> list[Any]:
+    def _run(self, prompts: Sequence[Sequence[int]], settings: list[Any], between: Callable[[], object] | None = None) -> list[Any]:
         if not prompts:
             return []
-        with guest.at_work(self._threads):
+        with guest.at_work(self._threads), guest.interrupted(self._llm.llm_engine, between):
             return self._llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], settings, use_tqdm=False)
 
 

@@ -6,7 +6,7 @@ import gc
 import logging
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,25 @@ def at_work(threads: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def interrupted(engine: Any, between: Callable[[], object] | None) -> Iterator[None]:
+    """`between` is called before each step of a vllm.LLMEngine; LLM.generate offers no such place (entrypoints/llm.py, _run_engine)."""
+    if between is None:
+        yield
+        return
+    step = engine.step
+
+    def one() -> Any:
+        between()
+        return step()
+
+    engine.step = one
+    try:
+        yield
+    finally:
+        del engine.step
 
 
 def shut_down(llm: Any, *, keep_process_group: bool) -> None:

@@ -13,6 +13,7 @@ from components.evaluate.params import TASKS, Benchmarks
 from components.evaluate.tasks import haystack, instructions
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
+from stagecraft.environments.constraints import CHECKS
 
 MADE = ("needle", "variable_tracking", "instructions")
 SQUARE = {"task_id": "HumanEval/0", "prompt": "def square(x):\n    \"\"\"x times x\"\"\"\n", "canonical_solution": "    return x * x\n",
@@ -185,12 +186,12 @@ CONSTRAINTS = [
 
 
 def test_every_constraint_has_a_case():
-    assert {key for key, *_ in CONSTRAINTS} | {"startend:end_checker"} == set(instructions.CHECKS)
+    assert {key for key, *_ in CONSTRAINTS} | {"startend:end_checker"} == set(CHECKS)
 
 
 def test_made_constraints_can_be_met_and_say_what_they_check():
     for document in instructions.constraints(prompts=60, seed=1)["test"]:
-        assert set(document["instruction_id_list"]) <= set(instructions.CHECKS)
+        assert set(document["instruction_id_list"]) <= set(CHECKS)
         assert document["prompt"].startswith("Say something about a ")
         for arguments in document["kwargs"]:
             for value in arguments.values():

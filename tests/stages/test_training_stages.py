@@ -70,7 +70,7 @@ def test_each_stage_leaves_an_artifact_with_its_figures(finished):
     assert metrics["pretrain"]["loss_last"] < metrics["pretrain"]["loss_first"]
     assert metrics["sft"]["loss_last"] < metrics["sft"]["loss_first"]
     assert metrics["sft"]["packing_efficiency"] > 0.85
-    assert metrics["rl"]["mismatch_max"] < 1e-4
+    assert metrics["rl"]["staleness"] == 0.75 and metrics["rl"]["mismatch_mean"] < 0.05  # the first of the four steps is on-policy
     assert metrics["rl"]["completions"] == 64 == len((where / "artifacts/aligned/rollouts.jsonl").read_text().splitlines())
     for name in ("base", "sft", "aligned"):
         manifest = json.loads((where / "artifacts" / name / "manifest.json").read_text())

@@ -1,0 +1,77 @@
+"""Which prompts are asked at which step: those that fit, in the mixture of families that is wanted, shuffled or by difficulty."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from components.rl.params import Params
+from stagecraft.contract.errors import UserError
+from stagecraft.data.chat import encode_prompt
+from stagecraft.data.tasks import read_rows
+
+Row = dict[str, Any]
+
+
+def read_prompts(path: Path, tokenizer: Any, params: Params) -> list[Row]:
+    """The task rows whose prompt fits, as many of each family as the mixture gives it.
+
+    A family keeps the share of its rows that its weight is of the largest weight; a family that is not named weighs 1.
+
+    Raises:
+        UserError: a family of the mixture has no rows, or no prompt is left.
+    """
+    rows = [row for row in read_rows(path) if len(encode_prompt(tokenizer, row)) <= params.max_prompt_tokens]
+    counts = Counter(row["family"] for row in rows)
+    if unknown := sorted(set(params.mixture) - set(counts)):
+        raise UserError(f"no prompts of family {unknown[0]!r}", where="rl.mixture", mend=f"name some of {', '.join(sorted(counts))}")
+    weights = {family: params.mixture.get(family, 1.0) for family in counts}
+    most = max(weights.values(), default=0.0)
+    left = {family: round(counts[family] * weight / most) if most else 0 for family, weight in weights.items()}
+    kept = []
+    for row in rows:
+        left[row["family"]] -= 1
+        if left[row["family"]] >= 0:
+            kept.append(row)
+    if not kept:
+        raise UserError(f"no prompt of at most {params.max_prompt_tokens} tokens", where=str(path),
+                        mend="raise rl.max_prompt_tokens, curate.tasks.rl_rows or a weight of rl.mixture")
+    return kept
+
+
+def by_difficulty(rows: list[Row], solved: dict[str, float], drop_above: float) -> list[Row]:
+    """The rows that are solved in at most the share `drop_above` of tries, the easiest first.
+
+    Raises:
+        UserError: none is left.
+    """
+    kept = sorted((row for row in rows if solved[row["id"]] <= drop_above), key=lambda row: (-solved[row["id"]], row["id"]))
+    if not kept:
+        raise UserError(f"every prompt is solved more often than {drop_above}", where="rl.curriculum.drop_above", mend="raise it")
+    return kept
+
+
+def pick(rows: list[Row], step: int, params: Params) -> list[Row]:
+    """The prompts of a step: a new shuffle for every pass over the rows.
+
+    Under a curriculum the first pass follows the order of difficulty, spread over the steps there are: a step draws its prompts evenly
+    from its stretch of the rows.
+    """
+    if params.curriculum.samples:
+        start, end = (len(rows) * edge // params.steps for edge in (step, step + 1))
+        stretch = rows[start:max(end, start + 1)]
+        more = order(len(stretch), params.seed, step)
+        return [stretch[more[at % len(stretch)]] for at in range(params.prompts_per_step)]
+    positions = range(step * params.prompts_per_step, (step + 1) * params.prompts_per_step)
+    return [rows[order(len(rows), params.seed, at // len(rows))[at % len(rows)]] for at in positions]
+
+
+@lru_cache(maxsize=2)
+def order(count: int, seed: int, epoch: int) -> list[int]:
+    """The shuffle of one pass."""
+    shuffled = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(shuffled)
+    return shuffled

@@ -1,0 +1,106 @@
+"""The stage in turn and beside: killed while it generates or updates it keeps what was drawn, and ends with the bits of an unbroken run."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.stages.test_training_stages import project, run, start
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A project up to its fine-tuned model, tuned long enough that some of its completions teach."""
+    where = project(tmp_path_factory.mktemp("tuned") / "project")
+    change(where, "sft", steps=120, decay_steps=20, pack_tokens=1024)
+    for stage in ("curate", "pretrain", "sft"):
+        run(stage, where)
+    return where
+
+
+def change(where, stage, **changes):
+    yaml = YAML()
+    profile = yaml.load(where / "params.yaml")
+    profile[stage].update(changes)
+    yaml.dump(profile, where / "params.yaml")
+
+
+def copy(tuned, where, **changes):
+    project(where)
+    shutil.copytree(tuned / "artifacts", where / "artifacts")
+    change(where, "rl", malformed_penalty=5.0, **changes)
+    return where
+
+
+def curve(where):
+    head, *rows = [line.split(",") for line in (where / "plots/rl/train.csv").read_text().splitlines()]
+    return [{name: float(value) for name, value in zip(head, row) if value} for row in rows]
+
+
+def kill_at_step(where, number):
+    """SIGKILL to the whole group once that step is drawn."""
+    process = start("rl", where)
+    deadline = time.monotonic() + 240
+    while not list((where / ".work" / "rl").glob(f"*/rollouts/{number:08d}.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("staleness", [1, 0])
+def test_a_kill_loses_no_finished_rollouts_and_changes_no_bit(tuned, tmp_path, staleness):
+    straight = copy(tuned, tmp_path / "straight", staleness=staleness)
+    metrics = run("rl", straight)
+    rows = curve(straight)
+    assert [row["staleness"] for row in rows] == [0, *[staleness] * 3] and metrics["staleness"] == staleness * 0.75
+    assert max(row["taught"] for row in rows[:-1]) > 0  # weights change, so a mistake shows
+    assert rows[0]["mismatch"] < 1e-4  # the first step is on-policy either way
+    assert staleness or metrics["mismatch_max"] < 1e-4
+    broken = copy(tuned, tmp_path / "broken", staleness=staleness, checkpoint_every=3)
+    kill_at_step(broken, 1)  # before the first checkpoint
+    kept = {path.name: path.stat().st_mtime_ns for path in (broken / ".work/rl").glob("*/rollouts/*.jsonl")}
+    assert len(kept) >= 2
+    kill_at_step(broken, 2)
+    assert {path.name: path.stat().st_mtime_ns for path in (broken / ".work/rl").glob("*/rollouts/*.jsonl")}.items() >= kept.items()
+    run("rl", broken)
+    for name in ("model.safetensors", "rollouts.jsonl"):
+        assert (broken / "artifacts/aligned" / name).read_bytes() == (straight / "artifacts/aligned" / name).read_bytes(), name
+
+
+def test_weights_pushed_in_flight_are_taken_up_between_two_tokens(tuned, tmp_path):
+    where = copy(tuned, tmp_path / "flight", in_flight=True, steps=6)
+    metrics = run("rl", where)
+    assert 0 <= metrics["staleness"] <= 1 and 0 < metrics["mismatch_max"] < 1
+
+
+def test_a_lost_generator_is_one_line(tuned, tmp_path):
+    import psutil
+
+    where = copy(tuned, tmp_path / "lost", steps=200)
+    process = start("rl", where)
+    deadline = time.monotonic() + 240
+    while not list((where / ".work" / "rl").glob("*/rollouts/*.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+    generators = [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    for generator in generators:
+        generator.kill()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2 and "error: rl: the generator was lost (exit code -9)" in output and "Traceback" not in output
+
+
+def test_a_curriculum_is_measured_once(tuned, tmp_path):
+    where = copy(tuned, tmp_path / "curriculum", curriculum={"samples": 2, "drop_above": 1.0})
+    kill_at_step(where, 0)
+    (measured,) = (where / ".work/rl").glob("*/rollouts/solved.json")
+    before = measured.stat().st_mtime_ns
+    assert len(json.loads(measured.read_text())["solved"]) == 60
+    kill_at_step(where, 3)
+    assert measured.stat().st_mtime_ns == before

@@ -1,0 +1,72 @@
+"""What a step of fine-tuning descends: a mean over tokens, or over conversations of each one's mean; packed or alone, one gradient."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from components.sft.params import Params
+from components.sft.train import Packs
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.params import load, parse, read_profile
+from stagecraft.engine import parallel
+from stagecraft.engine.packs import packed_batch
+from stagecraft.engine.trainer import Optimization, Trainer
+from tests.architectures import tiny
+
+PROFILE = Path(__file__).parents[2] / "params.yaml"
+PARAMS = replace(load(Params, "sft", PROFILE), pack_tokens=512)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group():
+    parallel.initialize(seed=0)
+    yield
+    parallel.shutdown()
+
+
+def step(trainer, batches):
+    """(loss reported, gradients) of one step that changes nothing: its rate is 0."""
+    result = trainer.step(batches)
+    return result.loss, {name: p.main_grad.clone() for name, p in trainer.module.named_parameters()}
+
+
+@settings(max_examples=5, deadline=None, phases=[Phase.generate])
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 25)), min_size=2, max_size=6), st.integers(0, 999), st.booleans())
+def test_a_packed_step_is_the_mean_of_conversations_alone(lengths, seed, conversation_mean):
+    torch.manual_seed(seed)
+    trainer = Trainer(tiny(), Optimization(lr=1e-12, steps=1, clip=1e9), max_sequence_length=512, aux_loss=0.0, expert_bias_rate=0.0)
+    held = [(torch.randint(0, 256, (silent + spoken,)).tolist(), [0] * silent + [1] * spoken) for silent, spoken in lengths]
+    packs = Packs(held, PARAMS)
+    half = len(held) // 2 or 1
+    found = step(trainer, [packs.batch(list(indices), conversation_mean) for indices in (range(half), range(half, len(held))) if indices])
+    shares = [1 / len(held) if conversation_mean else spoken / sum(s for _, s in lengths) for _, spoken in lengths]
+    loss, gradients = 0.0, {name: torch.zeros_like(each, dtype=torch.float64) for name, each in found[1].items()}
+    for share, conversation in zip(shares, held):
+        alone, gradient = step(trainer, [packed_batch([conversation])])
+        loss += share * alone
+        for name, each in gradient.items():
+            gradients[name] += share * each.double()
+    assert found[0] == pytest.approx(loss, rel=1e-5)
+    for name, each in found[1].items():
+        torch.testing.assert_close(each.double(), gradients[name], atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_long_answers_stop_dominating():
+    """A token of a short answer weighs as much as ten of an answer ten times as long, in the second stage alone."""
+    held = [([1] * 12, [0] * 2 + [1] * 10), ([2] * 3, [0] * 2 + [1])]
+    packs = Packs(held, PARAMS)
+    assert packs.batch([0, 1]).loss_mask[0].tolist() == [0, *[1] * 10, 0, 1]
+    assert packs.batch([0, 1], conversation_mean=True).loss_mask[0].tolist() == pytest.approx([0, *[0.1] * 10, 0, 1])
+
+
+def test_impossible_parameters_are_one_line():
+    section = read_profile(PROFILE)["sft"]
+    for changes, message in (({"modes": {"off": 0.5, "low": 0.5, "cut": 0.5}}, "off . low . cut is 1.5, more than 1"),
+                             ({"conversation_mean_steps": 999}, "conversation_mean_steps 999 is more than the 260 steps"),
+                             ({"data": {"tasks": True, "files": [], "bad_rows": "ignore"}}, "'fail' or 'skip'")):
+        with pytest.raises(UserError, match=message):
+            parse(Params, {**section, **changes}, "sft")
