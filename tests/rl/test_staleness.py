@@ -46,7 +46,7 @@ def curve(where):
 def kill_at_step(where, number):
     """SIGKILL to the whole group once that step is drawn."""
     process = start("rl", where)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not list((where / ".work" / "rl").glob(f"*/rollouts/{number:08d}.jsonl")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
         time.sleep(0.01)
@@ -85,7 +85,7 @@ def test_a_lost_generator_is_one_line(tuned, tmp_path):
 
     where = copy(tuned, tmp_path / "lost", steps=200)
     process = start("rl", where)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not list((where / ".work" / "rl").glob("*/rollouts/*.jsonl")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
         time.sleep(0.05)

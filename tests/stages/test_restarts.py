@@ -41,7 +41,7 @@ def start(where, ranks, *options):
 
 
 def wait_for_a_checkpoint(process, where):
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not (found := sorted((where / ".work" / "pretrain").glob("*/checkpoints/step-*"))):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
         time.sleep(0.02)
@@ -55,7 +55,7 @@ def begun_at(where):
 
 
 def end(process):
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=900)[0]
     assert process.returncode == 0, output[-3000:]
     return output
 
@@ -74,7 +74,7 @@ def test_torchrun_starts_killed_ranks_again_and_the_bits_are_the_same(straight, 
 
 def test_killed_while_it_saves_it_goes_on_with_the_same_bits(straight, fresh):
     process = training_stages.start("pretrain", fresh)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not list((fresh / ".work" / "pretrain").glob("*/checkpoints/.step-0000000[46].tmp")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
     os.killpg(process.pid, signal.SIGKILL)
@@ -119,7 +119,7 @@ def test_another_count_of_ranks_goes_on_from_the_checkpoint(straight, fresh):
 
 def test_a_count_of_ranks_that_does_not_divide_the_work_is_one_line(fresh):
     process = start(fresh, 3)
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=900)[0]
     assert process.returncode == 2, output[-3000:]
     assert "error: pretrain: global_batch / micro_batch: 2 parts of a step cannot be shared evenly by 3 data-parallel ranks" in output
     assert "Traceback (most recent call last)" not in output

@@ -43,14 +43,14 @@ def start(stage: str, where: Path) -> subprocess.Popen:
 
 def run(stage: str, where: Path) -> dict:
     process = start(stage, where)
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=900)[0]
     assert process.returncode == 0, output[-3000:]
     return json.loads((where / "metrics" / f"{stage}.json").read_text())
 
 
 def kill_after_a_checkpoint(stage: str, where: Path) -> None:
     process = start(stage, where)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not list((where / ".work" / stage).glob("*/checkpoints/step-*")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
         time.sleep(0.02)
