@@ -11,7 +11,7 @@ IMAGES ?=
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup run test lint ui images clean
+.PHONY: help setup run test slow lint ui images clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -22,8 +22,11 @@ setup: ## build .venv from requirements/laptop.lock, unless it is up to date
 run: setup ## all seven stages, end to end
 	@kfp run pipelines/full.py
 
-test: setup ## the tests
-	@pytest -q --numprocesses 2 tests
+test: setup ## the tests, without those marked slow
+	@pytest -q --numprocesses 2 -m 'not slow' tests
+
+slow: setup ## the tests marked slow
+	@pytest -q --numprocesses 2 -m slow tests
 
 lint: setup ## ruff
 	@ruff check .
