@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.schedules import shortened
 from components.evaluate.statistics import t_interval
 from components.pretrain.params import Params
 from stagecraft.contract.errors import exit_on_user_error
@@ -176,9 +177,7 @@ def main() -> int:
         print(json.dumps(decode(options.decode, options.lengths, options.batch, options.tokens)))
         return 0
     profile = load(Params, "pretrain")
-    steps = options.steps
-    short = replace(profile, steps=steps, warmup_steps=steps * profile.warmup_steps // profile.steps, processes=1, precision="bf16",
-                    decay_steps=steps * profile.decay_steps // profile.steps, diagnose_every=0)
+    short = replace(shortened(profile, options.steps), precision="bf16", diagnose_every=0)
     architectures = variants(profile.architecture, max(options.lengths) + options.tokens)
     console = Console(width=140)
     bits: dict[str, list[float]] = {name: [] for name in architectures}
@@ -197,7 +196,7 @@ def main() -> int:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             for index, rate in enumerate(json.loads(done.stdout.splitlines()[-1])):
                 rates[name][index].append(rate)
-    tokens = steps * profile.global_batch * profile.sequence_length
+    tokens = options.steps * profile.global_batch * profile.sequence_length
     console.print(f"{tokens:,} tokens, {options.seeds} seeds; {options.rounds} rounds of {options.batch} sequences; "
                   f"{CONFIDENCE:.0%} intervals")
     console.print(table_of(architectures, bits, rates, options.lengths))

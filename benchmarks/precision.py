@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.schedules import shortened
 from components.pretrain.params import Params
 from components.pretrain.train import evaluate
 from stagecraft.contract.errors import exit_on_user_error
@@ -154,9 +155,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="seeds trained at a time")
     parser.add_argument("--svg", type=Path, help="where to write the figure")
     args = parser.parse_args()
-    params = load(Params, "pretrain")
-    params = replace(params, steps=args.steps, warmup_steps=args.steps * params.warmup_steps // params.steps,
-                     decay_steps=args.steps * params.decay_steps // params.steps, processes=1)
+    params = shortened(load(Params, "pretrain"), args.steps)
     seeds = []
     console = Console(width=140)
     with get_context("spawn").Pool(args.processes) as pool:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,18 @@ class Project:
 
     def kfp(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.run("stagecraft.cli.kfp", "run", "pipelines/full.py", *arguments, **environment)
+
+    def kfp_until_it_hangs(self, *arguments: str, seconds: float = 120, **environment: str) -> subprocess.Popen[str]:
+        """`kfp run`, begun and followed until pretrain, which the profile is changed to hang in, is under way."""
+        self.edit("params.yaml", "fail: ''\nsft", "fail: hang\nsft")
+        process = subprocess.Popen([sys.executable, "-m", "stagecraft.cli.kfp", "run", *arguments, "pipelines/full.py"], cwd=self.root,
+                                   env={**os.environ, "MLFLOW_TRACKING_URI": "", **environment},
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        log, deadline = self.root / "executed.log", time.monotonic() + seconds
+        while not (log.exists() and "pretrain" in log.read_text()):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.2)
+        return process
 
     def dvc(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.run("dvc", *arguments, **environment)

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -120,15 +118,7 @@ def test_mistakes_and_defects_in_a_container(fresh, engine):
 
 
 def test_an_interrupted_run_leaves_no_container(fresh, engine):
-    fresh.edit("params.yaml", "fail: ''\nsft", "fail: hang\nsft")
-    process = subprocess.Popen([sys.executable, "-m", "stagecraft.cli.kfp", "run", "--docker", "pipelines/full.py"], cwd=fresh.root,
-                               env={**os.environ, "MLFLOW_TRACKING_URI": "", "DOCKER_HOST": engine},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log = fresh.root / "executed.log"
-    deadline = time.monotonic() + 240
-    while not (log.exists() and "pretrain" in log.read_text()):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.2)
+    process = fresh.kfp_until_it_hangs("--docker", seconds=240, DOCKER_HOST=engine)
     assert len(left()) == 1
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=90)
