@@ -6,7 +6,7 @@
 `compare` runs both on one core with the same reader, the Gopher quality and repetition rules, PII and MinHash deduplication.
 Stock datatrove has its filters with the tokenizer of our tests (its default, spaCy, is slower); it does neither language
 identification, nor decontamination, nor tiers, which ours does besides. Code is left out, for ours has other rules for it.
-`scale` runs the stage's shards and deduplication on samples of growing size, each in a process of its own.
+`scale` runs the stage's shards, deduplication and held-out overlap on samples of growing size, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -176,6 +176,8 @@ def one(where: str, size: int) -> None:
     with tempfile.TemporaryDirectory() as root:
         started = time.monotonic()
         catalogue = ours(files, params, Path(root))
+        heldout = catalogue.heldout(params.heldout_share)
+        catalogue.keep_apart(heldout, params.quality.min_characters, params.memory_bytes, params.workers)
         seconds = time.monotonic() - started
         first = [read_accounts(directory)[0][0] for directory in catalogue.shards]
     own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -19,9 +19,9 @@ from rich.table import Table
 from benchmarks.curate import profile
 from components.curate.dedup.clusters import KEPT, find_duplicates
 from components.curate.dedup.signature import signature, text_digest
+from components.curate.evaluation import evaluation_texts
 from components.curate.params import Params
 from components.curate.quality import broken_bound, normalise
-from components.curate.stage import evaluation_texts
 from components.curate.synthetic.families import FAMILIES
 from components.curate.synthetic.verify import failure
 from stagecraft.data.decontamination import EvaluationIndex
@@ -55,7 +55,7 @@ def main() -> None:
     params = profile()
     tasks = draw_splits({"sft": params.tasks.sft_rows, "rl": params.tasks.rl_rows, "heldout": params.tasks.heldout_rows},
                         params.tasks.flawed, params.seed, params.tasks.sft_weights)
-    index = EvaluationIndex.build(evaluation_texts(tasks))
+    index = EvaluationIndex.build(evaluation_texts(tasks, ""))
     title = f"{options.documents:,} items per family"
     table = Table("family", "items/s", "repeated", "fail", "bounds", "shared", "near", title=title)
     for family in FAMILIES:

@@ -12,7 +12,9 @@ import pyarrow.parquet
 import xxhash
 
 from components.curate.dedup.clusters import KEPT, find_duplicates
+from components.curate.dedup.overlap import find_overlaps
 from components.curate.dedup.substrings import Cut, cut, find_repeated, passage
+from components.curate.quality import normalise
 from components.curate.shards import store
 from components.curate.shards.tally import Tally
 from stagecraft.data.lineage import DUPLICATES
@@ -35,6 +37,7 @@ class Catalogue:
         self.starts = np.cumsum([0, *(len(table) for table in tables)])
         self.kept = np.ones(len(self.table), bool)
         self.cuts: dict[int, Cut] = {}
+        self.stretches: dict[int, tuple[int, int]] = {}  # characters that are left after the cuts
         self._cut_bytes = np.zeros(len(self.table), np.int64)
 
     def __len__(self) -> int:
@@ -96,9 +99,10 @@ class Catalogue:
         sizes = self.column("bytes").copy()
         ranks = np.argsort(np.argsort(self._ids(), kind="stable"), kind="stable")
         tally = Tally("repeated_substrings", int(self.kept.sum()), int(sizes[self.kept].sum()))
-        cuts = find_repeated(self._texts, ranks, tally.bytes, width, memory_bytes, scratch)
+        kept = self.kept.copy()
+        cuts = find_repeated(lambda: self._texts(kept), ranks, tally.bytes, width, memory_bytes, scratch)
         before = sizes.copy()
-        for index, text in self._texts():
+        for index, text in self._texts(kept):
             if index not in cuts:
                 continue
             left = cut(text, cuts[index].spans)
@@ -115,8 +119,7 @@ class Catalogue:
                 tally.count("documents cut")
                 tally.count("passages", len(cuts[index].spans))
         self.cuts = cuts
-        self._cut_bytes = before - sizes
-        self.table = self.table.set_column(self.table.column_names.index("bytes"), "bytes", pyarrow.array(sizes))
+        self._resize(sizes)
         return tally
 
     def heldout(self, share: float) -> np.ndarray:
@@ -125,18 +128,70 @@ class Catalogue:
         hashes = (xxhash.xxh64_intdigest(f"heldout/{each}".encode()) for each in self.table["id"].to_pylist())
         return self.kept & np.fromiter((value < limit for value in hashes), bool, len(self.kept))
 
+    def keep_apart(self, heldout: np.ndarray, min_characters: int, memory_bytes: int, threads: int) -> tuple[Tally, list[dict[str, Any]]]:
+        """Cut held-out documents down to what no training document has: to their longest stretch of lines that share no 13 words in a row.
+
+        A document that is shorter than `min_characters` then is removed. Training documents stay as they are.
+
+        Args:
+            heldout: mask, of kept documents; all other kept documents are trained on.
+            memory_bytes, threads: as `find_overlaps` takes them.
+
+        Returns:
+            the account of `heldout_overlap`, and for each document that was cut or removed what it shared, with whom.
+        """
+        sizes = self.column("bytes").copy()
+        tally = Tally("heldout_overlap", int(self.kept.sum()), int(sizes[self.kept].sum()))
+        order = np.argsort(self._ids(), kind="stable")
+        ranks = np.argsort(order, kind="stable")
+        train = self.kept & ~heldout
+        overlaps = find_overlaps(self._texts(heldout), lambda: ((ranks[index], text) for index, text in self._texts(train)), memory_bytes,
+                                 threads)
+        shared = []
+        for index, text in self._texts(heldout & np.isin(np.arange(len(heldout)), list(overlaps))):
+            overlap = overlaps[index]
+            left = normalise(text[overlap.start:overlap.end])
+            lost = int(sizes[index]) - len(left.encode())
+            other = self.name(int(order[overlap.other]))
+            match = {"id": str(self.table["id"][index]), "document": self.name(index), "lines": overlap.lines, "other": other,
+                     "text": " ".join(overlap.passage.split())[:_SHOWN], "left_bytes": len(left.encode())}
+            shared.append(match)
+            sample = {"id": match["id"], "document": match["document"], "why": f"{overlap.lines} lines share words with {other}",
+                      "text": match["text"]}
+            if len(left) < min_characters:
+                self.kept[index] = False
+                tally.remove("heldout_too_short_apart", int(sizes[index]), sample)
+            else:
+                tally.cut("heldout_overlap", lost, sample)
+                tally.count("documents cut")
+                self.stretches[index] = overlap.start, overlap.end
+                sizes[index] -= lost
+        self._resize(sizes)
+        return tally, sorted(shared, key=lambda match: match["id"])
+
     def iterate(self, mask: np.ndarray, columns: Sequence[str] = store.SCHEMA.names) -> Iterator[dict[str, Any]]:
         """The documents of a mask as they are left, with `cut_bytes`; a few hundred in memory at a time."""
         for index, row in self._rows(mask, columns):
-            if index in self.cuts:
-                row["text"] = cut(row["text"], self.cuts[index].spans)
-            yield {**row, "cut_bytes": int(self._cut_bytes[index])}
+            yield {**row, "text": self._left(index, row["text"]), "cut_bytes": int(self._cut_bytes[index])}
 
     def _ids(self) -> np.ndarray:
         return np.array([int(each, 16) for each in self.table["id"].to_pylist()], np.uint64)
 
-    def _texts(self) -> Iterator[tuple[int, str]]:
-        return ((index, row["text"]) for index, row in self._rows(self.kept.copy(), ["text"]))
+    def _texts(self, mask: np.ndarray) -> Iterator[tuple[int, str]]:
+        return ((index, self._left(index, row["text"])) for index, row in self._rows(mask, ["text"]))
+
+    def _left(self, index: int, text: str) -> str:
+        """A document's text after the cuts."""
+        if index in self.cuts:
+            text = cut(text, self.cuts[index].spans)
+        if index in self.stretches:
+            start, end = self.stretches[index]
+            text = normalise(text[start:end])
+        return text
+
+    def _resize(self, sizes: np.ndarray) -> None:
+        self._cut_bytes += self.column("bytes") - sizes
+        self.table = self.table.set_column(self.table.column_names.index("bytes"), "bytes", pyarrow.array(sizes))
 
     def _rows(self, mask: np.ndarray, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         """(index, row) of the documents of a mask as their shards have them."""

@@ -21,12 +21,14 @@ class Funnel:
         broken: file or row -> why it could not be read.
         matches: of documents with evaluation sets.
         clusters: the largest sets of duplicates.
+        overlaps: of held-out documents with those trained on.
     """
 
     steps: list[Tally]
     broken: dict[str, str] = field(default_factory=dict)
     matches: list[dict[str, Any]] = field(default_factory=list)
     clusters: list[dict[str, Any]] = field(default_factory=list)
+    overlaps: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, shards: Sequence[Path]) -> Funnel:

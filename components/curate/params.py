@@ -173,6 +173,7 @@ class Params:
         slurm: for the executor `slurm`.
         memory_bytes: bound of the deduplication's index.
         max_document_bytes: a longer row or file is reported as broken.
+        benchmarks: directory with the data of benchmarks, which no document may share text with; "": none.
         languages: ISO 639 codes to keep, of texts other than code; empty: all.
         substring_min_tokens: passages of at least so many words and symbols that occur more than once are cut but once; 0: none.
         seeds: `default`, or a JSONL file of texts with their tiers that the quality classifier learns from.
@@ -190,6 +191,7 @@ class Params:
     memory_bytes: Positive
     max_document_bytes: Positive
     synthetic: SyntheticParams
+    benchmarks: str
     languages: list[str]
     min_language_probability: Share
     quality: QualityParams

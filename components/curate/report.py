@@ -45,6 +45,7 @@ def build_report(params: Params, rules: Sequence[Mapping[str, Any]], files: Sequ
         },
         "funnel": [_step(step, metrics["bytes_per_token"]) for step in funnel.steps],
         "rules": rules, "clusters": funnel.clusters, "contamination": funnel.matches,
+        "heldout_overlaps": funnel.overlaps,
         "kept": {name: _counts(kept[name].to_pylist()) for name in ("source", "language", "category", "licence")},
         "tiers": _counts(str(tier) for tier in kept["tier"].to_pylist()),
         "lengths": _histogram(kept["bytes"].to_numpy()),
@@ -64,7 +65,8 @@ def build_report(params: Params, rules: Sequence[Mapping[str, Any]], files: Sequ
 def render(report: dict[str, Any]) -> str:
     """The report as one self-contained page."""
     return render_page(Path(__file__).with_name("report.html.j2"), {"megabytes": _megabytes}, report=report,
-                       figures=report_figures(report), matches=report["contamination"][:_MATCHES])
+                       figures=report_figures(report), matches=report["contamination"][:_MATCHES],
+                       overlaps=report["heldout_overlaps"][:_MATCHES])
 
 
 def _megabytes(size: int) -> str:

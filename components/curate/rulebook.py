@@ -34,6 +34,7 @@ def rulebook(params: Params, evaluation: dict[str, int]) -> list[dict[str, Any]]
         book["repeated_substrings"] = {"all": [
             f"passages of {params.substring_min_tokens} words and symbols that a smaller id has are cut",
             f"{_said('min_characters', params.quality.min_characters)} after the cuts"]}
+    book["heldout_overlap"] = {"all": ["if held out: the longest stretch of lines that share no 13 words in a row with a text trained on"]}
     return [{"step": step, "all": [], "text": [], **rules} for step, rules in book.items()]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from components.curate.blend import group_of
 from components.curate.catalogue import Catalogue
 from components.curate.corpus import HELDOUT, TokenFile, write_blends, write_tokens
+from components.curate.evaluation import evaluation_texts
 from components.curate.funnel import Funnel
 from components.curate.params import Params
 from components.curate.plots import funnel_figure
@@ -34,11 +35,10 @@ from stagecraft.data.tokenizer import save_tokenizer
 
 __all__ = ["Params", "main"]
 
-EVALUATION = ("heldout", "rl")  # the sets no training text may share a prompt with
 _SHARD_PARAMS = ("max_document_bytes", "languages", "min_language_probability", "quality", "rules")
 Tasks = dict[str, list[dict[str, Any]]]
 
-_LATER_STEPS = 6  # after the shards: deduplication, tokenizer, three kinds of token files, report
+_LATER_STEPS = 7  # after the shards: deduplication, held-out text, tokenizer, three kinds of token files, report
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
@@ -60,7 +60,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     tasks = draw_tasks(params)
     seeds = default_seeds() if params.seeds == "default" else read_seeds(Path(params.seeds))
     train(seeds).save(results / "classifier.npz")
-    prompts = evaluation_texts(tasks)
+    prompts = evaluation_texts(tasks, params.benchmarks)
     evaluation = EvaluationIndex.build(prompts)
     evaluation.save(results / "evaluation.npz")
 
@@ -79,9 +79,15 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         bar.advance()
         # Synthetic documents share their templates: one held out would be judged by those trained on.
         heldout = catalogue.heldout(params.heldout_share) & (catalogue.column("source") != SYNTHETIC)
-        if not heldout.any() or (heldout == catalogue.kept).all():
-            raise UserError(f"{len(catalogue)} documents are too few to hold out a share of {params.heldout_share}",
-                            where="curate.heldout_share", mend="give more documents or another share")
+        if (heldout == catalogue.kept).all():
+            heldout[:] = False
+        tally, funnel.overlaps = catalogue.keep_apart(heldout, params.quality.min_characters, params.memory_bytes, params.workers)
+        funnel.steps.append(tally)
+        heldout &= catalogue.kept
+        if not heldout.any():
+            raise UserError(f"{len(catalogue)} documents are too few to hold out a share of {params.heldout_share} that share no text with "
+                            "the rest", where="curate.heldout_share", mend="give more documents or another share")
+        bar.advance()
         tokenizer = make_tokenizer(catalogue, catalogue.kept & ~heldout, tasks["sft"], params)
         save_tokenizer(tokenizer, corpus / "tokenizer", params.max_length)
         bar.advance()
@@ -119,11 +125,6 @@ def join(tasks: Tasks, more: Tasks, seed: int) -> None:
             tasks[split] += rows
             Random(f"{seed}/joined/{split}").shuffle(tasks[split])
     assert_disjoint(tasks)
-
-
-def evaluation_texts(tasks: Tasks) -> dict[str, list[str]]:
-    """Set -> its prompts: what no document may hold."""
-    return {name: ["\n".join(message["content"] for message in row["messages"]) for row in tasks[name]] for name in EVALUATION}
 
 
 def shard_basis(params: Params, results: Path) -> str:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.csv
-import pyarrow.parquet
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.api_models import JsonChatStr
@@ -20,6 +18,7 @@ from components.evaluate.params import TASKS, Benchmarks
 from components.evaluate.protocol import source_digest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import sha256
+from stagecraft.data.tables import READERS, read_table
 
 REQUEST = "request"
 """Role of the message that carries what a request needs besides its messages: `tools`, and `seed` of a sampled answer. lm-eval
@@ -95,25 +94,8 @@ def read(folder: Path, split: str) -> list[dict[str, Any]]:
     Raises:
         UserError: there is no such file, or one cannot be read.
     """
-    paths = [path for path in sorted(folder.rglob(f"{split}*")) if path.suffix in _READERS]
+    paths = [path for path in sorted(folder.rglob(f"{split}*")) if path.suffix in READERS]
     if not paths:
         raise UserError(f"no {split}.parquet, .jsonl or .csv", where=str(folder),
                         mend="put the data there, name its folder in evaluate.benchmarks.data, or take the task out of the list")
-    rows = []
-    for path in paths:
-        try:
-            rows += _READERS[path.suffix](path)
-        except (ValueError, OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"cannot read: {error}", where=str(path), mend="fetch it anew") from None
-    return rows
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream if line.strip()]
-
-
-_READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
-    ".parquet": lambda path: pyarrow.parquet.read_table(path).to_pylist(), ".jsonl": _read_lines,
-    ".csv": lambda path: pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)).to_pylist(),
-}
+    return [row for path in paths for row in read_table(path)]

@@ -65,14 +65,14 @@ class EvaluationIndex:
         words, starts, ends = scanned.word_hash_lower, scanned.word_start, scanned.word_end
         found: dict[tuple[int, int], Match] = {}
         windows = _windows(words, GRAM)
-        for place in _members(windows, self.grams):
+        for place in members(windows, self.grams):
             span = text[starts[place]:ends[place + GRAM - 1]]
             self._note(found, self.gram_rows, self.grams, windows[place], "13-gram", span)
         first = np.searchsorted(starts, scanned.line_start)
         last = np.searchsorted(starts, scanned.line_end)
         fit = np.flatnonzero((last > first) & (last - first < GRAM))
         lines = _spans(words, first[fit], last[fit])
-        for place in _members(lines, self.lines):
+        for place in members(lines, self.lines):
             span = text[scanned.line_start[fit[place]]:scanned.line_end[fit[place]]].strip()
             self._note(found, self.line_rows, self.lines, lines[place], "line", span)
         return list(found.values())
@@ -80,7 +80,7 @@ class EvaluationIndex:
     def shared(self, scanned: Scan) -> np.ndarray:
         """uint64 hashes of those 13-grams of a document that evaluation texts have too."""
         windows = grams(scanned)
-        return windows[_members(windows, self.grams)]
+        return windows[members(windows, self.grams)]
 
     def save(self, path: Path) -> None:
         """Write a .npz file; equal indexes give equal bytes."""
@@ -101,6 +101,17 @@ class EvaluationIndex:
 def grams(scanned: Scan) -> np.ndarray:
     """uint64 hashes of the 13-grams of a text."""
     return _windows(scanned.word_hash_lower, GRAM)
+
+
+@njit(cache=True, nogil=True)
+def members(hashes: np.ndarray, keys: np.ndarray) -> list[int]:
+    """Places of those uint64 hashes that are among the sorted keys."""
+    found = []
+    for place in range(len(hashes)):
+        at = np.searchsorted(keys, hashes[place])
+        if at < len(keys) and keys[at] == hashes[place]:
+            found.append(place)
+    return found
 
 
 def _sorted(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -128,14 +139,3 @@ def _spans(words: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray
             value = mix(value + word)
         hashes[index] = value
     return hashes
-
-
-@njit(cache=True, nogil=True)
-def _members(hashes: np.ndarray, keys: np.ndarray) -> list[int]:
-    """Places of the hashes that are among the sorted keys."""
-    found = []
-    for place in range(len(hashes)):
-        at = np.searchsorted(keys, hashes[place])
-        if at < len(keys) and keys[at] == hashes[place]:
-            found.append(place)
-    return found

@@ -21,8 +21,10 @@ from stagecraft.contract.errors import UserError
 from stagecraft.contract.manifest import describe_files
 from stagecraft.contract.params import parse
 from stagecraft.contract.runlog import RunLog
+from stagecraft.data.decontamination import EvaluationIndex
 from stagecraft.data.indexed import read_indexed
 from stagecraft.data.lineage import document_at
+from stagecraft.data.scan import scan
 from stagecraft.data.tasks import FAMILIES, prompt_key, read_rows
 from stagecraft.data.tokenizer import load_tokenizer
 
@@ -34,7 +36,7 @@ VALUES = {
     "seed": 0, "input": "system", "sample_bytes": 10_000_000, "shards": 3, "executor": "local", "workers": 1, "memory_bytes": 100_000_000,
     "slurm": {"partition": "cpu", "time": "1:00:00", "qos": "", "cpus_per_task": 1, "memory_gb": 2, "tasks_per_job": 1,
               "max_array_size": 1001, "sbatch": {}, "setup": ""},
-    "max_document_bytes": 100_000, "synthetic": SYNTHETIC, "languages": [], "min_language_probability": 0.6,
+    "max_document_bytes": 100_000, "synthetic": SYNTHETIC, "benchmarks": "", "languages": [], "min_language_probability": 0.6,
     "quality": {"min_characters": 100, "max_characters": 100_000, "max_line_characters": 2000, "min_letter_share": 0.6,
                 "min_ascii_share": 0.97, "max_repeated_share": 0.3},
     "rules": {"families": [], "bounds": {}}, "near_duplicate_similarity": 0.75, "substring_min_tokens": 0, "seeds": "default",
@@ -134,6 +136,48 @@ def test_planted_documents_are_removed_by_the_right_step(corpus):
     assert all("similar to" in sample["why"] for sample in samples["near_duplicates"])
     steps = list(funnel.values())
     assert all(one["documents_out"] == two["documents_in"] for one, two in pairwise(steps))
+
+
+def test_held_out_text_shares_nothing_with_what_is_trained_on(texts, corpus, tmp_path):
+    """A licence at the head of every document would tie them all; the held-out ones lose it, and no other loses anything."""
+    mine = tmp_path / "texts"
+    shutil.copytree(texts, mine)
+    licence = "\n".join(prose(300, 4).split("\n"))
+    for path in mine.glob("doc*.txt"):
+        path.write_text(f"{licence}\n\n{path.read_text()}")
+    (mine / "all.txt").write_text("\n".join(path.read_text() for path in sorted(mine.glob("doc1*.txt"))))
+    directory, metrics = run(tmp_path, "apart", input=str(mine), heldout_share=0.4, near_duplicate_similarity=1.0)
+    rows = [json.loads(line) for line in (directory / "heldout" / "text.jsonl").read_text().splitlines()]
+    assert len(rows) == metrics["heldout_documents"] > 5
+    step = funnel_of(directory)["heldout_overlap"]
+    report = json.loads((directory / "report.json").read_text())
+    assert step["counts"]["documents cut"] + metrics["removed_heldout_overlap"] == len(report["heldout_overlaps"]) > 5
+    assert metrics["heldout_bytes"] == sum(len(row["text"].encode()) for row in rows)
+    assert metrics["bytes"] + metrics["heldout_bytes"] == step["bytes_out"]
+    index = EvaluationIndex.build({"heldout": [row["text"] for row in rows]})
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    trained = [tokenizer.decode(list(tokens)) for path in (directory / "tokens").glob("*-tier*.bin")
+               for tokens in read_indexed(path.with_suffix(""))]
+    assert trained and not any(index.shared(scan(text)).size for text in trained)
+    assert any(licence in text for text in trained) and not any(licence in row["text"] for row in rows)
+    assert report["heldout_overlaps"][0]["other"] in (directory / "report.html").read_text()
+
+
+def test_benchmarks_at_hand_are_kept_out_of_training(texts, corpus, tmp_path):
+    data = tmp_path / "data"
+    (data / "mmlu").mkdir(parents=True)
+    question = {"subject": "a", "nested": [{"question": " ".join(prose(23).split()[40:60])}]}
+    (data / "mmlu" / "test.jsonl").write_text(json.dumps(question) + "\n")
+    (data / "mmlu" / "train.jsonl").write_text(json.dumps({"question": prose(24)}) + "\n")
+    parquet.write_table(pyarrow.table({"prompt": [prose(25)[:200], "short one"]}), data / "coding.parquet")
+    directory, _ = run(tmp_path, "clean", input=str(texts), benchmarks=str(data))
+    removed = {entry["reason"]: entry["documents"] for entry in funnel_of(directory)["decontaminate"]["removed"]}
+    assert {name: removed[name] for name in ("in_mmlu", "in_coding")} == {"in_mmlu": 1, "in_coding": 1}
+    (data / "mmlu" / "test.jsonl").write_text("{broken")
+    with pytest.raises(UserError, match=r"test\.jsonl: cannot read"):
+        run(tmp_path, "broken", input=str(texts), benchmarks=str(data))
+    with pytest.raises(UserError, match=r"no \.parquet, \.jsonl, \.csv file of a benchmark"):
+        run(tmp_path, "none", input=str(texts), benchmarks=str(tmp_path / "nowhere"))
 
 
 def test_repeated_passages_are_cut_but_once_and_the_account_adds_up(texts, corpus, tmp_path):

@@ -1,0 +1,48 @@
+"""What no training document may hold: the prompts of the held-out and RL tasks, and the rows of benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stagecraft.contract.errors import UserError
+from stagecraft.data.tables import READERS, read_table
+
+TASKS = ("heldout", "rl")
+_WORDS = 8  # of a benchmark's text, at least: names of subjects and single answers stand in any document
+
+
+def evaluation_texts(tasks: dict[str, list[dict[str, Any]]], data: str) -> dict[str, list[str]]:
+    """Set -> its texts.
+
+    Args:
+        tasks: set -> rows.
+        data: directory of benchmarks, "" for none. Every file below it but those whose names begin with `train` counts; its set is the
+            first folder on the way to it, or its own name.
+
+    Raises:
+        UserError: no such directory, nothing in it, or a file that cannot be read.
+    """
+    texts = {name: ["\n".join(message["content"] for message in row["messages"]) for row in tasks[name]] for name in TASKS}
+    if not data:
+        return texts
+    root = Path(data)
+    paths = [path for path in sorted(root.rglob("*")) if path.suffix in READERS and not path.name.startswith("train")]
+    if not paths:
+        raise UserError(f"no {', '.join(READERS)} file of a benchmark", where=f"curate.benchmarks: {data}",
+                        mend="name the folder with the benchmarks' data, or none")
+    for path in paths:
+        parts = path.relative_to(root).parts
+        name = parts[0] if len(parts) > 1 else path.stem
+        texts.setdefault(name, []).extend(text for row in read_table(path) for text in _strings(row) if len(text.split()) >= _WORDS)
+    return texts
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings of a row, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
