@@ -22,6 +22,8 @@ digest=$({ cat "${locks[@]}" pyproject.toml setup.py; echo "$version ${TORCH_IND
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$digest" ]; then exit 0; fi
 
 command -v g++ >/dev/null || fail "g++: not found - install a C++ compiler (Debian, Ubuntu: apt install g++); megatron-core is built from source"
+"$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null \
+  || fail "libnuma.so.1: not found - install it (Debian, Ubuntu: apt install libnuma1); vLLM's kernels for CPUs need it"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python has no venv module - install it (Debian, Ubuntu: apt install python3-venv)"
 
 echo "building .venv with Python $version from ${locks[*]} (a few minutes, 3.5 GB)"

@@ -18,6 +18,7 @@ case "$*" in
   *sys.version_info\\ *) exit {too_old} ;;
   *%d.%d*) echo {version} ;;
   *ensurepip*) exit 0 ;;
+  *libnuma*) exit {numa} ;;
   *hashlib*) exec {python} "$@" ;;
   *torch.version.cuda*) echo "{cuda}" ;;
   "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; printf '#!/bin/sh\\necho "$@" >> pip.log\\nexit {pip}\\n' > .venv/bin/pip
@@ -35,9 +36,9 @@ def project(tmp_path):
     return tmp_path
 
 
-def setup(project, *, version="3.11", too_old=0, cuda="", pip=0, path=None, torch_index=""):
+def setup(project, *, version="3.11", too_old=0, cuda="", pip=0, numa=0, path=None, torch_index=""):
     python = project / "fake-python"
-    python.write_text(STAND_IN.format(version=version, too_old=too_old, cuda=cuda, pip=pip, python=sys.executable))
+    python.write_text(STAND_IN.format(version=version, too_old=too_old, cuda=cuda, pip=pip, numa=numa, python=sys.executable))
     python.chmod(0o755)
     environment = {**os.environ, "PATH": path or os.environ["PATH"]}
     command = ["make", "--no-print-directory", "setup", f"PYTHON={python}", f"TORCH_INDEX={torch_index}"]
@@ -82,6 +83,7 @@ def test_an_interrupted_build_is_taken_up_again(project):
 
 @pytest.mark.parametrize(("options", "expected"), [
     ({"version": "3.10", "too_old": 1}, "is Python 3.10 - Stagecraft needs 3.11 or later"),
+    ({"numa": 1}, "apt install libnuma1"),
     ({"cuda": "13.0"}, "TORCH_INDEX=URL"),
     ({"cuda": "unloadable"}, "TORCH_INDEX=URL"),
 ])

@@ -77,6 +77,14 @@ def test_what_is_inside(stage, finds):
     assert done.stdout.split("\n") == [finds, "1000", "1", ""], done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("stage", ["rl", "evaluate", "serve"])
+def test_the_kernels_of_vllm_load(stage):
+    """vLLM itself only warns when they do not, and fails at the first step."""
+    need_images()
+    done = locked(stage, ["python", "-c", "import vllm._C"])
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_kernels_are_compiled_on_scratch():
     need_images()
     code = ("import torch; from stagecraft.numerics import backend, nvfp4\n"
