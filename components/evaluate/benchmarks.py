@@ -19,10 +19,13 @@ from components.evaluate.protocol import source_digest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import sha256
 from stagecraft.data.tables import READERS, read_table
+from stagecraft.environments.confinement import confine
 
 REQUEST = "request"
-"""Role of the message that carries what a request needs besides its messages: `tools`, and `seed` of a sampled answer. lm-eval
+"""Role of the message that carries what a request needs besides its messages: `tools`, `seed` of a sampled answer, `EPISODE`. lm-eval
 sends requests of unlike arguments one group after the other; as a message they stay one batch. The models take it off."""
+EPISODE = "episode"
+"""Member of that message with the row of an environment: the request is a conversation (episodes.py)."""
 
 _TURN = 1_000_003  # between the seeds of two turns: more than any task repeats
 
@@ -47,6 +50,7 @@ class Benchmark(ConfigurableTask):
 
     def construct_requests(self, doc: dict[str, Any], ctx: JsonChatStr, **kwargs: Any) -> Instance:
         own = {"tools": json.loads(doc["tools"]) if doc.get("tools") else None,
+               EPISODE: json.loads(doc["episode"]) if doc.get("episode") else None,
                "seed": self._seed + doc["_repeat"] if self.config.generation_kwargs.get("temperature") else None}
         own = {key: value for key, value in own.items() if value is not None}
         if own:
@@ -80,6 +84,13 @@ def load(name: str, settings: Benchmarks, seed: int, turn: int = 0) -> Benchmark
     splits = {config["test_split"], config.get("fewshot_split") or config["test_split"]}
     return Benchmark(config, lambda: {split: read(folder, split) for split in sorted(splits)}, settings.prompts,
                      seed + _TURN * turn)
+
+
+def divide(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Those tasks that can run on this machine, and the others with the reason: code of a model runs in a sandbox or not at all."""
+    needy = [name for name in names if load_yaml(TASKS / f"{name}.yaml")["metadata"].get("sandbox")]
+    refused = confine("").refused if needy else ""
+    return [name for name in names if not refused or name not in needy], dict.fromkeys(needy, refused) if refused else {}
 
 
 def describe(task: Benchmark) -> dict[str, Any]:

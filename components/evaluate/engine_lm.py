@@ -11,6 +11,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.api_models import JsonChatStr
 
 from components.evaluate.benchmarks import REQUEST
+from components.evaluate.episodes import play
 from stagecraft.contract.errors import UserError
 from stagecraft.data.chat import encode_prompt
 from stagecraft.environments import split_thinking
@@ -45,6 +46,10 @@ class EngineLM(LM):
         return JsonChatStr(json.dumps(chat_history))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        return play(requests, self._answer)
+
+    def _answer(self, requests: list[Instance], turn: int) -> list[str]:
+        """One answer to each; nothing to a conversation that has outgrown the context."""
         answers = [""] * len(requests)
         groups: dict[tuple[float, int], list[int]] = {}
         for index, request in enumerate(requests):
@@ -53,8 +58,9 @@ class EngineLM(LM):
             groups.setdefault((settings.get("temperature", 0.0), tokens), []).append(index)
         for (temperature, tokens), indices in groups.items():
             for start in range(0, len(indices), self._batch):
-                part = indices[start:start + self._batch]
-                prompts = [self._encode(requests[index], tokens) for index in part]
+                encoded = {index: self._encode(requests[index], tokens, turn) for index in indices[start:start + self._batch]}
+                part = [index for index, prompt in encoded.items() if prompt]
+                prompts = [encoded[index] for index in part]
                 completions = self._engine.generate(prompts, temperature=temperature, max_tokens=tokens, stop_token_ids=self._stop,
                                                     seed=self._seed + start)
                 for index, (completion,) in zip(part, completions):
@@ -66,11 +72,13 @@ class EngineLM(LM):
 
     loglikelihood_rolling = loglikelihood
 
-    def _encode(self, request: Instance, tokens: int) -> list[int]:
+    def _encode(self, request: Instance, tokens: int, turn: int) -> list[int]:
         messages = json.loads(request.args[0].prompt)
         row: dict[str, Any] = messages.pop() if messages[-1]["role"] == REQUEST else {}
         prompt = encode_prompt(self._tokenizer, {**row, "messages": messages})
         if len(prompt) + tokens > self._engine.max_model_len:
+            if turn > 1:
+                return []
             raise UserError(f"a prompt of {request.task_name} has {len(prompt)} tokens, max_model_len less max_new_tokens leaves "
                             f"{self._engine.max_model_len - tokens}", where="evaluate.max_model_len",
                             mend="raise it, or shorten evaluate.benchmarks.lengths")

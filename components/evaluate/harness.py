@@ -18,8 +18,9 @@ def run(model: LM, tasks: dict[str, Benchmark]) -> dict[str, dict[str, Any]]:
     """Ask every prompt of every task and judge every answer.
 
     Returns:
-        task -> {"version", "metric", "digest" (of configuration, code and rows), "prompts": texts, "strata": names or nulls,
-        "scores": for each prompt the scores of its repeats, "answers": the first answer to each prompt}.
+        task -> {"version", "metric", "digest" (of configuration, code and rows), "prompts": texts, with all else that an agentic task
+        is made of, "strata": names or nulls, "scores": for each prompt the scores of its repeats, "answers": the first answer to each
+        prompt}.
     """
     found = evaluate(model, {"tasks": tasks, "groups": {}}, bootstrap_iters=0, log_samples=True, apply_chat_template=True,
                      fewshot_as_multiturn=True)
@@ -37,7 +38,7 @@ def _gather(task: Benchmark, samples: list[dict[str, Any]]) -> dict[str, Any]:
         if document["_repeat"]:
             scores[-1].append(score)
             continue
-        prompts.append(task.doc_to_text(document))
+        prompts.append("\n".join([task.doc_to_text(document), *filter(None, [document.get("material")])]))
         strata.append(str(document[task.stratum]) if task.stratum else None)
         scores.append([score])
         answers.append(sample["resps"][0][0])

@@ -10,6 +10,7 @@ from components.evaluate.contamination import Overlap
 from components.evaluate.gate import Verdict
 from components.evaluate.statistics import Estimate, wilson
 from components.evaluate.summary import Comparison, Score
+from components.evaluate.workload import DOCUMENTS, TASKS
 from stagecraft.contract.page import inline_svg, render_page
 
 EXAMPLES = 7
@@ -18,7 +19,7 @@ STAGES = {"base": "pretrain", "sft": "sft", "aligned": "rl", "fp8": "quantize", 
 
 def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verdict: Verdict, results: dict[str, dict[str, Any]],
            rows: list[dict[str, Any]], manifests: dict[str, dict[str, Any]], curation: dict[str, Any], figures: dict[str, str],
-           confidence: float, overlaps: dict[str, Overlap]) -> str:
+           confidence: float, overlaps: dict[str, Overlap], not_run: dict[str, str]) -> str:
     """The page as HTML that is well-formed XML too.
 
     Args:
@@ -28,10 +29,12 @@ def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verd
         figures: title -> SVG file's text.
         confidence: of the intervals shown.
         overlaps: evaluation set -> what of it was found in training text; empty if nobody looked.
+        not_run: benchmark -> why this machine could not run it.
     """
     return render_page(
         Path(__file__).with_name("report.html.j2"), {"percent": _percent, "signed": _signed, "number": _number},
-        scores=scores, comparisons=comparisons, verdict=verdict, confidence=confidence, overlaps=overlaps,
+        scores=scores, comparisons=comparisons, verdict=verdict, confidence=confidence, overlaps=overlaps, not_run=not_run,
+        asked=overlaps.get(TASKS), read=overlaps.get(DOCUMENTS),
         intervals={name: wilson(round(s.exact_match.value * s.exact_match.n), s.exact_match.n, confidence) for name, s in scores.items()},
         examples=_examples(results, rows), tasks=curation.get("tasks", {}), protocol=asdict(next(iter(scores.values())).protocol),
         digest=next(iter(scores.values())).protocol.digest, documents=next(iter(results.values()))["texts"],

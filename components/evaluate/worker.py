@@ -93,20 +93,21 @@ class Evaluator:
             self.progress(len(part))
         return read
 
-    def benchmarks(self) -> dict[str, dict[str, Any]]:
-        """What `harness.run` returns of the benchmarks asked for."""
+    def benchmarks(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """What `harness.run` returns of the benchmarks asked for, and those that cannot run on this machine, with the reason."""
         settings = self.params.benchmarks
         if not settings.tasks:
-            return {}
+            return {}, {}
         from components.evaluate import benchmarks, harness
         from components.evaluate.engine_lm import EngineLM
 
-        tasks = {name: benchmarks.load(name, settings, self.params.seed) for name in settings.tasks}
+        names, not_run = benchmarks.divide(settings.tasks)
+        tasks = {name: benchmarks.load(name, settings, self.params.seed) for name in names}
         model = EngineLM(self.engine, self.tokenizer, self.stop, max_new_tokens=settings.max_new_tokens, seed=self.params.seed,
                          batch=2 * self.params.max_num_seqs)
-        found = harness.run(model, tasks)
-        self.progress(len(tasks))
-        return found
+        found = harness.run(model, tasks) if tasks else {}
+        self.progress(len(settings.tasks))
+        return found, not_run
 
     def protocol(self, benchmarks: dict[str, dict[str, Any]]) -> Protocol:
         params = self.params
@@ -141,19 +142,19 @@ def evaluate(job: dict[str, Any], progress: Callable[[int], None]) -> dict[str, 
     """Evaluate the model of one job.
 
     Returns:
-        {"model", "protocol", "benchmarks", "answers", "sampled", "texts"} as plain data; `sampled` is empty for a model that pass@k
-        leaves out.
+        {"model", "protocol", "benchmarks", "not_run", "answers", "sampled", "texts"} as plain data; `sampled` is empty for a model
+        that pass@k leaves out.
     """
     params = parse(Params, job["params"], "evaluate")
     path = Path(job["path"])
     model = Model(name=job["name"], digest=job["digest"], precision=precision_of(path))
     evaluator = Evaluator(path, params, job["rows"], job["documents"], progress)
     try:
-        benchmarks = evaluator.benchmarks()
+        benchmarks, not_run = evaluator.benchmarks()
         return {
             "model": asdict(model),
             "protocol": asdict(evaluator.protocol(benchmarks)),
-            "benchmarks": benchmarks,
+            "benchmarks": benchmarks, "not_run": not_run,
             "texts": evaluator.texts(),
             "answers": evaluator.answers(),
             "sampled": evaluator.sampled() if model.name in params.pass_at_k.models else [],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,14 +42,23 @@ def converse(environment: Seeds, row: Row, policy: Policy, turns: int) -> Episod
     Raises:
         UserError: from an environment that cannot be reached.
     """
-    asked = row["responses_create_params"]
+    talk = conversation(environment, row, turns)
+    asked = next(talk)
+    while True:
+        try:
+            asked = talk.send(policy(*asked))
+        except StopIteration as end:
+            return end.value
+
+
+def conversation(environment: Seeds, row: Row, turns: int) -> Generator[tuple[list[dict[str, Any]], list[dict[str, Any]]], str, Episode]:
+    """As `converse`, for who speaks for several policies at a time: gives what a `Policy` is asked, takes what it says."""
     session = environment.seed(row)
-    messages = [dict(message) for message in asked["input"]]
-    tools = [{"type": "function", "function": {key: tool[key] for key in ("name", "description", "parameters") if key in tool}}
-             for tool in asked.get("tools") or []]
+    messages = [dict(message) for message in row["responses_create_params"]["input"]]
+    tools = chat_tools(row)
     episode = Episode(row, messages)
     while True:
-        text = policy(messages, tools)
+        text = yield messages, tools
         episode.turns += 1
         messages.append({"role": "assistant", "content": text})
         items = items_of(text, episode.turns)
@@ -76,6 +85,12 @@ def converse(environment: Seeds, row: Row, policy: Policy, turns: int) -> Episod
     verdict = session.verify(episode.output)
     episode.reward = Reward(verdict.score, {"format": 1.0, "valid_calls": float(not episode.invalid_calls), **verdict.parts})
     return episode
+
+
+def chat_tools(row: Row) -> list[dict[str, Any]]:
+    """A row's tools in the OpenAI chat API's form."""
+    return [{"type": "function", "function": {key: tool[key] for key in ("name", "description", "parameters") if key in tool}}
+            for tool in row["responses_create_params"].get("tools") or []]
 
 
 def script(texts: Iterable[str]) -> Policy:

@@ -29,7 +29,7 @@ def result(name, solved, prompts=600, bits_per_byte=2.0, seed=0, **protocol):
     needle = {"version": "1.0", "metric": "recall", "digest": "n" * 64, "prompts": [f"Where is {i}?" for i in range(12)],
               "strata": [("60 words", "120 words")[i % 2] for i in range(12)], "answers": ["here <"] * 12,
               "scores": [[float(random.random() < 0.5), float(random.random() < 0.5)] for _ in range(12)]}
-    return {"benchmarks": {"needle": needle},
+    return {"benchmarks": {"needle": needle}, "not_run": {"software": "no <sandbox> here"},
             "model": {"name": name, "digest": name[0] * 64, "precision": {"fp8": "fp8", "nvfp4": "nvfp4"}.get(name, "float32")},
             "protocol": {**PROTOCOL, **protocol}, "answers": answers, "texts": texts,
             "sampled": sampled if name in ("sft", "aligned") else []}

@@ -14,6 +14,7 @@ from components.evaluate.tasks import haystack, instructions
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.environments.constraints import CHECKS
+from tests.evaluate.test_episodes import AGENTIC
 
 MADE = ("needle", "variable_tracking", "instructions")
 SQUARE = {"task_id": "HumanEval/0", "prompt": "def square(x):\n    \"\"\"x times x\"\"\"\n", "canonical_solution": "    return x * x\n",
@@ -106,7 +107,7 @@ def test_a_real_benchmark_judges_made_up_rows(name, data):
 
 
 def test_every_task_is_tested_and_none_downloads(monkeypatch):
-    assert {path.stem for path in TASKS.glob("*.yaml")} == {*MADE, *SAID, "families"}
+    assert {path.stem for path in TASKS.glob("*.yaml")} == {*MADE, *SAID, *AGENTIC, "families"}
     for name in SAID:
         with pytest.raises(UserError, match="put the data there"):
             benchmarks.load(name, settings("/nowhere"), 0)

@@ -1,19 +1,23 @@
 """Drafts change how fast tokens come, never which, nor how often: by a model whose drafts are accepted at times."""
 
+import random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import vllm
 from scipy import stats
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.sample import rejection_sampler
 
 from stagecraft.inference import vllm_cpu
 from stagecraft.inference.engine import Engine
+from tests.checkpoints import VOCABULARY
 from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, greedy, reference_logprobs
 from tests.inference.foresight import foreseeing_checkpoint
 
-PROMPTS = [prompt for prompt in draw_prompts(41, seed=2) if len(prompt) > 1]
+PROMPTS = draw_prompts(41, seed=2)  # one of them a single token
 TEMPERATURE = 0.7
 
 
@@ -45,13 +49,36 @@ def test_greedy_answers_do_not_depend_on_drafts(foreseeing, expected, draft_toke
         assert accepted[min(draft_tokens, 3) - 1] > 0  # not the first draft only
 
 
-@pytest.mark.xfail(strict=True, reason="with drafts, a prompt of one token that joins a running batch goes on wrongly; see docs/serving.md")
-def test_a_prompt_of_one_token_that_joins_others(foreseeing, reference):
-    prompts = draw_prompts(40, seed=2)
-    assert len(prompts[32]) == 1
-    with Engine(foreseeing, max_model_len=LENGTH, max_num_seqs=SEQUENCES, draft_tokens=1) as engine:
+@pytest.mark.parametrize("draft_tokens", [1, 3])
+def test_short_prompts_that_join_a_batch_under_way(foreseeing, reference, draft_tokens):
+    """As long as a step with drafts, or shorter: nothing of a prompt may be taken for a draft, nor a draft for a prompt."""
+    draw = random.Random(5)
+    prompts = PROMPTS[:SEQUENCES] + [[draw.randrange(5, VOCABULARY) for _ in range(length)] for length in (1, 1, 2, 3, 4, 5, 1, 2)]
+    with Engine(foreseeing, max_model_len=LENGTH, max_num_seqs=SEQUENCES, draft_tokens=draft_tokens) as engine:
         answers = engine.generate(prompts, temperature=0, max_tokens=8)
-    assert answers[32][0].token_ids == greedy(reference, prompts[32], 8)
+    assert [completion.token_ids for completion, in answers] == [greedy(reference, prompt, 8) for prompt in prompts]
+
+
+def test_prompts_that_end_in_a_chunk_of_one_token(foreseeing, reference, monkeypatch):
+    """A step takes 24 tokens, and what others leave of that is the next chunk of a prompt: every length of a last chunk occurs."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    monkeypatch.setattr(vllm, "LLM", lambda upstream=vllm.LLM, **arguments: upstream(**{**arguments, "max_num_batched_tokens": 24}))
+    draw, last_chunks, counted = random.Random(7), set(), Scheduler._update_after_schedule
+
+    def watched(self: Scheduler, output: SchedulerOutput) -> None:
+        for name, tokens in output.num_scheduled_tokens.items():
+            request = self.requests[name]
+            if 0 < request.num_computed_tokens < request.num_prompt_tokens == request.num_computed_tokens + tokens:
+                last_chunks.add(tokens)
+        counted(self, output)
+
+    prompts = [[draw.randrange(5, VOCABULARY) for _ in range(length)] for length in range(20, 60)]
+    with Engine(foreseeing, max_model_len=LENGTH, max_num_seqs=2, draft_tokens=3) as engine:
+        monkeypatch.setattr(Scheduler, "_update_after_schedule", watched)
+        answers = engine.generate(prompts, temperature=0, max_tokens=8)
+    assert {1, 2, 3, 4} <= last_chunks
+    assert [completion.token_ids for completion, in answers] == [greedy(reference, prompt, 8) for prompt in prompts]
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,15 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 os.environ.update(VLLM_LOGGING_LEVEL="ERROR", VLLM_PLUGINS="")  # before vllm is imported
 
 import torch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.kernels.linear import _POSSIBLE_NVFP4_KERNELS
 from vllm.model_executor.layers import utils
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
@@ -24,7 +28,13 @@ from vllm.platforms.interface import PlatformEnum
 from vllm.triton_utils.dispatcher import _rebind_kernels
 from vllm.utils.cpu_triton_utils import _expand_kernel_impl
 from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
 
+from tests.checkpoints import tiny_checkpoint
 from tests.inference.recurrence import convolution_case, recurrence_case, reference_convolution, reference_recurrence
 
 
@@ -86,6 +96,21 @@ def cache_becomes_fp8() -> bool:
     return "fp8" in resolve_kv_cache_dtype_string("auto", model)
 
 
+def one_token_is_padded_with_drafts() -> bool:
+    """The scheduler by itself: one request is under way, then one of a single token comes."""
+    with TemporaryDirectory() as directory:
+        config = EngineArgs(model=str(tiny_checkpoint(Path(directory))), max_model_len=96, max_num_seqs=4, skip_tokenizer_init=True,
+                            enable_prefix_caching=False, async_scheduling=False,
+                            speculative_config={"method": "mtp", "num_speculative_tokens": 2}).create_engine_config()
+        config.cache_config.num_gpu_blocks = 64
+        layers = KVCacheGroupSpec(["layer"], FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=32, dtype=torch.float32))
+        scheduler = Scheduler(config, KVCacheConfig(64, [], [layers]), StructuredOutputManager(config), block_size=16)
+        scheduler.add_request(Request("first", [5, 6, 7], SamplingParams(max_tokens=8), None))
+        scheduler.update_from_output(scheduler.schedule(), ModelRunnerOutput(["first"], {"first": 0}, [[9]]))
+        scheduler.add_request(Request("second", [5], SamplingParams(max_tokens=8), None))
+        return scheduler.schedule().num_scheduled_tokens["second"] > 1
+
+
 def scan_fails(module: str, kind: type[Exception]) -> bool:
     """With this one module to look at."""
     modules, looked_at = dict(sys.modules), {module: importlib.import_module(module)}
@@ -113,6 +138,7 @@ def main() -> None:
         "kv_cache": cache_becomes_fp8(),
         "kernel_scan, numba": scan_fails("llvmlite.binding.ffi", AttributeError),
         "kernel_scan, flask": scan_fails("flask.globals", RuntimeError),
+        "draft_padding": one_token_is_padded_with_drafts(),
     }))
 
 

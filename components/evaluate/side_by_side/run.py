@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ def run(subjects: Sequence[Subject], plan: Plan, out: Path, log: RunLog) -> dict
     for subject in subjects:
         if isinstance(subject.where, str):
             served_name(subject.where)
+    names, not_run = benchmarks.divide(plan.benchmarks.tasks)
+    for name, reason in not_run.items():
+        log.note(f"{name} is not run: {reason}")
+    if not names:
+        raise UserError(f"none of the tasks can run here: {', '.join(not_run)}", where="compare", mend=next(iter(not_run.values())))
+    plan = replace(plan, benchmarks=replace(plan.benchmarks, tasks=names))
     tasks = _tasks(plan, 0)
     prompts = sum(len(task.eval_docs) for task in tasks.values())
     conditions = {subject.name: _protocol(subject, plan, tasks) for subject in subjects}
@@ -56,7 +62,7 @@ def run(subjects: Sequence[Subject], plan: Plan, out: Path, log: RunLog) -> dict
     for each in measured.values():
         exact = all(tokens == each.asked * plan.benchmarks.max_new_tokens for tokens in each.tokens)
         each.protocol["answers_timed"] = f"exactly {plan.benchmarks.max_new_tokens} tokens" if exact else "as long as they come"
-    comparison = {**summarise(measured, plan.confidence), "plan": asdict(plan), "forced": _differing(
+    comparison = {**summarise(measured, plan.confidence), "plan": asdict(plan), "not_run": not_run, "forced": _differing(
         {name: each.protocol for name, each in measured.items()}, plan.force)}
     write_json(out / "comparison.json", comparison)
     write_atomic(out / "report.html", report.render(comparison, log))

