@@ -9,7 +9,6 @@ from typing import Any
 from stagecraft.megatron_cpu import ON_CPU, bind_kernels, bind_modules
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.activations import squared_relu
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -35,6 +34,7 @@ from torch import Tensor
 
 from stagecraft.model.attention import ScaledDotProductAttention
 from stagecraft.model.config import Architecture
+from stagecraft.model.cross_entropy import cross_entropy
 from stagecraft.model.experts import GroupedExperts
 from stagecraft.model.layers import DuplicatedLinear, QuantizedColumnParallelLinear, QuantizedRowParallelLinear, RMSNorm
 from stagecraft.model.mamba import GatedRMSNorm, split_conv_scan
@@ -85,13 +85,13 @@ def build_model(architecture: Architecture, config: TransformerConfig, max_seque
 
 
 class _Model(HybridModel):
-    """HybridModel whose cross-entropy is PyTorch's where one rank has the whole vocabulary: megatron-core's passes over it ten times."""
+    """HybridModel with a cross-entropy of its own where one rank has the whole vocabulary: megatron-core's passes over it ten times."""
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """labels [b, s], logits [s, b, vocabulary] -> [b, s]"""
         if self.config.tensor_model_parallel_size > 1:
             return super().compute_language_model_loss(labels, logits)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.t().flatten(), reduction="none")
+        loss = cross_entropy(logits.flatten(0, 1), labels.t().flatten())
         return loss.view(logits.shape[:2]).t().contiguous()
 
 

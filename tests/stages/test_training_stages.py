@@ -65,6 +65,7 @@ def finished(tmp_path_factory):
     return where, {stage: run(stage, where) for stage in ("curate", "pretrain", "sft", "rl")}
 
 
+@pytest.mark.slow
 def test_each_stage_leaves_an_artifact_with_its_figures(finished):
     where, metrics = finished
     assert metrics["pretrain"]["loss_last"] < metrics["pretrain"]["loss_first"]
@@ -83,6 +84,7 @@ def test_each_stage_leaves_an_artifact_with_its_figures(finished):
     assert matchers[0] == "router" and matchers[-1] == "rest" and "last layers: 5" in matchers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])
 def test_killed_and_run_again_gives_the_same_bits(finished, tmp_path, stage):
     straight, _ = finished
@@ -98,6 +100,7 @@ def test_killed_and_run_again_gives_the_same_bits(finished, tmp_path, stage):
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_under_another_layout(finished, tmp_path):
     """Two data-parallel ranks die, a pipeline of two goes on from their checkpoint."""
     straight, metrics = finished
@@ -114,6 +117,7 @@ def test_a_killed_run_goes_on_under_another_layout(finished, tmp_path):
     assert len(curves[0]) == len(curves[1]) and curves[0][1].split(",")[:3] == curves[1][1].split(",")[:3]
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_is_not_the_tokenizers_is_one_line(finished, tmp_path):
     straight, _ = finished
     where = project(tmp_path / "project")
@@ -125,6 +129,7 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_one_line(finished, tmp_path)
     assert "pretrain.architecture.vocab_size" in output and "640" in output
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_same_training(finished, tmp_path):
     """Its ranks find each other and rank 0's work, as the two ranks do that the stage starts itself: the same bits."""
     straight, metrics = finished

@@ -1,0 +1,39 @@
+"""Cross-entropy over a whole vocabulary: on CPUs a C++ loop with one exponential per logit, PyTorch's elsewhere."""
+
+from __future__ import annotations
+
+from ctypes import c_int64
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stagecraft.model.native import at, library
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """logits [rows, classes] of any float type, labels int64 [rows] -> losses in nats, float32 [rows]."""
+    logits = logits.float()
+    if logits.device.type != "cpu" or library() is None:
+        return F.cross_entropy(logits, labels, reduction="none")
+    return _CrossEntropy.apply(logits.contiguous(), labels.contiguous())
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The gradient takes the place of the softmax in memory, so that it can be had once only."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = logits.new_empty(len(logits))
+        ctx.softmax, ctx.labels = torch.empty_like(logits) if ctx.needs_input_grad[0] else None, labels
+        library().cross_entropy_forward(*map(c_int64, logits.shape), at(logits), at(labels), at(loss), at(ctx.softmax))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        gradient, ctx.softmax = ctx.softmax, None
+        if gradient is None:
+            raise RuntimeError("the gradient of this cross-entropy was taken already")
+        library().cross_entropy_backward(*map(c_int64, gradient.shape), at(ctx.labels), at(grad.contiguous()), at(gradient))
+        return gradient, None
