@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,20 +36,40 @@ class Episode:
     cut: bool = False
 
 
+def chat_request(row: Row) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a row asks, in the OpenAI chat API's form: (messages, tools)."""
+    asked = row["responses_create_params"]
+    tools = [{"type": "function", "function": {key: tool[key] for key in ("name", "description", "parameters") if key in tool}}
+             for tool in asked.get("tools") or []]
+    return [dict(message) for message in asked["input"]], tools
+
+
 def converse(environment: Seeds, row: Row, policy: Policy, turns: int) -> Episode:
     """Let the policy speak until it makes no call and nobody replies, or `turns` times; then verify.
 
     Raises:
         UserError: from an environment that cannot be reached.
     """
-    asked = row["responses_create_params"]
+    talk, (messages, tools) = conversation(environment, row, turns), chat_request(row)
+    try:
+        messages = next(talk)
+        while True:
+            messages = talk.send(policy(messages, tools))
+    except StopIteration as end:
+        return end.value
+
+
+def conversation(environment: Seeds, row: Row, turns: int) -> Generator[list[dict[str, Any]], str, Episode]:
+    """The same for a policy that hears many at a time: yields the messages so far, takes what the policy says to them.
+
+    Raises:
+        UserError: from an environment that cannot be reached.
+    """
     session = environment.seed(row)
-    messages = [dict(message) for message in asked["input"]]
-    tools = [{"type": "function", "function": {key: tool[key] for key in ("name", "description", "parameters") if key in tool}}
-             for tool in asked.get("tools") or []]
+    messages, _ = chat_request(row)
     episode = Episode(row, messages)
     while True:
-        text = policy(messages, tools)
+        text = yield messages
         episode.turns += 1
         messages.append({"role": "assistant", "content": text})
         items = items_of(text, episode.turns)
