@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(stage: str, project: Path, name: str, inputs: Mapping[str, Path], changes: Mapping[str, Any]) -> tuple[dict[str, float], Path]:
-    """Run a stage below PROJECT/.work/benchmark/NAME with the parameters of PROJECT/params.yaml changed.
+    """Run a stage below PROJECT/.work/benchmark/NAME with the parameters of PROJECT/params.yaml changed, unless just that was done.
 
     Args:
         inputs: artifact -> where it is.
@@ -32,17 +32,17 @@ def run(stage: str, project: Path, name: str, inputs: Mapping[str, Path], change
         its metrics, and the directory it ran in.
     """
     where = project / ".work" / "benchmark" / name
-    metrics = where / "metrics" / f"{stage}.json"
-    if not metrics.exists():
+    metrics, params, yaml = where / "metrics" / f"{stage}.json", where / "params.yaml", YAML()
+    profile = yaml.load(project / "params.yaml")
+    profile[stage].update(changes)
+    if not metrics.exists() or yaml.load(params)[stage] != profile[stage]:
+        metrics.unlink(missing_ok=True)
         (where / "artifacts").mkdir(parents=True, exist_ok=True)
         for artifact, place in inputs.items():
             link = where / "artifacts" / artifact
             link.unlink(missing_ok=True)
             link.symlink_to(place.resolve())
-        yaml = YAML()
-        profile = yaml.load(project / "params.yaml")
-        profile[stage].update(changes)
-        yaml.dump(profile, where / "params.yaml")
+        yaml.dump(profile, params)
         subprocess.run([sys.executable, "-m", f"components.{stage}"], cwd=where, check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""})
     return json.loads(metrics.read_text()), where

@@ -91,7 +91,8 @@ class Generator:
         self.engine.close()
 
     def _samples(self, rows: list[Row], n: int, seed: int, version: int, between: Callable[[], None] | None = None) -> list[Sample]:
-        talks = [begin(row, self.tokenizer, self.engine.max_model_len, version) for row in rows for _ in range(n)]
+        talks = [begin(row, self.tokenizer, self.engine.max_model_len, version, self.params.environment_servers)
+                 for row in rows for _ in range(n)]
         speaking, turn = talks, 0
         while speaking:
             heard = self.engine.generate([talk.ids for talk in speaking], temperature=self.params.temperature,

@@ -70,6 +70,7 @@ class Params:
     mixture: dict[str, Annotated[float, Field(ge=0)]]
     environments: dict[str, AboveZero]
     environment_prompts: Positive
+    environment_servers: dict[str, str]
     curriculum: Curriculum
     steps: Positive
     lr: AboveZero
@@ -92,6 +93,8 @@ class Params:
         if self.pack_tokens < self.max_prompt_tokens + self.max_new_tokens:
             raise ValueError(f"pack_tokens {self.pack_tokens} is less than max_prompt_tokens + max_new_tokens = "
                              f"{self.max_prompt_tokens + self.max_new_tokens}")
+        if unasked := sorted(set(self.environment_servers) - set(self.environments)):
+            raise ValueError(f"environment_servers has an address of {unasked[0]!r}, which environments does not name")
         if self.preferences.enabled and self.environments:
             raise ValueError("preferences compare single answers: leave environments empty")
         if self.in_flight and not self.staleness:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from components.rl.prompts import Row
@@ -12,6 +13,7 @@ from stagecraft.data.tokenizer import IM_END
 from stagecraft.environments import split_thinking, verify
 from stagecraft.environments.episode import conversation
 from stagecraft.environments.library import environment
+from stagecraft.environments.remote import RemoteEnvironment
 from stagecraft.inference.engine import Completion
 
 
@@ -61,12 +63,16 @@ class Answer(Talk):
 
 
 class Dialogue(Talk):
-    """A conversation with an environment, turn by turn; one that is cut off, in a turn or for want of room, has no reward."""
+    """A conversation with an environment, turn by turn; one that is cut off, in a turn or for want of room, has no reward.
 
-    def __init__(self, row: Row, tokenizer: Any, room: int, version: int):
+    Args:
+        server: address of the resource server that plays the environment; "": it is played in this process.
+    """
+
+    def __init__(self, row: Row, tokenizer: Any, room: int, version: int, server: str = ""):
         super().__init__(row, tokenizer, room, version)
         source = environment(row["family"])
-        self._conversation = conversation(source, row["drawn"], source.turns)
+        self._conversation = conversation(RemoteEnvironment(server) if server else source, row["drawn"], source.turns)
         self._messages = next(self._conversation)
 
     def _goes_on(self, text: str) -> bool:
@@ -95,9 +101,15 @@ class Dialogue(Talk):
         return False
 
 
-def begin(row: Row, tokenizer: Any, room: int, version: int) -> Talk:
-    """A talk on a prompt."""
-    return (Dialogue if "drawn" in row else Answer)(row, tokenizer, room, version)
+def begin(row: Row, tokenizer: Any, room: int, version: int, servers: Mapping[str, str]) -> Talk:
+    """A talk on a prompt; `servers` has the addresses of environments that are not played in this process.
+
+    Raises:
+        UserError: from a server that does not answer.
+    """
+    if "drawn" in row:
+        return Dialogue(row, tokenizer, room, version, servers.get(row["family"], ""))
+    return Answer(row, tokenizer, room, version)
 
 
 def malformed(row: Row, text: str, parts: dict[str, float]) -> bool:

@@ -14,8 +14,10 @@ from stagecraft.contract.errors import UserError
 from stagecraft.data.conversations import encode_conversation
 from stagecraft.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from stagecraft.engine import parallel
+from stagecraft.environments.items import write_call
 from stagecraft.environments.library import ENVIRONMENTS
 from stagecraft.inference.engine import Completion
+from tests.environments.test_http import ours
 from tests.rl.test_prompts import PARAMS
 from tests.rl.test_staleness import copy, curve
 from tests.stages.test_training_stages import run, start
@@ -41,7 +43,7 @@ def said(tokenizer, text, finished=True):
 @pytest.mark.parametrize("name", PLAYED)
 def test_a_conversation_has_the_tokens_and_the_mask_that_fine_tuning_gives_it(tokenizer, name):
     row = environment_rows(name, 3, "1")[2]
-    talk, texts = begin(row, tokenizer, ROOM, 0), ENVIRONMENTS[name].reference(row["drawn"])
+    talk, texts = begin(row, tokenizer, ROOM, 0, {}), ENVIRONMENTS[name].reference(row["drawn"])
     went_on = [talk.hear(said(tokenizer, f"<think>so</think>{text}")) for text in texts]
     assert went_on == [True] * (len(texts) - 1) + [False]
     sample = talk.sample
@@ -55,7 +57,7 @@ def test_a_conversation_has_the_tokens_and_the_mask_that_fine_tuning_gives_it(to
 def test_only_the_policys_own_tokens_carry_loss_and_advantage(tokenizer):
     parallel.initialize(seed=0)
     row = environment_rows("guess", 1, "2")[0]
-    talk = begin(row, tokenizer, ROOM, 0)
+    talk = begin(row, tokenizer, ROOM, 0, {})
     for text in ENVIRONMENTS["guess"].reference(row["drawn"]):
         talk.hear(said(tokenizer, text))
     sample = talk.sample
@@ -69,18 +71,31 @@ def test_only_the_policys_own_tokens_carry_loss_and_advantage(tokenizer):
 
 def test_what_is_cut_off_has_no_reward_and_what_is_malformed_is_marked(tokenizer):
     row = environment_rows("warehouse", 1, "3")[0]
-    cut = begin(row, tokenizer, ROOM, 0)
+    cut = begin(row, tokenizer, ROOM, 0, {})
     assert not cut.hear(said(tokenizer, "<think>", finished=False))
     assert (cut.sample.reward, cut.sample.finished, cut.sample.parts) == (0, False, {"finished": 0.0})
     look = ENVIRONMENTS["warehouse"].reference(row["drawn"])[0]
-    narrow = begin(row, tokenizer, len(cut.sample.prompt) + 60, 0)
+    narrow = begin(row, tokenizer, len(cut.sample.prompt) + 60, 0, {})
     assert not narrow.hear(said(tokenizer, look)) and not narrow.sample.finished
     assert [message["role"] for message in narrow.sample.messages] == ["user", "assistant", "tool"]
     for text in ("</think>", '<tool_call>{"name": "fly", "arguments": {}}</tool_call>'):
-        talk = begin(row, tokenizer, ROOM, 0)
+        talk = begin(row, tokenizer, ROOM, 0, {})
         if talk.hear(said(tokenizer, text)):
             talk.hear(said(tokenizer, "7"))
         assert talk.sample.malformed and talk.sample.reward == 0
+
+
+def test_a_resource_server_plays_the_same_conversation(tokenizer):
+    row = environment_rows("warehouse", 1, "4")[0]
+    texts = [write_call("fly"), *ENVIRONMENTS["warehouse"].reference(row["drawn"])]
+    with ours("warehouse") as url:
+        talks = [begin(row, tokenizer, ROOM, 0, servers) for servers in ({}, {"warehouse": url})]
+        for text in texts:
+            assert len({talk.hear(said(tokenizer, text)) for talk in talks}) == 1
+    here, there = (talk.sample for talk in talks)
+    assert here == there and here.reward == 1 and here.malformed
+    with pytest.raises(UserError, match=r"no answer.*start the resource server"):
+        begin(row, tokenizer, ROOM, 0, {"warehouse": url})
 
 
 def test_equal_seeds_draw_equal_rows_and_an_unknown_environment_is_one_line():
