@@ -1,115 +1,195 @@
-"""Reinforcement learning measured: in turn against beside, gain over SFT with seeds, one family against all.
+"""Reinforcement learning measured, on a directory PROJECT with `params.yaml` and the artifacts `corpus` and `sft`.
 
-`python benchmarks/rl.py PROJECT staleness|seeds|families [--seeds 3] [--steps N]`, PROJECT a directory with `params.yaml` and the
-artifacts `corpus` and `sft`. Runs are kept below PROJECT/.work/benchmark, and not done twice; nothing else in PROJECT changes.
+python -m benchmarks.rl PROJECT staleness   in turn, beside and with weights pushed in flight
+python -m benchmarks.rl PROJECT seeds       gain over SFT with its standard error, by family
+python -m benchmarks.rl PROJECT families    all families together against one alone
+python -m benchmarks.rl PROJECT healing     accepted drafts before RL, after it and healed, by the trainer and by vLLM's own counters
+python -m benchmarks.rl PROJECT rlhf        a reward model of our own: its accuracy, and the policy's win rate over SFT
+python -m benchmarks.rl PROJECT trl --trl-python VENV/bin/python   speed beside TRL's GRPOTrainer (VENV: trl and what it needs)
+
+`--seeds` and `--steps` make them smaller. Runs are kept below PROJECT/.work/benchmark, and not done twice; nothing else changes.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
-import statistics
+import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
 
+from benchmarks import stages
+from benchmarks.stages import ROOT, exact_match, greedy_answers, mean_and_error
+from components.rl.params import Params
+from components.rl.rlhf.judge import Judge
+from components.rl.rlhf.serving import NAME, settings
+from stagecraft.contract.params import load
 from stagecraft.data.chat import encode_prompt
 from stagecraft.data.tasks import read_rows
 from stagecraft.data.tokenizer import load_tokenizer
-from stagecraft.environments import verify
 from stagecraft.inference.engine import Engine
-
-ROOT = Path(__file__).parents[1]
-
-
-def run(project: Path, name: str, steps: int, **changes: Any) -> tuple[dict[str, float], Path]:
-    """One rl stage with parameters changed: (its metrics, the aligned checkpoint)."""
-    where = project / ".work" / "benchmark" / name
-    if not (where / "metrics" / "rl.json").exists():
-        (where / "artifacts").mkdir(parents=True, exist_ok=True)
-        for artifact in ("corpus", "sft"):
-            if not (where / "artifacts" / artifact).exists():
-                (where / "artifacts" / artifact).symlink_to((project / "artifacts" / artifact).resolve())
-        yaml = YAML()
-        profile = yaml.load(project / "params.yaml")
-        profile["rl"].update(changes | ({"steps": steps} if steps else {}))
-        yaml.dump(profile, where / "params.yaml")
-        subprocess.run([sys.executable, "-m", "components.rl"], cwd=where, check=True, stdout=subprocess.DEVNULL,
-                       env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""})
-    return json.loads((where / "metrics" / "rl.json").read_text()), where / "artifacts" / "aligned"
+from stagecraft.inference.server import Server
 
 
-def exact_match(project: Path, model: Path) -> dict[str, float]:
-    """Greedy exact match on the held-out prompts: of all of them, and by family."""
-    corpus = project / "artifacts" / "corpus"
-    tokenizer, rows = load_tokenizer(corpus / "tokenizer"), read_rows(corpus / "tasks" / "heldout.jsonl")
-    with Engine(model, max_model_len=256, max_num_seqs=64) as engine:
-        answers = engine.generate([encode_prompt(tokenizer, row) for row in rows], temperature=0, max_tokens=64,
-                                  stop_token_ids=[tokenizer.eos_token_id])
-    scores: dict[str, list[float]] = {}
-    for row, (answer,) in zip(rows, answers):
-        text = tokenizer.decode(answer.token_ids[:-1] if answer.finished else answer.token_ids)
-        for key in ("all", row["family"]):
-            scores.setdefault(key, []).append(verify(row, text, finished=answer.finished).score)
-    return {key: statistics.fmean(values) for key, values in scores.items()}
+@dataclass
+class Benchmark:
+    """What was asked for on the command line."""
+
+    project: Path
+    seeds: int
+    steps: int
+    trl_python: str
+
+    @property
+    def corpus(self) -> Path:
+        """The corpus's artifact."""
+        return self.project / "artifacts" / "corpus"
+
+    @property
+    def tuned(self) -> Path:
+        """The fine-tuned model."""
+        return self.project / "artifacts" / "sft"
+
+    def run(self, name: str, **changes: Any) -> tuple[dict[str, float], Path]:
+        """One rl stage with parameters changed: (its metrics, where it ran)."""
+        return stages.run("rl", self.project, name, {"corpus": self.corpus, "sft": self.tuned},
+                          changes | ({"steps": self.steps} if self.steps else {}))
+
+    def exact_match(self, model: Path) -> dict[str, float]:
+        """Greedy exact match on the held-out prompts: of all of them, and by family."""
+        return exact_match(model, self.corpus, read_rows(self.corpus / "tasks" / "heldout.jsonl"))
+
+    def after(self, name: str, **changes: Any) -> list[dict[str, float]]:
+        """Exact match after reinforcement learning, for every seed."""
+        runs = [self.run(f"{name}-{seed}", seed=seed, **changes)[1] for seed in range(self.seeds)]
+        return [self.exact_match(where / "artifacts" / "aligned") for where in runs]
 
 
-def staleness(project: Path, seeds: int, steps: int) -> None:
+def staleness(given: Benchmark) -> None:
     """The same algorithm in turn, beside, and with weights pushed in flight."""
     ways = {"in turn": {"staleness": 0, "in_flight": False}, "beside": {"staleness": 1, "in_flight": False},
             "in flight": {"staleness": 1, "in_flight": True}}
     print(f"{'':10} {'seed':>4} {'seconds':>8} {'samples/s':>9} {'last reward':>11} {'exact match':>11} {'wait':>6} {'update':>6}")
-    for seed in range(seeds):
+    for seed in range(given.seeds):
         for way, changes in ways.items():
-            started = time.monotonic()
-            metrics, model = run(project, f"{way.replace(' ', '-')}-{seed}", steps, seed=seed, **changes)
-            seconds = metrics.get("seconds", time.monotonic() - started)
-            print(f"{way:10} {seed:4} {seconds:8.1f} {metrics['completions'] / seconds:9.1f} {metrics['reward_last']:11.3f} "
-                  f"{exact_match(project, model)['all']:11.3f} {metrics['share_wait']:6.1%} {metrics['share_update']:6.1%}", flush=True)
+            metrics, where = given.run(f"{way.replace(' ', '-')}-{seed}", seed=seed, **changes)
+            print(f"{way:10} {seed:4} {metrics['seconds']:8.1f} {metrics['completions'] / metrics['seconds']:9.1f} "
+                  f"{metrics['reward_last']:11.3f} {given.exact_match(where / 'artifacts' / 'aligned')['all']:11.3f} "
+                  f"{metrics['share_wait']:6.1%} {metrics['share_update']:6.1%}", flush=True)
 
 
-def seeds(project: Path, count: int, steps: int) -> None:
+def seeds(given: Benchmark) -> None:
     """Gain over SFT, mean and standard error over seeds, by family."""
-    before = exact_match(project, project / "artifacts" / "sft")
-    after = [exact_match(project, run(project, f"seed-{seed}", steps, seed=seed)[1]) for seed in range(count)]
-    _table(before, {"aligned": after})
+    _table(given.exact_match(given.tuned), {"aligned": given.after("seed")})
 
 
-def families(project: Path, count: int, steps: int) -> None:
+def families(given: Benchmark) -> None:
     """All families together against the first of them alone: what becomes of the others."""
-    before = exact_match(project, project / "artifacts" / "sft")
-    names = sorted(set(before) - {"all"})
-    alone = {"mixture": dict.fromkeys(names[1:], 0.0)}
-    _table(before, {
-        "all together": [exact_match(project, run(project, f"seed-{seed}", steps, seed=seed)[1]) for seed in range(count)],
-        f"{names[0]} alone": [exact_match(project, run(project, f"alone-{seed}", steps, seed=seed, **alone)[1]) for seed in range(count)]})
+    before = given.exact_match(given.tuned)
+    first, *others = sorted(set(before) - {"all"})
+    _table(before, {"all together": given.after("seed"), f"{first} alone": given.after("alone", mixture=dict.fromkeys(others, 0.0))})
+
+
+def healing(given: Benchmark) -> None:
+    """Accepted drafts of greedy answers to held-out prompts: the trainer's figures, and what vLLM counts with 1 draft and with 2."""
+    metrics, where = given.run("seed-0", seed=0)
+    healed, unhealed = where / "artifacts" / "aligned", where / "artifacts" / "unhealed"
+    shutil.copytree(healed, unhealed, dirs_exist_ok=True)
+    block = {name: tensor for name, tensor in load_file(given.tuned / "model.safetensors").items() if name.startswith("mtp.")}
+    save_file({**load_file(healed / "model.safetensors"), **block}, unhealed / "model.safetensors", metadata={"format": "pt"})
+    with (where / "params.yaml").open() as stream:
+        rl = YAML(typ="safe").load(stream)["rl"]
+    tokenizer = load_tokenizer(given.corpus / "tokenizer")
+    prompts = [encode_prompt(tokenizer, row) for row in read_rows(given.corpus / "tasks" / "heldout.jsonl")]
+    prompts = [prompt for prompt in prompts if len(prompt) <= rl["max_prompt_tokens"]][:rl["healing"]["heldout"]]
+    print(f"{'':20} {'foreseen at 1':>13} {'at 2':>6} {'length':>7} {'vLLM, 1 draft':>14} {'vLLM, 2 drafts':>15}")
+    for name, when, model in (("before RL", "before", given.tuned), ("after RL", "rl", unhealed), ("healed", "healed", healed)):
+        counted = []
+        for drafts in (1, 2):
+            with Engine(model, max_model_len=rl["max_prompt_tokens"] + rl["max_new_tokens"], max_num_seqs=32,
+                        draft_tokens=drafts) as engine:
+                engine.generate(prompts, temperature=0, max_tokens=rl["max_new_tokens"], stop_token_ids=[tokenizer.eos_token_id])
+                steps, _, accepted = engine.draft_statistics()
+                counted.append(1 + sum(accepted) / steps)
+        print(f"{name:20} {metrics[f'foreseen_1_{when}']:13.1%} {metrics[f'foreseen_2_{when}']:6.1%} "
+              f"{metrics[f'accepted_length_{when}']:7.3f} {counted[0]:14.3f} {counted[1]:15.3f}", flush=True)
+
+
+def rlhf(given: Benchmark) -> None:
+    """Rewards by a reward model trained here: its accuracy, what the verifiers say of the policy, and how often the judge prefers it."""
+    with (given.project / "params.yaml").open() as stream:
+        preferences = YAML(typ="safe").load(stream)["rl"]["preferences"] | {"enabled": True, "url": "", "model": ""}
+    rows = read_rows(given.corpus / "tasks" / "heldout.jsonl")
+    before = [text for text, _ in greedy_answers(given.tuned, given.corpus, rows)]
+    print(f"{'seed':>4} {'judge right':>11} {'win rate':>9} {'exact match, sft':>16} {'after':>6} {'verified, first step':>20} {'last':>6}")
+    for seed in range(given.seeds):
+        metrics, where = given.run(f"rlhf-{seed}", seed=seed, kl=1.0e-4, preferences=preferences)
+        aligned, params = where / "artifacts" / "aligned", load(Params, "rl", where / "params.yaml")
+        after = [text for text, _ in greedy_answers(aligned, given.corpus, rows)]
+        asked = [row["messages"][-1]["content"] for row in rows]
+        with Server(aligned / "reward_model", settings(params), where / "server.log") as server:
+            judge = Judge(params.preferences, f"{server.url}/v1", NAME)
+            scores = judge.scores([*zip(asked, after, before), *zip(asked, before, after)])
+        ahead = [(each[0] - each[1]) * (1 if at < len(rows) else -1) if each else 0 for at, each in enumerate(scores)]
+        wins = sum(0.5 + 0.5 * ((each > 0) - (each < 0)) for each in ahead) / len(ahead)
+        print(f"{seed:4} {metrics['reward_model_accuracy']:11.1%} {wins:9.1%} {given.exact_match(given.tuned)['all']:16.1%} "
+              f"{given.exact_match(aligned)['all']:6.1%} {metrics['verified_first']:20.1%} {metrics['verified_last']:6.1%}", flush=True)
+
+
+def trl(given: Benchmark) -> None:
+    """Samples per second of ours and of TRL's GRPOTrainer: the same model, prompts, batch and lengths; the first step does not count."""
+    found = {}
+    for way, staleness_ in (("ours, in turn", 0), ("ours, beside", 1)):
+        metrics, where = given.run(f"speed-{staleness_}", staleness=staleness_, in_flight=False)
+        with (where / "plots" / "rl" / "train.csv").open() as stream:
+            curve = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)][1:]
+        parts = {part: sum(row[f"seconds_{part}"] for row in curve) for part in ("wait", "update", "handover")}
+        seconds = sum(parts.values())
+        found[way] = {"samples_per_second": metrics["completions"] / (len(curve) + 1) * len(curve) / seconds,
+                      "generated_tokens_per_second": sum(row["tokens"] for row in curve) / sum(row["seconds_generate"] for row in curve),
+                      "share_generate": parts["wait"] / seconds, "share_update": parts["update"] / seconds,
+                      "share_handover": parts["handover"] / seconds}
+        steps = len(curve) + 1
+    done = subprocess.run([given.trl_python, "-m", "benchmarks.trl_grpo", str(given.tuned.resolve()), str(given.corpus.resolve()),
+                           str((where / "params.yaml").resolve()), str(steps)],
+                          check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    found["TRL"] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{'':14} {'samples/s':>9} {'rollout tokens/s':>16} {'waits for completions':>21} {'update':>7} {'hand-over':>9}")
+    for way, each in found.items():
+        print(f"{way:14} {each['samples_per_second']:9.1f} {each['generated_tokens_per_second']:16.0f} {each['share_generate']:21.1%} "
+              f"{each['share_update']:7.1%} {each['share_handover']:9.1%}")
 
 
 def _table(before: dict[str, float], after: dict[str, list[dict[str, float]]]) -> None:
     print(f"{'':12} {'sft':>7} " + " ".join(f"{name:>20}" for name in after))
     for key in before:
-        cells = []
-        for found in after.values():
-            gains = [each[key] - before[key] for each in found]
-            error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-            cells.append(f"{statistics.fmean(gains):+12.1%} ± {error:5.1%}")
-        print(f"{key:12} {before[key]:7.1%} " + " ".join(cells))
+        gains = [mean_and_error([each[key] - before[key] for each in found]) for found in after.values()]
+        print(f"{key:12} {before[key]:7.1%} " + " ".join(f"{mean:+12.1%} ± {error:5.1%}" for mean, error in gains))
+
+
+BENCHMARKS: dict[str, Callable[[Benchmark], None]] = {
+    "staleness": staleness, "seeds": seeds, "families": families, "healing": healing, "rlhf": rlhf, "trl": trl}
 
 
 def main() -> None:
     """Run the benchmark named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=Path)
-    parser.add_argument("what", choices=["staleness", "seeds", "families"])
+    parser.add_argument("what", choices=BENCHMARKS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0, help="of each run; 0: what params.yaml says")
+    parser.add_argument("--trl-python", default=sys.executable, help="of trl: a Python that can import it, and what this project needs")
     given = parser.parse_args()
-    {"staleness": staleness, "seeds": seeds, "families": families}[given.what](given.project, given.seeds, given.steps)
+    BENCHMARKS[given.what](Benchmark(given.project, given.seeds, given.steps, given.trl_python))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ class Rollout:
 
     generator_logprobs: Tensor
     advantages: Tensor
+    reference_logprobs: Tensor | None = None
 
 
 def clipped_objective(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
@@ -27,6 +28,15 @@ def clipped_objective(ratio: Tensor, advantage: Tensor, low: float, high: float)
 def importance_weight(trainer_logprob: Tensor, generator_logprob: Tensor, limit: float) -> Tensor:
     """min(trainer probability / generator probability, limit): truncated importance sampling (Ionides 2008), per token."""
     return (trainer_logprob - generator_logprob).exp().clamp(max=limit)
+
+
+def kl_estimate(logprob: Tensor, reference_logprob: Tensor) -> Tensor:
+    """KL(policy || reference) of a token that the policy drew: q - ln q - 1 with q = reference / policy probability.
+
+    Never negative, unbiased (Schulman, "Approximating KL divergence", 2020, estimator k3; DeepSeekMath, arXiv 2402.03300, equation 4).
+    """
+    difference = reference_logprob - logprob
+    return difference.exp() - difference - 1
 
 
 def trusted(trainer_logprob: Tensor, generator_logprob: Tensor, sequence: Tensor, sequences: int, limit: float) -> Tensor:
@@ -45,17 +55,18 @@ class PolicyLoss:
 
     Per token, with r the probability ratio to the policy that is being updated from (its own value, without gradient, at the
     one update that a batch is used for: r = 1), A the advantage and w = min(trainer probability / generator probability,
-    importance_limit): loss = -w min(r A, clip(r, 1 - low, 1 + high) A). Summed; the engine divides by the number of tokens of the
-    step. A completion that `trusted` does not trust is left out.
+    importance_limit): loss = -w min(r A, clip(r, 1 - low, 1 + high) A) + kl_weight KL to the reference. Summed; the engine divides by
+    the number of tokens of the step. A completion that `trusted` does not trust is left out.
     """
 
-    REPORTED: ClassVar = ("mismatch", "entropy", "importance", "masked")
+    REPORTED: ClassVar = ("mismatch", "entropy", "importance", "masked", "kl")
 
     temperature: float
     ratio_clip_low: float
     ratio_clip_high: float
     importance_limit: float
     mismatch_limit: float
+    kl_weight: float = 0.0
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """logits [1, t, vocabulary] -> (summed loss, tokens in it, sums over the completion tokens of the figures reported)."""
@@ -69,8 +80,11 @@ class PolicyLoss:
         kept = trusted(frozen, generator, sequence, len(batch.packed.cu_seqlens_q), self.mismatch_limit)[sequence].float()
         weight = importance_weight(frozen, generator, self.importance_limit)
         objective = clipped_objective((logprobs - frozen).exp(), advantage, self.ratio_clip_low, self.ratio_clip_high)
-        loss = -(kept * weight * objective).sum()
+        drift = torch.zeros_like(logprobs)
+        if rollout.reference_logprobs is not None:
+            drift = kl_estimate(logprobs, rollout.reference_logprobs[spoken])
+        loss = (kept * (self.kl_weight * drift - weight * objective)).sum()
         with torch.no_grad():
             figures = {"spoken": spoken.sum().float(), "mismatch": (frozen - generator).abs().sum(), "importance": weight.sum(),
-                       "entropy": -(distribution.exp() * distribution).sum(), "masked": (1 - kept).sum()}
+                       "entropy": -(distribution.exp() * distribution).sum(), "masked": (1 - kept).sum(), "kl": drift.sum()}
         return loss, kept.sum(), figures

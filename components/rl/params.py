@@ -21,6 +21,40 @@ class Curriculum:
 
 
 @params
+class Healing:
+    """Training the MTP block on what the policy said in the last `rollouts` steps; `heldout` prompts to measure it on. 0 steps: none."""
+
+    steps: Count
+    lr: AboveZero
+    depths: Positive
+    rollouts: Positive
+    heldout: Positive
+
+
+@params
+class Preferences:
+    """RLHF: rewards from a generative reward model that compares answers by a principle, on an OpenAI endpoint or one trained here."""
+
+    enabled: bool
+    url: str
+    model: str
+    key_variable: str
+    principle: str
+    length_penalty: Share
+    max_tokens: Positive
+    concurrency: Positive
+    timeout_seconds: AboveZero
+    comparisons: Positive
+    steps: Positive
+    lr: AboveZero
+    heldout: Positive
+
+    def __post_init__(self) -> None:
+        if self.enabled and bool(self.url) != bool(self.model):
+            raise ValueError("url and model name an endpoint together; leave both empty for a reward model trained here")
+
+
+@params
 class Params:
     """GRPO. Sizes in prompts, completions, tokens or steps; learning rates per step."""
 
@@ -34,6 +68,9 @@ class Params:
     max_new_tokens: Positive
     temperature: AboveZero
     mixture: dict[str, Annotated[float, Field(ge=0)]]
+    environments: dict[str, AboveZero]
+    environment_prompts: Positive
+    environment_servers: dict[str, str]
     curriculum: Curriculum
     steps: Positive
     lr: AboveZero
@@ -43,15 +80,22 @@ class Params:
     ratio_clip_high: AboveZero
     importance_limit: Annotated[float, Field(ge=1)]
     mismatch_limit: AboveZero
+    kl: Annotated[float, Field(ge=0)]
     malformed_penalty: Annotated[float, Field(ge=0)]
     overlong_filter: bool
     pack_tokens: Positive
     checkpoint_every: Positive
     rollouts_kept: Count
+    preferences: Preferences
+    healing: Healing
 
     def __post_init__(self) -> None:
         if self.pack_tokens < self.max_prompt_tokens + self.max_new_tokens:
             raise ValueError(f"pack_tokens {self.pack_tokens} is less than max_prompt_tokens + max_new_tokens = "
                              f"{self.max_prompt_tokens + self.max_new_tokens}")
+        if unasked := sorted(set(self.environment_servers) - set(self.environments)):
+            raise ValueError(f"environment_servers has an address of {unasked[0]!r}, which environments does not name")
+        if self.preferences.enabled and self.environments:
+            raise ValueError("preferences compare single answers: leave environments empty")
         if self.in_flight and not self.staleness:
             raise ValueError("in_flight needs staleness 1: with 0 nothing is generated while weights change")

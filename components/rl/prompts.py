@@ -1,9 +1,10 @@
-"""Which prompts are asked at which step: those that fit, in the mixture of families that is wanted, shuffled or by difficulty."""
+"""Which prompts are asked at which step: those that fit, in the mixture of families and environments wanted, shuffled or by difficulty."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,24 @@ from components.rl.params import Params
 from stagecraft.contract.errors import UserError
 from stagecraft.data.chat import encode_prompt
 from stagecraft.data.tasks import read_rows
+from stagecraft.environments.episode import chat_request
+from stagecraft.environments.library import environment
 
 Row = dict[str, Any]
 
 
 def read_prompts(path: Path, tokenizer: Any, params: Params) -> list[Row]:
-    """The task rows whose prompt fits, as many of each family as the mixture gives it.
+    """The task rows whose prompt fits, as many of each family as the mixture gives it, and those of the environments.
 
     A family keeps the share of its rows that its weight is of the largest weight; a family that is not named weighs 1.
 
     Raises:
-        UserError: a family of the mixture has no rows, or no prompt is left.
+        UserError: a family of the mixture has no rows, an environment is unknown, or no prompt is left.
     """
-    rows = [row for row in read_rows(path) if len(encode_prompt(tokenizer, row)) <= params.max_prompt_tokens]
+    def fit(rows: Iterable[Row]) -> list[Row]:
+        return [row for row in rows if len(encode_prompt(tokenizer, row)) <= params.max_prompt_tokens]
+
+    rows = fit(read_rows(path))
     counts = Counter(row["family"] for row in rows)
     if unknown := sorted(set(params.mixture) - set(counts)):
         raise UserError(f"no prompts of family {unknown[0]!r}", where="rl.mixture", mend=f"name some of {', '.join(sorted(counts))}")
@@ -36,10 +42,31 @@ def read_prompts(path: Path, tokenizer: Any, params: Params) -> list[Row]:
         left[row["family"]] -= 1
         if left[row["family"]] >= 0:
             kept.append(row)
+    for name, weight in params.environments.items():
+        drawn = fit(environment_rows(name, round(params.environment_prompts * weight), f"{params.seed}/{name}"))
+        if not drawn:
+            raise UserError(f"no prompt of at most {params.max_prompt_tokens} tokens", where=f"rl.environments.{name}",
+                            mend="raise rl.max_prompt_tokens or rl.environment_prompts")
+        kept += drawn
     if not kept:
         raise UserError(f"no prompt of at most {params.max_prompt_tokens} tokens", where=str(path),
                         mend="raise rl.max_prompt_tokens, curate.tasks.rl_rows or a weight of rl.mixture")
     return kept
+
+
+def environment_rows(name: str, count: int, seed: str) -> list[Row]:
+    """Rows drawn from a built-in environment, in the form of task rows; `drawn` is what the environment itself wants to see.
+
+    Raises:
+        UserError: there is no such environment.
+    """
+    source, generator = environment(name), random.Random(seed)
+    rows = []
+    for number in range(count):
+        drawn = source.draw(generator)
+        messages, tools = chat_request(drawn)
+        rows.append({"id": f"{name}-{number:06d}", "family": name, "messages": messages, "tools": tools, "drawn": drawn})
+    return rows
 
 
 def by_difficulty(rows: list[Row], solved: dict[str, float], drop_above: float) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from stagecraft.engine.trainer import Batch
 
 @dataclass
 class Sample:
-    """A completion with its reward and its advantage within the group.
+    """A completion, or a whole conversation with an environment, with its reward and its advantage within the group.
 
     Attributes:
-        prompt, tokens: token ids; `logprobs` are the generator's, of `tokens`.
+        prompt, tokens: token ids.
+        mask: 1 for those of `tokens` that the policy drew, 0 for what the environment said in between.
+        logprobs: the generator's, of `tokens`; 0 where the mask is.
         finished: it ended by itself.
-        malformed: its thinking cannot be read, or the tool call that was asked for.
+        malformed: its thinking cannot be read, or a tool call, or a call was invalid.
+        messages: of a conversation with an environment, all of them.
         version: optimizer steps behind the weights that its batch was begun with.
     """
 
@@ -34,20 +37,23 @@ class Sample:
     family: str
     asked: str
     prompt: list[int]
-    tokens: list[int]
-    logprobs: list[float]
-    text: str
-    finished: bool
-    malformed: bool
-    reward: float
-    parts: dict[str, float]
     version: int
+    tokens: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = False
+    malformed: bool = False
+    reward: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
     advantage: float = 0.0
 
     def record(self, step: int) -> dict[str, Any]:
         """The sample as a readable line."""
         return {"step": step, "id": self.id, "family": self.family, "prompt": self.asked, "completion": self.text,
-                "finished": self.finished, "reward": self.reward, "parts": self.parts, "advantage": self.advantage}
+                "finished": self.finished, "reward": self.reward, "parts": self.parts, "advantage": self.advantage,
+                **({"messages": self.messages} if self.messages else {})}
 
 
 @dataclass
@@ -97,16 +103,18 @@ def batches(samples: list[Sample], params: Params) -> list[Batch]:
 def _batch(samples: list[Sample]) -> Batch:
     sequences, logprobs, advantages = [], [], []
     for sample in samples:
-        silent, spoken = len(sample.prompt), len(sample.tokens)
-        sequences.append((sample.prompt + sample.tokens, [0] * silent + [1] * spoken))
+        silent = len(sample.prompt)
+        sequences.append((sample.prompt + sample.tokens, [0] * silent + sample.mask))
         logprobs += [0.0] * (silent - 1) + sample.logprobs
-        advantages += [0.0] * (silent - 1) + [sample.advantage] * spoken
+        advantages += [0.0] * (silent - 1) + [sample.advantage * own for own in sample.mask]
     return packed_batch(sequences, Rollout(torch.tensor(logprobs), torch.tensor(advantages)))
 
 
-def mean_reward_by_family(samples: list[Sample]) -> dict[str, float]:
-    """Mean reward of each task family."""
-    rewards: dict[str, list[float]] = defaultdict(list)
+def means_by_family(samples: list[Sample]) -> dict[str, float]:
+    """Mean reward of each family, and of an environment each named part that its conversations have."""
+    found: dict[str, list[float]] = defaultdict(list)
     for sample in samples:
-        rewards[sample.family].append(sample.reward)
-    return {family: sum(values) / len(values) for family, values in sorted(rewards.items())}
+        found[f"reward_{sample.family}"].append(sample.reward)
+        for part, value in sample.parts.items() if sample.messages else ():
+            found[f"part_{sample.family}_{part}"].append(value)
+    return {name: sum(values) / len(values) for name, values in sorted(found.items())}

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from components.rl.generator import Generator
 from components.rl.params import Params
+from components.rl.rlhf.judge import Judge
 from components.rl.rollouts import Draw, draw_path, read_draw
 from stagecraft.contract.errors import UserError
 
@@ -35,10 +36,13 @@ class InTurn:
         step, weights: steps that are done already, and the weights after them.
     """
 
-    def __init__(self, params: Params, corpus: Path, model: Path, kept: Path, step: int, weights: Weights):
-        self._generator = Generator(params, corpus, model, kept)
+    def __init__(self, params: Params, corpus: Path, model: Path, judge: Judge | None, kept: Path, step: int,
+                 weights: Weights):
+        self._generator = Generator(params, corpus, model, judge, kept)
         if step:
             self._generator.update(step, weights.items())
+        else:
+            self._generator.answer_heldout()
 
     def take(self, step: int) -> Draw:
         """The completions of a step."""
@@ -52,7 +56,8 @@ class InTurn:
         self._generator.update(version, weights.items())
 
     def close(self) -> None:
-        """Free the engine."""
+        """After the last step: have the held-out prompts answered, free the engine."""
+        self._generator.answer_heldout()
         self._generator.close()
 
 
@@ -63,14 +68,15 @@ class Beside:
     that step was begun after version v had been read. Completions come as files.
     """
 
-    def __init__(self, params: Params, corpus: Path, model: Path, kept: Path, step: int, weights: Weights):
+    def __init__(self, params: Params, corpus: Path, model: Path, judge: Judge | None, kept: Path, step: int,
+                 weights: Weights):
         context = torch.multiprocessing.get_context("spawn")
         self._slots = [{name: torch.empty_like(tensor).share_memory_() for name, tensor in weights.items()} for _ in range(2)]
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_generate, args=(other, self._slots, params, corpus, model, kept, step), daemon=True)
+        self._process = context.Process(target=_generate, args=(other, self._slots, params, corpus, model, judge, kept, step), daemon=True)
         self._process.start()
         other.close()
-        self._kept, self._drawn = kept, step - 1
+        self._kept, self._drawn, self._steps = kept, step - 1, params.steps
         self.hand_over(step, weights)
 
     def take(self, step: int) -> Draw:
@@ -107,7 +113,8 @@ class Beside:
             self.finish(version)  # says why it has ended
 
     def close(self) -> None:
-        """End the process."""
+        """After the last step: have the held-out prompts answered, end the process."""
+        self.finish(self._steps)
         self._pipe.close()
         self._process.join(timeout=30)
         if self._process.is_alive():
@@ -115,11 +122,12 @@ class Beside:
             self._process.join()
 
 
-def _generate(pipe: Connection, slots: list[Weights], params: Params, corpus: Path, model: Path, kept: Path, first: int) -> None:
+def _generate(pipe: Connection, slots: list[Weights], params: Params, corpus: Path, model: Path, judge: Judge | None, kept: Path,
+              first: int) -> None:
     """The other process: draw step after step, each once the weights of the step before it are there."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: when it ends, so does this
     try:
-        generator = Generator(params, corpus, model, kept)
+        generator = Generator(params, corpus, model, judge, kept)
 
         def receive() -> None:
             version = pipe.recv()
@@ -127,12 +135,18 @@ def _generate(pipe: Connection, slots: list[Weights], params: Params, corpus: Pa
                 generator.update(version, slots[version % 2].items())
 
         receive()
+        if not first:
+            generator.answer_heldout()
         for step in range(first, params.steps):
             while generator.version < step - 1:
                 receive()
             between = (lambda: pipe.poll() and receive()) if params.in_flight else None
             generator.draw(step, between)
             pipe.send(("drawn", step))
+        while generator.version < params.steps:
+            receive()
+        generator.answer_heldout()
+        pipe.send(("drawn", params.steps))
         while True:
             receive()
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 from components.rl.params import Params
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 
 __all__ = ["Params", "main"]
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
-    """Improve the fine-tuned model on the corpus's RL prompts and export the canonical checkpoint with a sample of rollouts."""
-    from components.rl.train import train
+    """Improve the fine-tuned model by what is rewarded, heal its MTP block, export the canonical checkpoint and a sample of rollouts."""
+    from components.rl.healing import heal
+    from components.rl.rlhf.serving import judging
+    from components.rl.train import ROLLOUTS, train
     from stagecraft.checkpoint.canonical import read_checkpoint, write_checkpoint
 
     architecture, weights = read_checkpoint(inputs["sft"])
-    trained = train(params, architecture, weights, inputs["corpus"], inputs["sft"], log)
+    if params.healing.steps and not architecture.num_nextn_predict_layers:
+        raise UserError("the model has no MTP block to heal", where="rl.healing.steps", mend="set it to 0")
+    with judging(params, architecture, weights, inputs["corpus"], outputs["aligned"] / "reward_model", log) as judge:
+        trained = train(params, architecture, weights, inputs["corpus"], inputs["sft"], judge, log)
+    worth = {}
+    if params.healing.steps:
+        trained, worth = heal(params, architecture, weights, trained, log)
     write_checkpoint(outputs["aligned"], architecture, trained.items(), inputs["sft"])
-    (outputs["aligned"] / "rollouts.jsonl").write_bytes((log.work / "rollouts.jsonl").read_bytes())
+    for name in ROLLOUTS:
+        (outputs["aligned"] / name).write_bytes((log.work / name).read_bytes())
+        log.table(name.removesuffix(".jsonl"), [json.loads(line) for line in (log.work / name).read_text().splitlines()])
     curve = log.curve()
     plot_reward(log)
     return {
@@ -31,6 +43,10 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         "generated_tokens_per_second": sum(row["tokens"] for row in curve) / sum(row["seconds_generate"] for row in curve),
         "staleness": sum(row["staleness"] for row in curve) / len(curve),
         "share_wait": _share(curve, "wait"), "share_update": _share(curve, "update"), "share_handover": _share(curve, "handover"),
+        **({"reward_model_accuracy": judge.accuracy, "verified_first": curve[0]["verified"],
+            "verified_last": log.tail_mean("verified", share=0.1)} if judge else {}),
+        **{f"accepted_length_{when}": each.length for when, each in worth.items()},
+        **{f"foreseen_{depth}_{when}": share for when, each in worth.items() for depth, share in enumerate(each.agreement, 1)},
     }
 
 

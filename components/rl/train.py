@@ -12,7 +12,9 @@ from torch import Tensor
 
 from components.rl.loss import PolicyLoss
 from components.rl.params import Params
-from components.rl.rollouts import Sample, batches, mean_reward_by_family, weigh
+from components.rl.reference import Reference
+from components.rl.rlhf.judge import Judge
+from components.rl.rollouts import Sample, batches, means_by_family, weigh
 from components.rl.sources import SOURCES
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.runlog import RunLog
@@ -22,29 +24,38 @@ from stagecraft.model.config import Architecture
 
 # The router keeps its values: a router that moves while the generator samples breaks the agreement of the two.
 FROZEN = ("router",)
+ROLLOUTS = ("rollouts.jsonl", "episodes.jsonl")  # answers to the corpus's prompts, conversations with environments
 
 
-def train(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, model: Path,
+def train(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, model: Path, judge: Judge | None,
           log: RunLog) -> dict[str, Tensor]:
-    """Run GRPO; returns the canonical tensors, the MTP block as it came."""
+    """Run GRPO, on verifiers' rewards or those of a judge; returns the canonical tensors, the MTP block as it came."""
     parallel.initialize(params.seed)
     trainer = Trainer(architecture, Optimization(lr=params.lr, min_lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps,
                                                  betas=(0.9, 0.999), clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, expert_bias_rate=0.0, aux_loss=0.0)
     checkpoints.resume(log.work / "checkpoints", trainer)
-    log.rewind(trainer.steps_done)
-    kept = rewind_rollouts(log.work / "rollouts.jsonl", trainer.steps_done)
-    source = SOURCES[params.staleness](params, corpus, model, log.work / "rollouts", trainer.steps_done, trainer.weights())
+    log.rewind(trainer.steps_done, "train")
+    kept = sum(rewind_rollouts(log.work / name, trainer.steps_done) for name in ROLLOUTS)
+    if trainer.steps_done == params.steps:  # killed while it healed
+        return _finished(weights, trainer)
+    source = SOURCES[params.staleness](params, corpus, model, judge, log.work / "rollouts", trainer.steps_done, trainer.weights())
+    reference = Reference(architecture, weights, params.pack_tokens, params.temperature) if params.kl else None
     torch.set_num_threads(params.threads)
-    loss = PolicyLoss(params.temperature, params.ratio_clip_low, params.ratio_clip_high, params.importance_limit, params.mismatch_limit)
-    with log.bar("rl", params.steps, done=trainer.steps_done) as bar, (log.work / "rollouts.jsonl").open("a") as stream:
+    loss = PolicyLoss(params.temperature, params.ratio_clip_low, params.ratio_clip_high, params.importance_limit, params.mismatch_limit,
+                      params.kl)
+    with (log.bar("rl", params.steps, done=trainer.steps_done) as bar,
+          (log.work / ROLLOUTS[0]).open("a") as answers, (log.work / ROLLOUTS[1]).open("a") as episodes):
         while trainer.steps_done < params.steps:
             step = trainer.steps_done
             clock = [time.monotonic()]
             draw = source.take(step)
             clock.append(time.monotonic())
             weigh(draw.samples, params)
-            values = update(trainer, loss, batches(draw.samples, params), params)
+            packs = batches(draw.samples, params)
+            if reference:
+                reference.attach(packs)
+            values = update(trainer, loss, packs, params)
             clock.append(time.monotonic())
             source.hand_over(trainer.steps_done, trainer.weights())
             clock.append(time.monotonic())
@@ -52,17 +63,24 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
             drawn = summary(draw.samples, step)
             log.step(trainer.steps_done, **drawn, **values, seconds_generate=draw.seconds, **seconds)
             for sample in draw.samples[:max(0, params.rollouts_kept - kept)]:
-                stream.write(json.dumps(sample.record(step)) + "\n")
+                (episodes if sample.messages else answers).write(json.dumps(sample.record(step)) + "\n")
                 kept += 1
-            stream.flush()
+            answers.flush()
+            episodes.flush()
             bar.advance(reward=drawn["reward"], mismatch=values["mismatch"])
             if trainer.steps_done % params.checkpoint_every == 0 and trainer.steps_done < params.steps:
                 source.finish(trainer.steps_done)
                 checkpoints.save(log.work / "checkpoints", trainer)
                 for path in (log.work / "rollouts").glob("*.jsonl"):
-                    if int(path.stem) < trainer.steps_done:
+                    if int(path.stem) < min(trainer.steps_done, params.steps - params.healing.rollouts):
                         path.unlink()
     source.close()
+    if params.healing.steps:
+        checkpoints.save(log.work / "checkpoints", trainer)
+    return _finished(weights, trainer)
+
+
+def _finished(weights: dict[str, Tensor], trainer: Trainer) -> dict[str, Tensor]:
     result = {**weights, **trainer.weights()}
     parallel.shutdown()
     return result
@@ -86,9 +104,10 @@ def summary(samples: list[Sample], step: int) -> dict[str, float]:
         "taught": sum(sample.advantage != 0 for sample in samples) / count,
         "finished": sum(sample.finished for sample in samples) / count,
         "malformed": sum(sample.malformed for sample in samples) / count,
-        "tokens": sum(len(sample.tokens) for sample in samples),
+        "tokens": sum(sum(sample.mask) for sample in samples),
         "staleness": step - min(sample.version for sample in samples),
-        **{f"reward_{family}": reward for family, reward in mean_reward_by_family(samples).items()},
+        **means_by_family(samples),
+        **({"verified": sum(sample.parts["verified"] for sample in samples) / count} if "verified" in samples[0].parts else {}),
     }
 
 

@@ -71,6 +71,8 @@ class EventSink:
 
     def figure(self, path: Path) -> None: ...
 
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None: ...
+
     def close(self, status: str, metrics: dict[str, Any]) -> None:
         emit("close", stage=self._stage, status=status)
 

@@ -25,6 +25,7 @@ class Sink(Protocol):
     def note(self, message: str) -> None: ...
     def record(self, facts: dict[str, Any]) -> None: ...
     def figure(self, path: Path) -> None: ...
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None: ...
     def close(self, status: str, metrics: dict[str, Any]) -> None: ...
 
 
@@ -85,10 +86,10 @@ class RunLog:
         for sink in self._sinks:
             sink.step(curve, step, values)
 
-    def rewind(self, step: int) -> None:
-        """Forget points after `step`: training resumes from a checkpoint taken there."""
-        for curve, rows in self._rows.items():
-            self._rows[curve] = [row for row in rows if row["step"] <= step]
+    def rewind(self, step: int, *curves: str) -> None:
+        """Forget points after `step`, of all curves or those named: training resumes from a checkpoint taken there."""
+        for curve in curves or self._rows:
+            self._rows[curve] = [row for row in self._rows.get(curve, ()) if row["step"] <= step]
             write_atomic(self.work / f"{curve}.curve.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows[curve]))
 
     def curve(self, curve: str = "train") -> list[dict[str, float]]:
@@ -120,6 +121,11 @@ class RunLog:
         for sink in self._sinks:
             sink.figure(path)
         return path
+
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Rows to browse, each with the same keys; nested values are shown as JSON."""
+        for sink in self._sinks:
+            sink.table(name, rows)
 
     def attach(self, path: Path) -> None:
         """Hand a file to the sinks that keep files; it must stay where it is until the stage ends (`work` is such a place)."""

@@ -149,6 +149,9 @@ class MlflowSink:
     def figure(self, path: Path) -> None:
         self._queue.put(("figure", path))
 
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        self._queue.put(("table", name, rows))
+
     def close(self, status: str, metrics: dict[str, Any]) -> None:
         self._queue.put(("close", status, metrics))
         self._thread.join(timeout=120)
@@ -184,6 +187,8 @@ class MlflowSink:
                 waiting += [Metric(*point) for point in item[1]]
             elif item[0] == "figure":
                 client.log_artifact(run, str(item[1]), "plots")
+            elif item[0] == "table" and item[2]:
+                client.log_table(run, {key: [_cell(row[key]) for row in item[2]] for key in item[2][0]}, f"{item[1]}.json")
             if waiting and (item[0] == "close" or len(waiting) > _BATCH // 2 or time.monotonic() - flushed > _FLUSH_SECONDS):
                 for first in range(0, len(waiting), _BATCH):
                     client.log_batch(run, metrics=waiting[first : first + _BATCH])
@@ -201,3 +206,7 @@ class MlflowSink:
         log_metrics(client, run, metrics)
         if not os.environ.get("MLFLOW_RUN_ID"):
             client.set_terminated(run, status)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (dict, list)) else value

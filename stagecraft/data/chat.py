@@ -28,6 +28,17 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], enabl
     return tokenizer.encode(render_prompt(tokenizer, row, enable_thinking), add_special_tokens=False)
 
 
+def continuation(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
+    """What the chat template puts between an assistant's turn, its `<|im_end|>` included, and the next: `messages` and the prompt to speak.
+
+    It does not depend on what the assistant said, so that the model goes on from the very tokens it drew.
+    """
+    said = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
+    before = tokenizer.apply_chat_template(said, tokenize=False)
+    after = tokenizer.apply_chat_template([*said, *messages], add_generation_prompt=True, tokenize=False)
+    return after[before.rindex(IM_END) + len(IM_END):]
+
+
 def encode_demonstration(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> tuple[list[int], list[int]]:
     """A row's prompt and demonstration as the model would have produced it.
 

@@ -36,6 +36,14 @@ class Episode:
     cut: bool = False
 
 
+def chat_request(row: Row) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a row asks, in the OpenAI chat API's form: (messages, tools)."""
+    asked = row["responses_create_params"]
+    tools = [{"type": "function", "function": {key: tool[key] for key in ("name", "description", "parameters") if key in tool}}
+             for tool in asked.get("tools") or []]
+    return [dict(message) for message in asked["input"]], tools
+
+
 def converse(environment: Seeds, row: Row, policy: Policy, turns: int) -> Episode:
     """Let the policy speak until it makes no call and nobody replies, or `turns` times; then verify.
 
@@ -52,10 +60,13 @@ def converse(environment: Seeds, row: Row, policy: Policy, turns: int) -> Episod
 
 
 def conversation(environment: Seeds, row: Row, turns: int) -> Generator[tuple[list[dict[str, Any]], list[dict[str, Any]]], str, Episode]:
-    """As `converse`, for who speaks for several policies at a time: gives what a `Policy` is asked, takes what it says."""
+    """As `converse`, for who speaks for several policies at a time: gives what a `Policy` is asked, takes what it says.
+
+    Raises:
+        UserError: from an environment that cannot be reached.
+    """
     session = environment.seed(row)
-    messages = [dict(message) for message in row["responses_create_params"]["input"]]
-    tools = chat_tools(row)
+    messages, tools = chat_request(row)
     episode = Episode(row, messages)
     while True:
         text = yield messages, tools
@@ -85,12 +96,6 @@ def conversation(environment: Seeds, row: Row, turns: int) -> Generator[tuple[li
     verdict = session.verify(episode.output)
     episode.reward = Reward(verdict.score, {"format": 1.0, "valid_calls": float(not episode.invalid_calls), **verdict.parts})
     return episode
-
-
-def chat_tools(row: Row) -> list[dict[str, Any]]:
-    """A row's tools in the OpenAI chat API's form."""
-    return [{"type": "function", "function": {key: tool[key] for key in ("name", "description", "parameters") if key in tool}}
-            for tool in row["responses_create_params"].get("tools") or []]
 
 
 def script(texts: Iterable[str]) -> Policy:

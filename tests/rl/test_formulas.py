@@ -81,7 +81,7 @@ def test_a_completion_is_trusted_by_the_mean_factor_between_the_two():
 
 
 def sample(reward, finished=True, malformed=False):
-    return Sample("a", "sort", "", [1], [2], [0.0], "", finished, malformed, reward, {}, 0)
+    return Sample("a", "sort", "", [1], 0, tokens=[2], mask=[1], logprobs=[0.0], finished=finished, malformed=malformed, reward=reward)
 
 
 def test_penalty_and_overlong_filter():

@@ -7,28 +7,11 @@ import signal
 import time
 
 import pytest
-from ruamel.yaml import YAML
 
+from tests.rl.conftest import change
 from tests.stages.test_training_stages import project, run, start
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory):
-    """A project up to its fine-tuned model, tuned long enough that some of its completions teach."""
-    where = project(tmp_path_factory.mktemp("tuned") / "project")
-    change(where, "sft", steps=120, decay_steps=20, pack_tokens=1024)
-    for stage in ("curate", "pretrain", "sft"):
-        run(stage, where)
-    return where
-
-
-def change(where, stage, **changes):
-    yaml = YAML()
-    profile = yaml.load(where / "params.yaml")
-    profile[stage].update(changes)
-    yaml.dump(profile, where / "params.yaml")
 
 
 def copy(tuned, where, **changes):

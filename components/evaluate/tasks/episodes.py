@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
-from stagecraft.environments.episode import chat_tools
+from stagecraft.environments.episode import chat_request
 from stagecraft.environments.library import ENVIRONMENTS
 
 
@@ -19,7 +19,7 @@ def rows(*, environment: str, prompts: int, seed: int, **_: Any) -> dict[str, li
         row = ENVIRONMENTS[environment].draw(Random(f"{seed}/{environment}/{index}"))
         own = {key: value for key, value in row.items() if key not in ("responses_create_params", "environment")}
         documents.append({"prompt": "\n".join(message["content"] for message in row["responses_create_params"]["input"]),
-                          "tools": json.dumps(chat_tools(row)), "episode": json.dumps(row), "material": "\n".join(_texts(own))})
+                          "tools": json.dumps(chat_request(row)[1]), "episode": json.dumps(row), "material": "\n".join(_texts(own))})
     return {"test": documents}
 
 

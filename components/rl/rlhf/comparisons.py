@@ -1,0 +1,79 @@
+"""What a generative reward model is asked, what it answers, and comparisons to learn that from, made with the verifiers' help."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from stagecraft.data.tasks import FAMILIES
+from stagecraft.data.tasks.task import Task
+from stagecraft.environments import verify
+from stagecraft.environments.verify import THINK, split_thinking
+
+WORST, BEST = 1, 5
+_SCORES = re.compile(r"\b([1-5])\b")
+_SAME = 0.2  # share of comparisons between two answers of one worth
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two answers to a request, with the scores that they deserve."""
+
+    request: str
+    answers: tuple[str, str]
+    scores: tuple[int, int]
+
+
+def question(principle: str, request: str, answers: Sequence[str]) -> str:
+    """The judge's request: a principle, what was asked, both answers as the user sees them, without their thinking."""
+    first, second = (answer_of(text) for text in answers)
+    return f"Principle: {principle}\nRequest: {request}\nFirst: {first}\nSecond: {second}\nScores from {WORST} to {BEST}:"
+
+
+def verdict(text: str) -> tuple[int, int] | None:
+    """The two scores that a judge's answer ends with; None if there are none."""
+    found = _SCORES.findall(answer_of(text))
+    return (int(found[-2]), int(found[-1])) if len(found) > 1 else None
+
+
+def answer_of(text: str) -> str:
+    """What follows the thinking; all of a text whose thinking is malformed."""
+    halves = split_thinking(text)
+    return (halves[1] if halves else text).strip()
+
+
+def comparisons(count: int, seed: str, families: Sequence[str]) -> Iterator[Comparison]:
+    """Distinct requests of the task families with two answers each: good, flawed or spoilt ones, scored by whether they verify."""
+    random, seen = Random(seed), set()
+    while len(seen) < count:
+        family = random.choice(families)
+        task = FAMILIES[family](random)
+        if task.prompt in seen:
+            continue
+        seen.add(task.prompt)
+        right, wrong = [task.good], [text for text in (task.flawed, _spoilt(task.good, random)) if not _is_right(task, text)]
+        if random.random() < _SAME or not wrong:
+            pair = [random.choice(random.choice([right, wrong or right]))] * 2
+        else:
+            pair = [random.choice(right), random.choice(wrong)]
+            random.shuffle(pair)
+        scores = [BEST if _is_right(task, text) else WORST for text in pair]
+        yield Comparison(task.prompt, (pair[0], pair[1]), (scores[0], scores[1]))
+
+
+def _is_right(task: Task, text: str) -> bool:
+    return verify({"verifier": task.verifier}, text).score == 1
+
+
+def _spoilt(text: str, random: Random) -> str:
+    """The answer with two of its words exchanged, or its last character doubled if it is one word."""
+    head, _, answer = text.rpartition("</think>")
+    words = answer.split()
+    if len(words) > 1:
+        first, second = random.sample(range(len(words)), 2)
+        words[first], words[second] = words[second], words[first]
+    else:
+        words = [words[0] + words[0][-1]]
+    return (f"{head}</think> " if text.startswith(THINK) else "") + " ".join(words)

@@ -1,0 +1,120 @@
+"""RLHF: comparisons in a circle, verdicts, brevity, the KL term, and the stage with a reward model that it trains and serves."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.rl.loss import kl_estimate
+from components.rl.params import Params
+from components.rl.rlhf.comparisons import BEST, WORST, comparisons, question, verdict
+from components.rl.rlhf.judge import Judge, length_bonus
+from components.rl.rollouts import Sample
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.params import load, parse, read_profile
+from stagecraft.data.tasks import FAMILIES
+from tests.rl.test_prompts import PARAMS
+from tests.rl.test_staleness import copy, curve
+from tests.stages.test_training_stages import run
+
+PROFILE = Path(__file__).parents[2] / "params.yaml"
+
+
+class Ranking(Judge):
+    """Scores an answer by the number it is, whatever its place; `place` adds to whoever stands first."""
+
+    def __init__(self, place=0):
+        super().__init__(PARAMS.preferences, "", "")
+        self.place, self.asked = place, []
+
+    def scores(self, pairs):
+        self.asked += pairs
+        return [(int(first) + self.place, int(second)) if (first + second).isdigit() else None for _, first, second in pairs]
+
+
+def group(*texts, finished=True):
+    return [Sample("id", "sort", "request", [1], 0, tokens=[1, 2], text=text, finished=finished, reward=1.0) for text in texts]
+
+
+def test_each_completion_is_compared_with_the_next_in_a_circle_and_once_in_each_place():
+    judge = Ranking(place=1)
+    samples = [*group("1", "4", "2"), *group("3", "3", "3")]
+    judge.reward(samples, 3)
+    assert [pair[1:] for pair in judge.asked] == [("1", "4"), ("4", "2"), ("2", "1"), ("3", "3"), ("3", "3"), ("3", "3")]
+    # A judge that favours the first place by a point favours all by half of one.
+    assert [each.reward for each in samples] == pytest.approx([(score + 0.5 - WORST) / (BEST - WORST) for score in (1, 4, 2, 3, 3, 3)])
+    assert all(each.parts == {"verified": 1.0, "verdict": 1.0} for each in samples)
+
+
+def test_an_unreadable_verdict_is_a_tie_and_what_was_cut_off_gets_nothing():
+    samples = group("5", "x", "1")
+    Ranking().reward(samples, 3)
+    assert [each.parts["verdict"] for each in samples] == [0, 0, 1]  # of the comparison with the next
+    assert samples[0].reward == pytest.approx(((3 + 5) / 2 - WORST) / (BEST - WORST))
+    cut = [*group("5", finished=False), *group("1", "1")]
+    Ranking().reward(cut, 3)
+    assert cut[0].reward == 0
+
+
+@given(st.lists(st.integers(1, 500), min_size=2, max_size=16), st.floats(0, 1))
+def test_brevity_is_paid_within_the_group(lengths, penalty):
+    bonus = length_bonus(lengths, penalty)
+    assert sum(bonus) == pytest.approx(0, abs=1e-9)
+    assert max(bonus) - min(bonus) == pytest.approx(penalty if len(set(lengths)) > 1 else 0)
+    assert [more for _, more in sorted(zip(lengths, bonus))] == sorted(bonus, reverse=True)
+
+
+def test_verdicts_as_models_write_them():
+    assert verdict("<think>close</think> 5 1") == (5, 1) == verdict("Scores: 5, 1.") == verdict("2 of 3 criteria. 5 1")
+    for text in ("", "5", "<think>5 1</think>", "10 20", "good bad"):
+        assert verdict(text) is None
+
+
+def test_comparisons_are_scored_by_what_verifies_and_favour_no_place():
+    drawn = list(comparisons(600, "0", sorted(FAMILIES)))
+    assert drawn == list(comparisons(600, "0", sorted(FAMILIES))) and len({each.request for each in drawn}) == 600
+    places = [each.scores[0] > each.scores[1] for each in drawn if each.scores[0] != each.scores[1]]
+    assert 0.4 < sum(places) / len(places) < 0.6 and 0.7 < len(places) / 600 < 0.9
+    asked = question("be brief", drawn[0].request, ("<think>so</think> yes", "no"))
+    assert "so" not in asked.replace("Scores", "") and asked.startswith("Principle: be brief\n")
+
+
+def test_the_kl_estimate_is_unbiased_and_never_negative():
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = (torch.randn(6, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    estimates = kl_estimate(policy, reference)
+    assert (estimates >= 0).all() and kl_estimate(policy, policy).abs().max() == 0
+    exact = sum(math.exp(p) * (p - q) for p, q in zip(policy.tolist(), reference.tolist()))
+    assert (policy.exp() * estimates).sum().item() == pytest.approx(exact, rel=1e-12)
+
+
+def test_an_endpoint_that_does_not_answer_is_one_line():
+    preferences = parse(type(PARAMS.preferences), read_profile(PROFILE)["rl"]["preferences"] | {"timeout_seconds": 0.2}, "rl")
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9/v1: the reward model does not answer: .* - check rl.preferences.url"):
+        Judge(preferences, "http://127.0.0.1:9/v1", "none").scores([("a", "b", "c")])
+
+
+def test_half_an_endpoint_and_conversations_are_refused():
+    rl = read_profile(PROFILE)["rl"]
+    for changes, complaint in (({"preferences": rl["preferences"] | {"enabled": True, "url": "http://x"}}, "name an endpoint together"),
+                               ({"preferences": rl["preferences"] | {"enabled": True}, "environments": {"guess": 1.0}}, "single answers")):
+        with pytest.raises(UserError, match=complaint):
+            parse(Params, rl | changes, "rl")
+
+
+@pytest.mark.slow
+def test_the_stage_trains_and_serves_its_own_reward_model(tuned, tmp_path):
+    preferences = read_profile(PROFILE)["rl"]["preferences"] | {"enabled": True, "comparisons": 200, "steps": 8, "heldout": 20}
+    where = copy(tuned, tmp_path / "rlhf", preferences=preferences, kl=1.0e-4, steps=3)
+    metrics = run("rl", where)
+    assert 0 <= metrics["reward_model_accuracy"] <= 1 and 0 <= metrics["verified_last"] <= 1
+    assert curve(where)[0]["kl"] < 1e-6 < curve(where)[2]["kl"]  # the policy begins as its reference
+    assert load(Params, "rl", where / "params.yaml").preferences.enabled
+    manifest = json.loads((where / "artifacts/aligned/manifest.json").read_text())
+    assert {"reward_model/config.json", "reward_model/model.safetensors"} <= manifest["files"].keys()
+    rollout = json.loads((where / "artifacts/aligned/rollouts.jsonl").read_text().splitlines()[0])
+    assert {"verified", "verdict"} <= rollout["parts"].keys()
