@@ -62,7 +62,8 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     def heldout(rows: int) -> float:
         return evaluate(trainer, params, corpus, work, common, rows)
 
-    merger = Merger(params.merge, work / "merging", trainer.module, reach=params.checkpoint_every)
+    # A kill may come as late as the next checkpoint's step, while the last one is still being written: then it is two back.
+    merger = Merger(params.merge, work / "merging", trainer.module, reach=2 * params.checkpoint_every)
 
     def look() -> None:
         if trainer.steps_done > params.warmup_steps and (losses := merger.look(trainer.steps_done, heldout)) and log:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints
+from stagecraft.engine.saving import Saver
 from stagecraft.engine.trainer import StepResult, Trainer
 from stagecraft.engine.watchdog import Watchdog
 
@@ -26,7 +27,7 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
 
     Args:
         step: does one optimizer step.
-        checkpoint_every: steps between checkpoints, of which the newest `keep` stay.
+        checkpoint_every: steps between checkpoints, of which the newest `keep` stay; they are written while training goes on.
         max_skipped: steps in a row that may be skipped because loss or gradient is no finite number.
         hang_seconds: a step that takes longer ends this rank; 0 waits for ever.
         between: called after every step, before a checkpoint.
@@ -38,8 +39,8 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
     Raises:
         UserError: too many steps in a row were skipped, or a checkpoint cannot be written or read.
     """
-    directory, steps = work / "checkpoints", trainer.optimization.steps
-    checkpoints.resume(directory, trainer, log.note if log else lambda _: None)
+    saver, steps = Saver(work / "checkpoints", keep), trainer.optimization.steps
+    checkpoints.resume(saver.directory, trainer, log.note if log else lambda _: None)
     if log:
         log.rewind(trainer.steps_done)
     started, tokens, skipped = time.monotonic(), 0, 0
@@ -48,8 +49,10 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
         while trainer.steps_done < steps:
             watchdog.beat(trainer.steps_done)
             result = step()
+            saver.poll()
             skipped = skipped + 1 if result.skipped else 0
             if skipped > max_skipped:
+                saver.finish()
                 raise UserError(
                     f"loss {result.loss} and gradient norm {result.grad_norm} at step {trainer.steps_done}, after {max_skipped} steps in a "
                     "row that were skipped for that", where=name, mend="lower the learning rate; or, to skip other data, change the seed")
@@ -59,7 +62,8 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
                 bar.advance(loss=result.loss, tokens_per_second=tokens / (time.monotonic() - started))
             between()
             if trainer.steps_done % checkpoint_every == 0 and trainer.steps_done < steps:
-                checkpoints.save(directory, trainer, extra(), keep)
+                saver.save(trainer, extra())
+        saver.finish()
     return tokens / (time.monotonic() - started)
 
 

@@ -15,6 +15,7 @@ from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracke
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 from stagecraft.contract.errors import UserError
+from stagecraft.engine.host_memory import keep_pages
 from stagecraft.engine.layout import Layout
 
 ONE = Layout(tensor=1, pipeline=1, expert=1)
@@ -27,6 +28,8 @@ def initialize(seed: int, layout: Layout = ONE) -> None:
         UserError: the layout does not divide the number of ranks.
     """
     if not dist.is_initialized():
+        if ON_CPU:
+            keep_pages()
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         if "RANK" in os.environ:
             if not ON_CPU:

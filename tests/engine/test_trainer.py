@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from stagecraft.contract.errors import UserError
 from stagecraft.engine import checkpoints, loop, parallel
 from stagecraft.engine.optimizers import FusedAdam, orthogonalise
+from stagecraft.engine.saving import Saver
 from stagecraft.engine.trainer import Batch, Optimization, Trainer
 from tests.architectures import tiny
 
@@ -176,6 +178,68 @@ def test_a_full_disk_is_one_line_and_costs_no_older_checkpoint(tmp_path):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     checkpoints.save(tmp_path, trainer, keep=3)
     assert (tmp_path / "step-00000003").is_dir()
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Writers that begin to write tensors only when this event is set."""
+    event, write = threading.Event(), torch.save
+
+    def wait_and_write(*args, **kwargs):
+        assert threading.current_thread() is threading.main_thread() or event.wait(600)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", wait_and_write)
+    yield event
+    event.set()
+
+
+def test_a_checkpoint_is_of_the_step_it_began_at_however_late_it_is_written(tmp_path, held):
+    straight, saver = new_trainer(), Saver(tmp_path)
+    for step in range(3):
+        straight.step([batch(step)])
+    saver.save(straight, {"rows": 12})
+    expected = []
+    for step in range(3, 6):
+        expected.append(straight.step([batch(step)]))
+        saver.poll()
+    assert not list(tmp_path.glob("step-*"))
+    held.set()
+    saver.finish()
+    resumed = new_trainer()
+    assert checkpoints.resume(tmp_path, resumed) == {"rows": 12}
+    assert [resumed.step([batch(step)]) for step in range(3, 6)] == expected
+    for name, tensor in resumed.weights().items():
+        assert torch.equal(tensor, straight.weights()[name]), name
+
+
+def test_one_checkpoint_is_under_way_at_a_time(tmp_path, held):
+    trainer, saver = new_trainer(precision="bf16", mtp_depths=0), Saver(tmp_path)
+    saver.save(trainer)
+    trainer.step([batch(0)])
+    threading.Timer(1.0, held.set).start()
+    saver.save(trainer)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["step-00000000"]
+    saver.finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000000", "step-00000001"]
+
+
+def test_a_disk_that_fills_up_ends_the_training_at_a_step_after_it(tmp_path):
+    trainer, limits = new_trainer(precision="bf16", mtp_depths=0), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def step():
+        result = trainer.step([batch(trainer.steps_done)])
+        if trainer.steps_done == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        return result
+
+    try:
+        with pytest.raises(UserError, match=r"checkpoint of step 4 cannot be written .* from step-00000002"):
+            loop.run(trainer, step, name="pretrain", work=tmp_path, checkpoint_every=2, log=None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert trainer.steps_done <= 6
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_a_step_without_a_finite_loss_is_skipped_and_too_many_end_the_run(tmp_path):
