@@ -69,9 +69,10 @@ def train(params: Params, corpus: Path) -> dict[str, Run]:
 
 def _train(params: Params, corpus: Path, work: Path) -> dict[str, Run]:
     tokenizer = load_tokenizer(corpus / "tokenizer")
-    common = {"sequence_length": params.sequence_length, "eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id,
-              "vocab_size": len(tokenizer), "seed": params.seed}
-    rows = open_blend(read_blend(corpus, params.blend), samples=params.steps * params.global_batch, cache=work, **common)
+    common = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer),
+              "seed": params.seed, "cache": work}
+    rows = open_blend(read_blend(corpus, params.blend), samples=params.steps * params.global_batch,
+                      sequence_length=params.sequence_length, **common)
     trainers = {}
     for name in RECIPES:
         parallel.initialize(params.seed)
@@ -89,7 +90,7 @@ def _train(params: Params, corpus: Path, work: Path) -> dict[str, Run]:
             runs[name].seconds.append(time.process_time() - started)
             runs[name].losses.append(result.loss)
     for name, trainer in trainers.items():
-        runs[name].heldout = evaluate(trainer, params, corpus, work, common, params.heldout_rows)
+        runs[name].heldout = evaluate(trainer, params, corpus, common, params.heldout_rows)
     parallel.shutdown()
     return runs
 

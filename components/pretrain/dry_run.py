@@ -49,18 +49,19 @@ def report(params: Params, ranks: int) -> Iterator[str]:
            f"MTP +{mtp / 1e9:.2f}B")
     yield "\n## Phases"
     for phase in params.phases:
-        yield (f"{phase.blend}: from step {phase.first // params.global_batch}, {phase.rows // params.global_batch} steps, "
-               f"{phase.rows * params.sequence_length / 1e9:,.4g}B tokens")
+        yield (f"{phase.blend}: from step {phase.steps[0].start}, {phase.rows // phase.batch} steps, "
+               f"{phase.rows * phase.length / 1e9:,.4g}B tokens in rows of {phase.length:,}")
     yield f"\n## Layout of {ranks} ranks"
     layers = pipeline_stages(a.hybrid_override_pattern, params.layout.pipeline)
     experts = a.n_routed_experts // params.layout.expert
     for rank, place in enumerate(places(params, ranks)):
         yield (f"rank {rank}: tensor {place['tp']}, pipeline {place['pp']} ({layers[place['pp']]}), data {place['dp']}, "
                f"experts {place['ep'] * experts}-{(place['ep'] + 1) * experts - 1}")
-    memory = training_memory(nemotron_h(a), Workload(params.sequence_length, params.global_batch, params.mtp_depths),
-                             Layout(tp=params.layout.tensor, pp=params.layout.pipeline, ep=params.layout.expert, dp=data,
-                                    micro=params.micro_batch), formats("training", params.precision))
-    yield f"\n## Memory of the fullest GPU by docs/planning.md: {memory.total / 1e9:.1f} GB"
+    memory = max((training_memory(nemotron_h(a), Workload(phase.length, phase.batch, params.mtp_depths),
+                                  Layout(tp=params.layout.tensor, pp=params.layout.pipeline, ep=params.layout.expert, dp=data,
+                                         micro=phase.micro), formats("training", params.precision))
+                  for phase in params.phases), key=lambda needed: needed.total)
+    yield f"\n## Memory of the fullest GPU in the phase that needs most, by docs/planning.md: {memory.total / 1e9:.1f} GB"
     for part in ("weights", "gradients", "optimizer", "activations", "logits"):
         yield f"{part}: {getattr(memory, part) / 1e9:.1f} GB"
     yield "\n## Precision of every module"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import fmean
 
 from components.pretrain.params import Params
 from stagecraft.contract.errors import UserError
@@ -31,13 +32,20 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     plot_loss(log)
     return {
         "loss_first": curve[0]["loss"],
-        "loss_last": log.tail_mean("loss", share=0.05),
+        "loss_last": mean_of_last([row["loss"] for row in curve if row["step"] <= params.steps]),
+        **({"long_context_loss_last": mean_of_last([row["loss"] for row in curve if row["step"] > params.steps])}
+           if params.long_context.steps else {}),
         "heldout_loss": result.heldout_loss,
         "heldout_bits_per_byte": result.heldout_loss / math.log(2) / result.bytes_per_token,
-        "tokens": params.steps * params.global_batch * params.sequence_length,
+        "tokens": params.tokens,
         "tokens_per_second": result.tokens_per_second,
         "parameters": result.parameters,
     }
+
+
+def mean_of_last(losses: list[float]) -> float:
+    """Over the last 5%, at least one: an end less noisy than the last step."""
+    return fmean(losses[-max(1, len(losses) // 20):])
 
 
 def check_vocabulary(params: Params, tokenizer: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import stagecraft.megatron_cpu  # noqa: F401
@@ -19,7 +19,7 @@ from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.datasets import batch_of, open_blend
 from stagecraft.engine.merging import Merger
-from stagecraft.engine.phases import phase_of, rows_read
+from stagecraft.engine.phases import read_at, rows_read
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.model.ladder import Hardware, check, ladder, refuse_emulation
 from stagecraft.model.precision import as_yaml
@@ -40,44 +40,57 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     """Train on this rank; `log` on rank 0 only."""
     torch.set_num_threads(1)
     parallel.initialize(params.seed, params.layout)
-    first, per_rank = parallel.share(params.global_batch // params.micro_batch, "pretrain: global_batch / micro_batch")
     tokenizer = load_tokenizer(corpus / "tokenizer")
-    common = {"sequence_length": params.sequence_length, "eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id,
-              "vocab_size": len(tokenizer), "seed": params.seed}
-    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, cache=work / "index", **common)
-            for phase in params.phases}
+    common = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer),
+              "seed": params.seed, "cache": work / "index"}
+    phases = params.phases
+    shares = {phase: parallel.share(phase.batch // phase.micro, "pretrain: global_batch / micro_batch") for phase in phases}
+    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length, **common)
+            for phase in phases}
+    optimization = replace(Optimization.of(params), further_steps=params.long_context.steps, further_lr=params.long_context.lr)
     trainer = Trainer(
-        params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length, precision=params.precision,
-        mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate,
-        aux_loss=params.aux_loss, diagnose_every=params.diagnose_every)
+        params.architecture, optimization, max_sequence_length=max(phase.length for phase in phases), precision=params.precision,
+        dtype=getattr(torch, params.dtype), mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale,
+        expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss, diagnose_every=params.diagnose_every)
     announce(params, trainer, log)
 
     def step() -> StepResult:
-        start = trainer.steps_done * params.global_batch
-        phase = phase_of(start, params.phases)
-        at = start - phase.first + first * params.micro_batch
-        starts = range(at, at + per_rank * params.micro_batch, params.micro_batch)
-        return trainer.step([batch_of(rows[phase], range(at, at + params.micro_batch)) for at in starts])
+        phase, at = read_at(trainer.steps_done, phases)
+        first, count = shares[phase]
+        starts = range(at + first * phase.micro, at + (first + count) * phase.micro, phase.micro)
+        return trainer.step([batch_of(rows[phase], range(at, at + phase.micro)) for at in starts])
 
     def heldout(rows: int) -> float:
-        return evaluate(trainer, params, corpus, work, common, rows)
+        return evaluate(trainer, params, corpus, common, rows)
 
     # A kill may come as late as the next checkpoint's step, while the last one is still being written: then it is two back.
     merger = Merger(params.merge, work / "merging", trainer.module, reach=2 * params.checkpoint_every)
 
     def look() -> None:
-        if trainer.steps_done > params.warmup_steps and (losses := merger.look(trainer.steps_done, heldout)) and log:
-            log.step(trainer.steps_done, curve="merging", **losses)
+        done = trainer.steps_done
+        if params.warmup_steps < done <= params.steps and (losses := merger.look(done, heldout)) and log:
+            log.step(done, curve="merging", **losses)
+        if done == params.steps and params.long_context.steps:
+            settle()
+
+    def settle() -> float:
+        """At the end of the decay: the held-out loss of the weights that go on, which may be the merged ones."""
+        last = heldout(params.heldout_rows)
+        merged = merger.goes_on(params.steps, lambda: heldout(params.heldout_rows), last)
+        if merger.merged:
+            trainer.optimizer.reload_model_params()
+        if merged and log:
+            log.step(params.steps, curve="merged", heldout_loss_last=last, heldout_loss_merged=merged, merged=merger.merged)
+        return merged if merger.merged else last
 
     rate = loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log,
                     keep=params.keep_checkpoints, max_skipped=params.max_skipped_steps, hang_seconds=params.hang_seconds, between=look,
-                    extra=lambda: {"rows": rows_read(trainer.steps_done * params.global_batch, params.phases)})
-    heldout_loss = heldout(params.heldout_rows)
-    if (merged_loss := merger.goes_on(params.steps, lambda: heldout(params.heldout_rows), heldout_loss)) and log:
-        log.note(f"held-out loss {heldout_loss:.4f} of the last weights, {merged_loss:.4f} merged: "
-                 + ("the merged ones go on" if merger.merged else "the last ones go on"))
-        log.record(merged=merger.merged, heldout_loss_last=heldout_loss, heldout_loss_merged=merged_loss)
-    heldout_loss = merged_loss if merger.merged else heldout_loss
+                    extra=lambda: {"rows": rows_read(trainer.steps_done, phases)})
+    heldout_loss = heldout(params.heldout_rows) if params.long_context.steps else settle()
+    for settled in log.curve("merged") if log else ():
+        log.note(f"held-out loss {settled['heldout_loss_last']:.4f} of the last weights, {settled['heldout_loss_merged']:.4f} merged: "
+                 + ("the merged ones go on" if settled["merged"] else "the last ones go on"))
+        log.record(merged=bool(settled["merged"]), **{key: settled[key] for key in ("heldout_loss_last", "heldout_loss_merged")})
     weights = trainer.weights()
     parameters = sum(tensor.numel() for name, tensor in weights.items() if "e_score_correction_bias" not in name)  # which is a buffer
     result = Result(weights, parameters, heldout_loss, bytes_per_token(corpus, tokenizer), rate)
@@ -105,9 +118,9 @@ def announce(params: Params, trainer: Trainer, log: RunLog | None) -> None:
                    device=hardware.name, processes=dist.get_world_size())
 
 
-def evaluate(trainer: Trainer, params: Params, corpus: Path, work: Path, common: dict, count: int) -> float:
+def evaluate(trainer: Trainer, params: Params, corpus: Path, common: dict, count: int) -> float:
     """Mean next-token loss (nats) over the first `count` of `heldout_rows` rows of held-out text, unquantised; the same on every rank."""
-    rows = open_blend(read_blend(corpus, "heldout"), samples=params.heldout_rows, cache=work / "index", **common)
+    rows = open_blend(read_blend(corpus, "heldout"), samples=params.heldout_rows, sequence_length=params.sequence_length, **common)
     count = min(count, params.heldout_rows)
     sums = [trainer.loss(batch_of(rows, range(at, min(at + params.micro_batch, count)))) for at in range(0, count, params.micro_batch)]
     return sum(loss for loss, _ in sums) / sum(count for _, count in sums)

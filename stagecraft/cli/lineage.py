@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--file", metavar="PREFIX", help="a token file of the corpus, without suffix")
     chosen.add_argument("--row", type=int, metavar="N",
-                        help="a row of pre-training, counted from 0: step x global_batch + place in the batch")
+                        help="a row of pre-training, counted from 0: step x global_batch + place in the batch; those of long_context "
+                             "follow, the short ones among them last")
     parser.add_argument("--position", type=int, required=True, metavar="N", help="the token, counted from 0")
     parser.add_argument("--base", type=Path, default=PATHS["base"], metavar="DIR", help="the base model, for --row (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -43,18 +44,19 @@ def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
     """(token file, position in it) of a token of a training row, by the very dataset that the training read."""
     from stagecraft.engine.lineage import locate
     from stagecraft.engine.phases import phase_of, phases
+    from stagecraft.engine.schedule import LongContext
 
     try:
         params = json.loads((options.base / "manifest.json").read_text())["params"]
-        blends = params["blend"], params["decay_blend"]
+        of_training = phases(params["blend"], params["decay_blend"], steps=params["steps"], decay_steps=params["decay_steps"],
+                             length=params["sequence_length"], batch=params["global_batch"], long=LongContext(**params["long_context"]))
     except (OSError, ValueError, KeyError):
         raise UserError("no manifest with the parameters of its training", where=str(options.base), mend="name a base model") from None
     tokenizer = load_tokenizer(options.corpus / "tokenizer")
     try:
-        phase = phase_of(options.row, phases(*blends, steps=params["steps"],
-                                             decay_steps=params["decay_steps"], global_batch=params["global_batch"]))
+        phase = phase_of(options.row, of_training)
         return locate(read_blend(options.corpus, phase.blend), options.row - phase.first, options.position,
-                      samples=phase.rows, sequence_length=params["sequence_length"], seed=params["seed"],
+                      samples=phase.rows, sequence_length=phase.length, seed=params["seed"],
                       eod=tokenizer.convert_tokens_to_ids("</s>"), pad=tokenizer.pad_token_id, vocab_size=len(tokenizer))
     except IndexError as error:
         raise UserError(str(error), where="--row, --position", mend="both count from 0") from None

@@ -39,7 +39,7 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
     Raises:
         UserError: too many steps in a row were skipped, or a checkpoint cannot be written or read.
     """
-    saver, steps = Saver(work / "checkpoints", keep), trainer.optimization.steps
+    saver, steps = Saver(work / "checkpoints", keep), trainer.optimization.all_steps
     checkpoints.resume(saver.directory, trainer, log.note if log else lambda _: None)
     if log:
         log.rewind(trainer.steps_done)

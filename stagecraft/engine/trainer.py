@@ -35,6 +35,8 @@ bind_adam(FusedAdam)
 class Optimization:
     """Optimizer and schedule. Rates are per step; `decay_steps` of minus-sqrt decay end at `min_lr` (0: constant after warm-up).
 
+    `further_steps` at the constant rate `further_lr` follow the `steps`.
+
     `optimizer`: "adamw", or "muon" for the matrices of the layers with `muon_lr_scale` times the rate, AdamW for the rest.
     """
 
@@ -48,6 +50,13 @@ class Optimization:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
+    further_steps: int = 0
+    further_lr: float = 0.0
+
+    @property
+    def all_steps(self) -> int:
+        """To the end of the training."""
+        return self.steps + self.further_steps
 
     @classmethod
     def of(cls, params: Any) -> Optimization:
@@ -120,6 +129,9 @@ class Trainer:
         self.optimizer = get_megatron_optimizer(OptimizerConfig(
             optimizer="adam", lr=o.lr, min_lr=o.min_lr, weight_decay=o.weight_decay, adam_beta1=o.betas[0], adam_beta2=o.betas[1],
             clip_grad=o.clip, bf16=self.config.bf16, params_dtype=self.config.params_dtype), [self.model])
+        for parameter in self.module.parameters():
+            if hasattr(parameter, "muon"):
+                self._main(parameter).muon = parameter.muon
         self.scheduler = OptimizerParamScheduler(
             self.optimizer, init_lr=0.0, max_lr=o.lr, min_lr=o.min_lr, lr_warmup_steps=o.warmup_steps,
             lr_decay_steps=max(o.steps, o.warmup_steps + 1), lr_decay_style="WSD" if o.decay_steps else "constant",
@@ -142,6 +154,9 @@ class Trainer:
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         self.scheduler.step(1)
+        if self.steps_done >= self.optimization.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.optimization.further_lr
         reports = self._run(batches, loss, forward_only=False)
         self.steps_done += 1
         sums, mtp_losses = self._told_by_last_stage((self._reduce(reports), self._mtp_losses(len(batches))))
@@ -211,12 +226,19 @@ class Trainer:
         return self._told_by_last_stage((float(reports[0]["loss"]), int(reports[0]["tokens"])) if reports else None)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """The optimizer's state on this rank, by the names of the weights: `exp_avg`, `exp_avg_sq`."""
+        """The optimizer's state on this rank, by the names of the weights: `exp_avg`, `exp_avg_sq`, and `main`, the float32 values of
+        a bfloat16 weight."""
         found: dict[Tensor, dict[str, Tensor]] = {}
         for part in self._optimizers():
             part.initialise_state()
             found.update(part.state)
-        return {name: found[parameter] for name, parameter in self.module.named_parameters() if parameter in found}
+        return {name: found[main] | ({} if main is parameter else {"main": main}) for name, parameter in self.module.named_parameters()
+                if (main := self._main(parameter)) in found}
+
+    @staticmethod
+    def _main(parameter: Tensor) -> Tensor:
+        """What the optimizer steps for a parameter: float32 values that megatron-core keeps of a bfloat16 one, or itself."""
+        return getattr(parameter, "main_param", parameter)
 
     def go_on_from(self, step: int) -> None:
         """Count `step` steps as done."""

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ from tests.architectures import tiny
 SCHEDULE = Optimization(lr=2e-3, min_lr=1e-4, steps=12, warmup_steps=3, decay_steps=4, weight_decay=0.1)
 
 
-def new_trainer(**options):
+def new_trainer(optimizer="adamw", **options):
     parallel.initialize(seed=7)
-    return Trainer(tiny(), SCHEDULE, max_sequence_length=64, **{"precision": "nvfp4", "mtp_depths": 2, **options})
+    return Trainer(tiny(), replace(SCHEDULE, optimizer=optimizer), max_sequence_length=64,
+                   **{"precision": "nvfp4", "mtp_depths": 2, **options})
 
 
 def batch(seed, rows=2):
@@ -95,14 +97,15 @@ def test_loss_is_a_mean_over_tokens_whatever_the_microbatches():
     assert two.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
 
 
-def test_resumed_steps_equal_uninterrupted_ones_bit_for_bit(tmp_path):
-    straight = new_trainer()
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16, "optimizer": "muon"}], ids=["float32", "bfloat16, muon"])
+def test_resumed_steps_equal_uninterrupted_ones_bit_for_bit(tmp_path, options):
+    straight = new_trainer(**options)
     expected = []
     for step in range(8):
         expected.append(straight.step([batch(step)]))
         if step == 3:
             checkpoints.save(tmp_path, straight)
-    resumed = new_trainer()
+    resumed = new_trainer(**options)
     checkpoints.resume(tmp_path, resumed)
     assert [resumed.step([batch(step)]) for step in range(4, 8)] == expected[4:]
     for name, tensor in resumed.weights().items():

@@ -26,6 +26,15 @@ def test_the_counts_are_the_published_ones(text):
     assert text.splitlines()[0] == "# super-120b.yaml: 120.67B parameters, 12.77B active, MTP +2.94B"
 
 
+def test_the_profile_of_one_h200_fits_it():
+    done = dry_run(profile="params/h200.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[0] == "# h200.yaml: 0.96B parameters, 0.26B active, MTP +0.09B"
+    assert "long: from step 19075, 250 steps, 0.2621B tokens in rows of 32,768" in done.stdout
+    (needed,) = [float(line.split()[-2]) for line in done.stdout.splitlines() if line.startswith("## Memory of the fullest GPU")]
+    assert 20 < needed < 0.9 * 141
+
+
 def test_every_rank_has_its_place(text):
     """Tensor 2 and expert 64 of 128 ranks: neighbours share matrices, ranks 64 apart share experts."""
     ranks = [line for line in text.splitlines() if line.startswith("rank ")]

@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
 from tests.stages import test_training_stages as training_stages
 from tests.stages.test_training_stages import ROOT, project, run
@@ -83,6 +84,29 @@ def test_killed_while_it_saves_it_goes_on_with_the_same_bits(straight, fresh):
     run("pretrain", fresh)
     weights = "artifacts/base/model.safetensors"
     assert (fresh / weights).read_bytes() == (straight[0] / weights).read_bytes()
+
+
+def test_killed_in_its_long_context_phase_it_goes_on_with_the_same_bits(straight, fresh, tmp_path):
+    """The merged weights are taken at the end of the decay, before the checkpoint that the second start goes on from."""
+    profile = YAML().load(fresh / "params.yaml")
+    profile["pretrain"]["long_context"].update(steps=6, alternating_steps=3, sequence_length=128, short_length=64, lr=1e-3)
+    YAML().dump(profile, fresh / "params.yaml")
+    other = tmp_path / "other"
+    shutil.copytree(fresh, other)
+    metrics = run("pretrain", other)
+    assert metrics["tokens"] == straight[1]["tokens"] + 6 * 2 * 128
+    process = training_stages.start("pretrain", fresh)
+    deadline = time.monotonic() + 600
+    while not list((fresh / ".work" / "pretrain").glob("*/checkpoints/step-0000001*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = run("pretrain", fresh)
+    assert {**again, **(times := {"seconds": 0, "tokens_per_second": 0})} == {**metrics, **times}
+    weights = "artifacts/base/model.safetensors"
+    assert (fresh / weights).read_bytes() == (other / weights).read_bytes() != (straight[0] / weights).read_bytes()
+    assert (fresh / "plots/pretrain/merged.csv").read_bytes() == (other / "plots/pretrain/merged.csv").read_bytes()
 
 
 def test_a_hung_rank_ends_the_stage_with_its_name_and_a_stack(fresh):
