@@ -17,9 +17,9 @@ from tests.checkpoints import tiny_checkpoint
 OUTWARD = ("out_proj.weight", "o_proj.weight", "down_proj.weight", "fc2_latent_proj.weight")
 
 
-def foreseeing_checkpoint(directory: Path, share: float = 0.3) -> Path:
-    """Write it; `share` scales what the layers add, and so how often the block is wrong."""
-    tiny_checkpoint(directory)
+def foreseeing_checkpoint(directory: Path, share: float = 0.3, **overrides: object) -> Path:
+    """Write it; `share` scales what the layers add, and so how often the block is wrong; `overrides` are of `tiny_checkpoint`."""
+    tiny_checkpoint(directory, **overrides)
     path = directory / "model.safetensors"
     weights = load_file(path)
     for name, weight in weights.items():

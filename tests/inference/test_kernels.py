@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.platforms import current_platform
 
-from stagecraft.inference.vllm_cpu import mamba_speculative, moe, prefill_conv, seeded_sampling
+from stagecraft.inference.vllm_cpu import mamba_speculative, moe, norm, prefill_conv, routing, seeded_sampling
 from tests.inference.recurrence import (
     CHANNELS,
     SLOTS,
@@ -81,6 +81,40 @@ def test_experts_equal_their_formula(tokens):
     for token in range(tokens):
         expected = sum(s * (down[e] @ (up[e] @ x[token]).relu().square()) for s, e in zip(share[token], chosen[token].tolist()))
         torch.testing.assert_close(out[token], expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("renormalize", "tokens"), [(True, 1), (False, 5)])
+def test_experts_of_one_group_are_chosen_as_upstream_chooses_them(renormalize, tokens):
+    from vllm.model_executor.layers.fused_moe.router.cpu_router import _grouped_topk as upstream
+
+    g = torch.Generator().manual_seed(4)
+    logits, bias = torch.randn(tokens, 32, generator=g), 0.1 * torch.randn(32, generator=g)
+    expected = upstream(logits, 4, renormalize, 1, 1, "sigmoid", 2.5, bias)
+    for ours, theirs in zip(routing.choose(logits, 4, renormalize, 2.5, bias), expected):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 128), (torch.float32, 40), (torch.bfloat16, 64)])
+def test_the_norm_is_its_formula(dtype, width, monkeypatch):
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    monkeypatch.setattr(RMSNorm, "forward_native", RMSNorm.forward_native)
+    norm.mend()
+    g = torch.Generator().manual_seed(5)
+    x, residual, weight = (torch.randn(shape, generator=g).to(dtype) for shape in ((3, width), (3, width), (width,)))
+    with set_current_vllm_config(VllmConfig()):
+        layer = RMSNorm(width, eps=1e-5, dtype=dtype)
+    layer.weight.data.copy_(weight)
+    summed = x + residual
+    expected = [(each.float() * torch.rsqrt(each.float().pow(2).mean(-1, keepdim=True) + 1e-5)).to(dtype) * weight for each in (x, summed)]
+    torch.testing.assert_close(layer.forward_native(x), expected[0])
+    normed, carried = layer.forward_native(x.clone(), residual.clone())
+    torch.testing.assert_close(carried, summed)
+    torch.testing.assert_close(normed, expected[1])
+    wide = torch.randn(3, 2 * width, generator=g).to(dtype)[:, :width]
+    torch.testing.assert_close(layer.forward_native(wide), layer.forward_native(wide.contiguous()))
 
 
 def numbered(seed: int) -> seeded_sampling.NumberedGenerator:

@@ -1,7 +1,8 @@
 """vLLM's CPU build made able to serve Nemotron-H: a `vllm.general_plugins` entry point, loaded by every vLLM process.
 
-Each module mends one defect of vLLM 0.32.0 on a CPU and says where upstream it sits; off a CPU nothing is touched. The tests in
-tests/inference hold two things about each: that upstream still has the defect, and that the mended engine equals a reference.
+Each module mends one defect of vLLM 0.32.0 on a CPU, of results or of time, and says where upstream it sits; off a CPU nothing is
+touched. The tests in tests/inference hold two things about each: that upstream still has the defect (of results), and that the mended
+engine equals a reference.
 `state_rounding` alone is no repair: a study switches it on for a while.
 """
 
@@ -35,13 +36,15 @@ def register() -> None:
         kv_cache,
         mamba_speculative,
         moe,
+        norm,
         prefill_conv,
         prefix_caching,
         quantised,
+        routing,
         seeded_sampling,
         speculative_sampling,
     )
 
     for defect in (moe, mamba_speculative, speculative_sampling, seeded_sampling, conv_repack, prefix_caching, quantised, kv_cache,
-                   prefill_conv, kernel_scan, draft_padding):
+                   prefill_conv, kernel_scan, draft_padding, norm, routing):
         defect.mend()

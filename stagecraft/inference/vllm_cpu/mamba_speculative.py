@@ -63,19 +63,18 @@ def update_states(kernel: Callable[..., None], state: Tensor, x: Tensor, dt: Ten
     Shapes as `selective_state_update` has them: state [slots, heads, head, N], x and out [tokens, heads, head].
     """
     lengths = starts[1:] - starts[:-1]
-    current = slots.gather(1, (accepted.long() - 1)[:, None])[:, 0]
+    source = slots.gather(1, (accepted.long() - 1)[:, None])[:, 0].long()
     for position in range(int(lengths.max())):
         row = (lengths > position).nonzero()[:, 0]
         token = (starts[:-1][row] + position).long()
-        target = slots[row, position]
-        state[target.long()] = state[current[row].long()]
-        one = target.to(torch.int32)[:, None].contiguous()
-        y = torch.empty_like(out[token])
-        kernel(state, x[token], dt[token][..., :1].expand(-1, -1, x.shape[-1]), A, B[token], C[token], D, None, dt_bias, softplus,
-               state_batch_indices=one, dst_state_batch_indices=one, out=y)
+        target = slots[row, position:position + 1].contiguous()
+        state[target[:, 0].long()] = state[source[row]]
+        given = x[token]
+        y = torch.empty_like(given)
+        kernel(state, given, dt[token][..., :1].expand(-1, -1, x.shape[-1]), A, B[token], C[token], D, None, dt_bias, softplus,
+               state_batch_indices=target, dst_state_batch_indices=target, out=y)
         out[token] = y
-        current = current.clone()
-        current[row] = target
+        source = slots[:, position].long()
 
 
 def mend() -> None:

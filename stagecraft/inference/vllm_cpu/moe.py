@@ -49,6 +49,24 @@ class SquaredReluExperts(CPUUnquantizedExperts):
               a2_scale: Tensor | None, workspace13: Tensor, workspace2: Tensor, expert_tokens_meta: object,
               apply_router_weight_on_input: bool) -> None:
         """output [T, d]; hidden_states [T, d]; w1 [E, f, d]; w2 [E, d, f]; topk_weights, topk_ids [T, k]."""
+        if len(hidden_states) == 1:
+            by_token = self._one_token(hidden_states, w1, w2, topk_ids[0]).unsqueeze(0)
+        else:
+            by_token = self._many_tokens(hidden_states, w1, w2, topk_ids)
+        if apply_router_weight_on_input:
+            torch.sum(by_token, 1, out=output)
+        else:
+            torch.sum(by_token * topk_weights.to(by_token.dtype).unsqueeze(-1), 1, out=output)
+
+    def _one_token(self, hidden_states: Tensor, w1: Tensor, w2: Tensor, expert: Tensor) -> Tensor:
+        """[k, d]: a token's experts one by one, for grouped products look at every expert there is."""
+        chosen = expert.tolist()
+        rows = self.round_input(hidden_states.expand(len(chosen), -1), expert)
+        hidden = torch.cat([torch.nn.functional.linear(row, w1[e]) for row, e in zip(rows.split(1), chosen)]).relu_().square_()
+        return torch.cat([torch.nn.functional.linear(row, w2[e]) for row, e in zip(self.round_hidden(hidden, expert).split(1), chosen)])
+
+    def _many_tokens(self, hidden_states: Tensor, w1: Tensor, w2: Tensor, topk_ids: Tensor) -> Tensor:
+        """[T, k, d]: rows sorted by expert, so that each expert's product is one."""
         choices = topk_ids.shape[1]
         flat = topk_ids.reshape(-1)
         order = torch.argsort(flat, stable=True)
@@ -59,11 +77,7 @@ class SquaredReluExperts(CPUUnquantizedExperts):
         sorted_rows = torch.nn.functional.grouped_mm(self.round_hidden(hidden, expert), w2.transpose(1, 2), offs=ends)
         by_token = torch.empty_like(sorted_rows)
         by_token[order] = sorted_rows
-        by_token = by_token.view(-1, choices, output.shape[-1])
-        if apply_router_weight_on_input:
-            torch.sum(by_token, 1, out=output)
-        else:
-            torch.sum(by_token * topk_weights.to(by_token.dtype).unsqueeze(-1), 1, out=output)
+        return by_token.view(-1, choices, w2.shape[1])
 
 
 def mend() -> None:
