@@ -36,7 +36,8 @@ def measure(url: str, model: str, rows: Sequence[dict[str, Any]], load: Load) ->
     Returns:
         for each concurrency `concurrency`, `requests`, `tokens_per_second` and `requests_per_second` (of all clients together), the
         `PERCENTILES` of `ttft_ms` (time to first token), `itl_ms` (between two pieces of an answer: a piece is a token, with
-        drafts one verification's tokens) and `latency_ms` (to the end of an answer), as `<name>_p<n>`, and `itl_ms_mean`, by token.
+        drafts one verification's tokens; 0 if every answer came in one piece) and `latency_ms` (to the end of an answer), as
+        `<name>_p<n>`, and `itl_ms_mean`, by token.
     """
     return [asyncio.run(_level(url, model, rows, load, concurrency)) for concurrency in load.concurrencies]
 
@@ -55,7 +56,7 @@ async def _level(url: str, model: str, rows: Sequence[dict[str, Any]], load: Loa
         started = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(concurrency)))
         seconds = time.perf_counter() - started
-    samples = {"ttft_ms": [one.first for one in done], "itl_ms": [gap for one in done for gap in one.between],
+    samples = {"ttft_ms": [one.first for one in done], "itl_ms": [gap for one in done for gap in one.between] or [0.0],
                "latency_ms": [one.whole for one in done]}
     return {
         "concurrency": concurrency, "requests": len(done), "tokens_per_second": sum(one.tokens for one in done) / seconds,

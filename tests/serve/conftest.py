@@ -26,7 +26,7 @@ def params() -> stage.Params:
     whole = load(stage.Params, "serve", PROFILE)
     return replace(whole, server=replace(whole.server, startup_seconds=900.0),
                    check=replace(whole.check, prompts_per_family=1, max_tokens=24),
-                   load=replace(whole.load, concurrencies=[1, 3], requests=1, max_tokens=8))
+                   load=replace(whole.load, concurrencies=[1, 3], requests=1, max_tokens=32))
 
 
 def promote(root: Path, name: str | None, digest: str = "", reason: str = "made for the tests") -> None:
