@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stagecraft.contract.errors import UserError
-from stagecraft.data.tables import READERS, read_table
+from stagecraft.data.tables import READERS, read_table, strings
 
 TASKS = ("heldout", "rl")
 _WORDS = 8  # of a benchmark's text, at least: names of subjects and single answers stand in any document
@@ -35,14 +34,5 @@ def evaluation_texts(tasks: dict[str, list[dict[str, Any]]], data: str) -> dict[
     for path in paths:
         parts = path.relative_to(root).parts
         name = parts[0] if len(parts) > 1 else path.stem
-        texts.setdefault(name, []).extend(text for row in read_table(path) for text in _strings(row) if len(text.split()) >= _WORDS)
+        texts.setdefault(name, []).extend(text for row in read_table(path) for text in strings(row) if len(text.split()) >= _WORDS)
     return texts
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """The strings of a row, at any depth."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)

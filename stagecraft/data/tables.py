@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,15 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         return READERS[path.suffix](path)
     except (ValueError, OSError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="fetch it anew") from None
+
+
+def strings(value: Any) -> Iterator[str]:
+    """The strings of a row, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

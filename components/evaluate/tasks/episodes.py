@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+from stagecraft.data.tables import strings
 from stagecraft.environments.episode import chat_request
 from stagecraft.environments.library import ENVIRONMENTS
 
@@ -19,18 +20,10 @@ def rows(*, environment: str, prompts: int, seed: int, **_: Any) -> dict[str, li
         row = ENVIRONMENTS[environment].draw(Random(f"{seed}/{environment}/{index}"))
         own = {key: value for key, value in row.items() if key not in ("responses_create_params", "environment")}
         documents.append({"prompt": "\n".join(message["content"] for message in row["responses_create_params"]["input"]),
-                          "tools": json.dumps(chat_request(row)[1]), "episode": json.dumps(row), "material": "\n".join(_texts(own))})
+                          "tools": json.dumps(chat_request(row)[1]), "episode": json.dumps(row), "material": "\n".join(strings(own))})
     return {"test": documents}
 
 
 def solved(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
     """The environment's verdict on the conversation."""
     return {"solved": json.loads(results[0])["score"]}
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)
