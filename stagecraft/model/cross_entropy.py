@@ -26,14 +26,17 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         loss = logits.new_empty(len(logits))
-        ctx.softmax, ctx.labels = torch.empty_like(logits) if ctx.needs_input_grad[0] else None, labels
-        library().cross_entropy_forward(*map(c_int64, logits.shape), at(logits), at(labels), at(loss), at(ctx.softmax))
+        softmax = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        library().cross_entropy_forward(*map(c_int64, logits.shape), at(logits), at(labels), at(loss), at(softmax))
+        ctx.save_for_backward(softmax, labels)
+        ctx.taken = False
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        gradient, ctx.softmax = ctx.softmax, None
-        if gradient is None:
+        if ctx.taken:
             raise RuntimeError("the gradient of this cross-entropy was taken already")
-        library().cross_entropy_backward(*map(c_int64, gradient.shape), at(ctx.labels), at(grad.contiguous()), at(gradient))
+        ctx.taken = True
+        gradient, labels = ctx.saved_tensors
+        library().cross_entropy_backward(*map(c_int64, gradient.shape), at(labels), at(grad.contiguous()), at(gradient))
         return gradient, None
