@@ -105,7 +105,7 @@ def measure(weights: dict[str, Tensor], params: Params, corpus: Path, rows: int)
 def go_on(weights: dict[str, Tensor], params: Params, corpus: Path, work: Path) -> dict[str, Tensor]:
     """The weights after the continuation that `params` name."""
     tokenizer, long = load_tokenizer(corpus / "tokenizer"), params.long_context
-    phases = [phase for phase in params.phases if phase.steps[0].start >= params.steps]
+    phases = [phase for phase in params.phases if phase.start >= params.steps]
     common = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer),
               "seed": params.seed, "cache": work}
     rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length, **common)
@@ -115,8 +115,8 @@ def go_on(weights: dict[str, Tensor], params: Params, corpus: Path, work: Path) 
                       max_sequence_length=long.sequence_length, weights=weights, precision="bf16", mtp_depths=params.mtp_depths,
                       mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss)
     for step in range(params.steps, params.steps + long.steps):
-        phase, first = read_at(step, phases)
-        trainer.step([batch_of(rows[phase], range(at, at + phase.micro)) for at in range(first, first + phase.batch, phase.micro)])
+        phase, first, batch = read_at(step, phases)
+        trainer.step([batch_of(rows[phase], range(at, at + phase.micro)) for at in range(first, first + batch, phase.micro)])
     weights = trainer.weights()
     parallel.shutdown()
     return weights

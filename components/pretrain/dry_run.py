@@ -6,6 +6,7 @@ The model is built on the meta device, so that its parameters are counted from m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import PurePath
 
 from stagecraft.megatron_cpu import on_meta
@@ -17,6 +18,8 @@ from megatron.core.quantization.quant_config import MatchContext
 from components.pretrain.params import Params
 from stagecraft.contract.params import load, params_path
 from stagecraft.engine import parallel
+from stagecraft.engine.layout import Layout as Divided
+from stagecraft.engine.phases import Phase
 from stagecraft.model.build import build_model, pipeline_stages, transformer_config
 from stagecraft.model.classes import class_of, linear_layers
 from stagecraft.model.precision import as_yaml, recipe
@@ -24,7 +27,7 @@ from stagecraft.model.stage_recipe import StageRecipe
 from stagecraft.planning.architecture import nemotron_h
 from stagecraft.planning.formats import formats
 from stagecraft.planning.layout import Layout, Workload
-from stagecraft.planning.memory import training_memory
+from stagecraft.planning.memory import Memory, training_memory
 from stagecraft.planning.parameters import count_parameters
 
 ORDER = "tp-cp-ep-dp-pp"  # of ranks, megatron-core's default
@@ -43,24 +46,26 @@ def main(ranks: int | None) -> None:
 
 def report(params: Params, ranks: int) -> Iterator[str]:
     """The lines: parameters, schedule, ranks, memory, precision of every module, recipe."""
-    data, a = params.layout.data(ranks), params.architecture
+    a = params.architecture
+    for phase in params.phases:
+        params.layout_of(phase).data(ranks)
     total, mtp = count_on_meta(params)
     yield (f"# {PurePath(params_path()).name}: {total / 1e9:.2f}B parameters, {count_parameters(a).active / 1e9:.2f}B active, "
            f"MTP +{mtp / 1e9:.2f}B")
     yield "\n## Phases"
     for phase in params.phases:
-        yield (f"{phase.blend}: from step {phase.steps[0].start}, {phase.rows // phase.batch} steps, "
+        steps = sum(len(stretch.steps) for stretch in phase.stretches)
+        batches = " to ".join(f"{batch:,}" for batch in sorted({min(phase.batches), max(phase.batches)}))
+        yield (f"{phase.blend}: from step {phase.start}, {steps} steps of {batches} rows, "
                f"{phase.rows * phase.length / 1e9:,.4g}B tokens in rows of {phase.length:,}")
-    yield f"\n## Layout of {ranks} ranks"
-    layers = pipeline_stages(a.hybrid_override_pattern, params.layout.pipeline)
-    experts = a.n_routed_experts // params.layout.expert
-    for rank, place in enumerate(places(params, ranks)):
-        yield (f"rank {rank}: tensor {place['tp']}, pipeline {place['pp']} ({layers[place['pp']]}), data {place['dp']}, "
-               f"experts {place['ep'] * experts}-{(place['ep'] + 1) * experts - 1}")
-    memory = max((training_memory(nemotron_h(a), Workload(phase.length, phase.batch, params.mtp_depths),
-                                  Layout(tp=params.layout.tensor, pp=params.layout.pipeline, ep=params.layout.expert, dp=data,
-                                         micro=phase.micro), formats("training", params.precision))
-                  for phase in params.phases), key=lambda needed: needed.total)
+    for layout, of_it in groupby(params.phases, params.layout_of):
+        yield f"\n## Layout of {ranks} ranks from step {next(of_it).start} on"
+        layers = pipeline_stages(a.hybrid_override_pattern, layout.pipeline)
+        experts = a.n_routed_experts // layout.expert
+        for rank, place in enumerate(places(layout, ranks)):
+            yield (f"rank {rank}: tensor {place['tp']}, pipeline {place['pp']} ({layers[place['pp']]}), context {place['cp']}, "
+                   f"data {place['dp']}, experts {place['ep'] * experts}-{(place['ep'] + 1) * experts - 1}")
+    memory = max((memory_of(params, phase, ranks) for phase in params.phases), key=lambda needed: needed.total)
     yield f"\n## Memory of the fullest GPU in the phase that needs most, by docs/planning.md: {memory.total / 1e9:.1f} GB"
     for part in ("weights", "gradients", "optimizer", "activations", "logits"):
         yield f"{part}: {getattr(memory, part) / 1e9:.1f} GB"
@@ -87,12 +92,20 @@ def count_on_meta(params: Params) -> tuple[int, int]:
     return sum(sizes.values()) - mtp, mtp
 
 
-def places(params: Params, ranks: int) -> list[dict[str, int]]:
-    """Of every rank its place in its tensor, pipeline, data and expert parallel groups, as megatron-core forms them."""
-    layout, found = params.layout, [{} for _ in range(ranks)]
-    dense = RankGenerator(tp=layout.tensor, ep=1, dp=layout.data(ranks), pp=layout.pipeline, cp=1, order=ORDER)
+def memory_of(params: Params, phase: Phase, ranks: int) -> Memory:
+    """Of the fullest GPU in this phase."""
+    layout = params.layout_of(phase)
+    planned = Layout(tp=layout.tensor, pp=layout.pipeline, cp=layout.context, ep=layout.expert, dp=layout.data(ranks), micro=phase.micro)
+    work = Workload(phase.length, max(phase.batches), params.mtp_depths)
+    return training_memory(nemotron_h(params.architecture), work, planned, formats("training", params.precision))
+
+
+def places(layout: Divided, ranks: int) -> list[dict[str, int]]:
+    """Of every rank its place in its tensor, pipeline, context, data and expert parallel groups, as megatron-core forms them."""
+    found: list[dict[str, int]] = [{} for _ in range(ranks)]
+    dense = RankGenerator(tp=layout.tensor, ep=1, dp=layout.data(ranks), pp=layout.pipeline, cp=layout.context, order=ORDER)
     sparse = RankGenerator(tp=1, ep=layout.expert, dp=ranks // (layout.expert * layout.pipeline), pp=layout.pipeline, cp=1, order=ORDER)
-    for generator, kind in ((dense, "tp"), (dense, "pp"), (dense, "dp"), (sparse, "ep")):
+    for generator, kind in ((dense, "tp"), (dense, "pp"), (dense, "cp"), (dense, "dp"), (sparse, "ep")):
         for group in generator.get_ranks(kind):
             for place, rank in enumerate(group):
                 found[rank][kind] = place

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 from stagecraft.contract.params import params
 from stagecraft.engine.layout import Layout
 from stagecraft.engine.merge_params import Merging
+from stagecraft.engine.phase_params import BatchRamp, LongContext
 from stagecraft.engine.phases import Phase, phases
-from stagecraft.engine.schedule import Count, LongContext, Positive, Schedule, Share
+from stagecraft.engine.schedule import Count, Positive, Schedule, Share
 from stagecraft.model.config import Architecture
 from stagecraft.model.precision import PRECISIONS
 
@@ -34,6 +35,7 @@ class Params(Schedule):
     sequence_length: Positive
     global_batch: Positive
     micro_batch: Positive
+    batch_ramp: BatchRamp
     expert_bias_rate: Share
     aux_loss: Share
     heldout_rows: Positive
@@ -47,7 +49,11 @@ class Params(Schedule):
     def phases(self) -> list[Phase]:
         """What is read when."""
         return phases(self.blend, self.decay_blend, steps=self.steps, decay_steps=self.decay_steps, length=self.sequence_length,
-                      batch=self.global_batch, micro=self.micro_batch, long=self.long_context)
+                      batch=self.global_batch, micro=self.micro_batch, ramp=self.batch_ramp, long=self.long_context)
+
+    def layout_of(self, phase: Phase) -> Layout:
+        """How the ranks divide the model and the rows of a phase."""
+        return self.long_context.layout if phase.start >= self.steps else self.layout
 
     @property
     def tokens(self) -> int:
@@ -58,9 +64,14 @@ class Params(Schedule):
         Schedule.__post_init__(self)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-        ranks = max(1, self.processes // self.layout.model)
+        self.batch_ramp.check(self.global_batch, self.steps - self.decay_steps)
+        if self.long_context.steps:  # held-out text is read in rows of the usual length
+            self.long_context.layout.check(self.architecture, self.sequence_length, self.optimizer)
         for phase in self.phases:
-            self.layout.check(self.architecture, phase.length, self.optimizer)
-            if phase.batch % (phase.micro * ranks):
-                raise ValueError(f"global_batch {phase.batch} (of rows of {phase.length} tokens) is no multiple of "
-                                 f"micro_batch x data-parallel processes = {phase.micro * ranks}")
+            layout = self.layout_of(phase)
+            layout.check(self.architecture, phase.length, self.optimizer)
+            ranks = max(1, self.processes // layout.model)
+            for batch in sorted(phase.batches):
+                if batch % (phase.micro * ranks):
+                    raise ValueError(f"a batch of {batch} rows of {phase.length} tokens is no multiple of "
+                                     f"micro_batch x data-parallel processes = {phase.micro * ranks}")

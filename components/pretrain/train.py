@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from stagecraft.data.blend import read_blend
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.datasets import batch_of, open_blend
+from stagecraft.engine.layout import Layout
 from stagecraft.engine.merging import Merger
 from stagecraft.engine.phases import read_at, rows_read
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
@@ -39,26 +41,28 @@ class Result:
 def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Result:
     """Train on this rank; `log` on rank 0 only."""
     torch.set_num_threads(1)
-    parallel.initialize(params.seed, params.layout)
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer),
               "seed": params.seed, "cache": work / "index"}
-    phases = params.phases
-    shares = {phase: parallel.share(phase.batch // phase.micro, "pretrain: global_batch / micro_batch") for phase in phases}
-    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length, **common)
-            for phase in phases}
-    optimization = replace(Optimization.of(params), further_steps=params.long_context.steps, further_lr=params.long_context.lr)
-    trainer = Trainer(
-        params.architecture, optimization, max_sequence_length=max(phase.length for phase in phases), precision=params.precision,
-        dtype=getattr(torch, params.dtype), mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale,
-        expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss, diagnose_every=params.diagnose_every)
+    trainer = built(params, params.layout)
     announce(params, trainer, log)
+    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length, **common)
+            for phase in params.phases}
 
-    def step() -> StepResult:
-        phase, at = read_at(trainer.steps_done, phases)
-        first, count = shares[phase]
-        starts = range(at + first * phase.micro, at + (first + count) * phase.micro, phase.micro)
-        return trainer.step([batch_of(rows[phase], range(at, at + phase.micro)) for at in starts])
+    def run(until: int, between: Callable[[], None] = lambda: None) -> tuple[int, float]:
+        """Go on to step `until` with the trainer there is, which the phases up to then can be divided for."""
+        shares = {(phase, batch): parallel.share(batch // phase.micro, "pretrain: global_batch / micro_batch")
+                  for phase in params.phases for batch in phase.batches if phase.start < until}
+
+        def step() -> StepResult:
+            phase, at, batch = read_at(trainer.steps_done, params.phases)
+            first, count = shares[phase, batch]
+            starts = range(at + first * phase.micro, at + (first + count) * phase.micro, phase.micro)
+            return trainer.step([batch_of(rows[phase], range(at, at + phase.micro)) for at in starts])
+
+        return loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log, until=until,
+                        keep=params.keep_checkpoints, max_skipped=params.max_skipped_steps, hang_seconds=params.hang_seconds,
+                        between=between, extra=lambda: {"rows": rows_read(trainer.steps_done, params.phases)})
 
     def heldout(rows: int) -> float:
         return evaluate(trainer, params, corpus, common, rows)
@@ -83,19 +87,36 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
             log.step(params.steps, curve="merged", heldout_loss_last=last, heldout_loss_merged=merged, merged=merger.merged)
         return merged if merger.merged else last
 
-    rate = loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log,
-                    keep=params.keep_checkpoints, max_skipped=params.max_skipped_steps, hang_seconds=params.hang_seconds, between=look,
-                    extra=lambda: {"rows": rows_read(trainer.steps_done, phases)})
-    heldout_loss = heldout(params.heldout_rows) if params.long_context.steps else settle()
+    tokens, seconds = run(params.steps, look)
+    if params.long_context.steps:
+        if params.long_context.layout != params.layout:
+            del trainer, merger
+            parallel.leave_groups()
+            trainer = built(params, params.long_context.layout)
+        further = run(params.steps + params.long_context.steps)
+        tokens, seconds = tokens + further[0], seconds + further[1]
+        heldout_loss = heldout(params.heldout_rows)
+    else:
+        heldout_loss = settle()
     for settled in log.curve("merged") if log else ():
         log.note(f"held-out loss {settled['heldout_loss_last']:.4f} of the last weights, {settled['heldout_loss_merged']:.4f} merged: "
                  + ("the merged ones go on" if settled["merged"] else "the last ones go on"))
         log.record(merged=bool(settled["merged"]), **{key: settled[key] for key in ("heldout_loss_last", "heldout_loss_merged")})
     weights = trainer.weights()
     parameters = sum(tensor.numel() for name, tensor in weights.items() if "e_score_correction_bias" not in name)  # which is a buffer
-    result = Result(weights, parameters, heldout_loss, bytes_per_token(corpus, tokenizer), rate)
+    result = Result(weights, parameters, heldout_loss, bytes_per_token(corpus, tokenizer), tokens / seconds)
     parallel.shutdown()
     return result
+
+
+def built(params: Params, layout: Layout) -> Trainer:
+    """The model before its first step, divided over the ranks."""
+    parallel.initialize(params.seed, layout)
+    optimization = replace(Optimization.of(params), further_steps=params.long_context.steps, further_lr=params.long_context.lr)
+    return Trainer(
+        params.architecture, optimization, max_sequence_length=max(phase.length for phase in params.phases), precision=params.precision,
+        dtype=getattr(torch, params.dtype), mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale,
+        expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss, diagnose_every=params.diagnose_every)
 
 
 def announce(params: Params, trainer: Trainer, log: RunLog | None) -> None:

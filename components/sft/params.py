@@ -52,6 +52,8 @@ class Params(Schedule):
         Schedule.__post_init__(self)
         if self.conversation_mean_steps > self.steps:
             raise ValueError(f"conversation_mean_steps {self.conversation_mean_steps} is more than the {self.steps} steps there are")
+        if self.layout.context > 1:
+            raise ValueError("layout.context must be 1: the boundaries of packed conversations would be lost between its ranks")
         data = max(1, self.processes // self.layout.model)
         if self.packs_per_step % data:
             raise ValueError(f"packs_per_step {self.packs_per_step} is no multiple of the {data} data-parallel processes")

@@ -99,9 +99,9 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
         result = trainer.step([packs.batch(pack, second) for pack in packs[at][first:first + share]])
         return replace(result, tokens=packs.spoken(at))
 
-    rate = loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log)
+    tokens, seconds = loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log)
     # An MTP block that the trainer did not build is taken over unchanged.
-    result = Result({**weights, **trainer.weights()}, len(packs.conversations), len(skipped), efficiency, rate)
+    result = Result({**weights, **trainer.weights()}, len(packs.conversations), len(skipped), efficiency, tokens / seconds)
     parallel.shutdown()
     return result
 

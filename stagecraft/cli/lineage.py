@@ -43,13 +43,14 @@ def main(argv: Sequence[str]) -> None:
 def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
     """(token file, position in it) of a token of a training row, by the very dataset that the training read."""
     from stagecraft.engine.lineage import locate
+    from stagecraft.engine.phase_params import BatchRamp, LongContext
     from stagecraft.engine.phases import phase_of, phases
-    from stagecraft.engine.schedule import LongContext
 
     try:
         params = json.loads((options.base / "manifest.json").read_text())["params"]
         of_training = phases(params["blend"], params["decay_blend"], steps=params["steps"], decay_steps=params["decay_steps"],
-                             length=params["sequence_length"], batch=params["global_batch"], long=LongContext(**params["long_context"]))
+                             length=params["sequence_length"], batch=params["global_batch"],
+                             ramp=BatchRamp(**params["batch_ramp"]), long=LongContext(**params["long_context"]))
     except (OSError, ValueError, KeyError):
         raise UserError("no manifest with the parameters of its training", where=str(options.base), mend="name a base model") from None
     tokenizer = load_tokenizer(options.corpus / "tokenizer")

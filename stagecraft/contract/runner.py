@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,14 @@ def _run_and_tell(name: str) -> None:
 
 
 def _work_key(params: Any, inputs: dict[str, str], code: str) -> str:
-    """Digest of what makes two attempts the same work: all but where it is done (`PLACEMENT` of the parameters)."""
+    """Digest of what makes two attempts the same work: all but where it is done (`PLACEMENT` of the parameters and of their groups)."""
+    return digest_of([_work(params, asdict(params)), inputs, code])
+
+
+def _work(params: Any, values: dict[str, Any]) -> dict[str, Any]:
     placement = getattr(params, "PLACEMENT", ())
-    return digest_of([{name: value for name, value in asdict(params).items() if name not in placement}, inputs, code])
+    return {name: _work(getattr(params, name), value) if is_dataclass(getattr(params, name)) else value
+            for name, value in values.items() if name not in placement}
 
 
 def _work_directory(stage: Stage, key: str) -> Path:

@@ -15,17 +15,19 @@ class Layout:
     Args:
         tensor: of every matrix, and of the sequence between them (sequence parallelism goes with it).
         pipeline: of the layers; MTP and head lie on the last stage.
+        context: of the tokens of a row, between the ranks that work on it together.
         expert: of the routed experts. Experts are not divided further: their tensor parallelism is 1.
     """
 
     tensor: Positive
     pipeline: Positive
+    context: Positive
     expert: Positive
 
     @property
     def model(self) -> int:
-        """Ranks that hold one copy of the model."""
-        return self.tensor * self.pipeline
+        """Ranks that work on the same rows."""
+        return self.tensor * self.pipeline * self.context
 
     def data(self, ranks: int) -> int:
         """Data-parallel ranks out of `ranks`.
@@ -34,8 +36,8 @@ class Layout:
             UserError: the layout does not divide them.
         """
         if ranks % self.model:
-            raise UserError(f"{ranks} ranks cannot be divided into tensor {self.tensor} x pipeline {self.pipeline}", where="layout",
-                            mend=f"start a multiple of {self.model} ranks, or divide the model by less")
+            raise UserError(f"{ranks} ranks cannot be divided into tensor {self.tensor} x pipeline {self.pipeline} x context "
+                            f"{self.context}", where="layout", mend=f"start a multiple of {self.model} ranks, or divide the model by less")
         if (ranks // self.pipeline) % self.expert:
             raise UserError(f"the {ranks // self.pipeline} ranks of a pipeline stage cannot be divided into expert {self.expert}",
                             where="layout.expert", mend="choose a divisor")
@@ -53,6 +55,13 @@ class Layout:
         for name, size in divided.items():
             if size % self.tensor:
                 raise ValueError(f"layout.tensor {self.tensor} does not divide {name} {size}")
+        heads, groups = a.mamba_num_heads // self.tensor, a.n_groups // self.tensor
+        if self.context > 1 and tokens % (2 * self.context * self.tensor):
+            raise ValueError(f"layout.context {self.context} needs rows of a multiple of {2 * self.context * self.tensor} tokens, "
+                             f"not {tokens}")
+        if heads % self.context or (groups % self.context and self.context % groups):
+            raise ValueError(f"layout.context {self.context} does not divide the {heads} Mamba heads of a tensor-parallel rank, "
+                             f"which are in {groups} groups")
         if self.pipeline > len(a.hybrid_override_pattern):
             raise ValueError(f"layout.pipeline {self.pipeline} is more than the {len(a.hybrid_override_pattern)} layers")
         if a.n_routed_experts % self.expert:

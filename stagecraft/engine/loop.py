@@ -21,9 +21,9 @@ from stagecraft.engine.watchdog import Watchdog
 
 
 def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Path, checkpoint_every: int, log: RunLog | None,
-        keep: int = 2, max_skipped: int = 0, hang_seconds: int = 0, between: Callable[[], None] = lambda: None,
-        extra: Callable[[], dict[str, Any]] = dict) -> float:
-    """Train from the newest whole checkpoint below `work` to the last step of the schedule.
+        until: int | None = None, keep: int = 2, max_skipped: int = 0, hang_seconds: int = 0,
+        between: Callable[[], None] = lambda: None, extra: Callable[[], dict[str, Any]] = dict) -> tuple[int, float]:
+    """Train from the newest whole checkpoint below `work` to the last step of the schedule, or to `until`, where a checkpoint is left.
 
     Args:
         step: does one optimizer step.
@@ -34,19 +34,20 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
         extra: what a checkpoint says besides.
 
     Returns:
-        tokens with a loss per second, over all ranks, of the steps done now; 0 if there were none.
+        (tokens with a loss, over all ranks, seconds) of the steps done now.
 
     Raises:
         UserError: too many steps in a row were skipped, or a checkpoint cannot be written or read.
     """
     saver, steps = Saver(work / "checkpoints", keep), trainer.optimization.all_steps
+    end = steps if until is None else until
     checkpoints.resume(saver.directory, trainer, log.note if log else lambda _: None)
     if log:
         log.rewind(trainer.steps_done)
     started, tokens, skipped = time.monotonic(), 0, 0
     with Watchdog(work / "ranks", dist.get_rank(), hang_seconds) as watchdog, \
             log.bar(name, steps, done=trainer.steps_done) if log else nullcontext() as bar:
-        while trainer.steps_done < steps:
+        while trainer.steps_done < end:
             watchdog.beat(trainer.steps_done)
             result = step()
             saver.poll()
@@ -61,10 +62,10 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
                 _tell(log, trainer.steps_done, result)
                 bar.advance(loss=result.loss, tokens_per_second=tokens / (time.monotonic() - started))
             between()
-            if trainer.steps_done % checkpoint_every == 0 and trainer.steps_done < steps:
+            if trainer.steps_done < steps and (trainer.steps_done % checkpoint_every == 0 or trainer.steps_done == end):
                 saver.save(trainer, extra())
         saver.finish()
-    return tokens / (time.monotonic() - started)
+    return tokens, time.monotonic() - started
 
 
 def _tell(log: RunLog, step: int, result: StepResult) -> None:

@@ -18,7 +18,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.engine.host_memory import keep_pages
 from stagecraft.engine.layout import Layout
 
-ONE = Layout(tensor=1, pipeline=1, expert=1)
+ONE = Layout(tensor=1, pipeline=1, context=1, expert=1)
 
 
 def initialize(seed: int, layout: Layout = ONE) -> None:
@@ -41,7 +41,7 @@ def initialize(seed: int, layout: Layout = ONE) -> None:
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
-            expert_model_parallel_size=layout.expert, expert_tensor_parallel_size=1)
+            context_parallel_size=layout.context, expert_model_parallel_size=layout.expert, expert_tensor_parallel_size=1)
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
@@ -51,7 +51,8 @@ def sizes() -> dict[str, Any]:
     tensor, pipeline = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_world_size()
     return {
         "tensor_model_parallel_size": tensor, "sequence_parallel": tensor > 1, "pipeline_model_parallel_size": pipeline,
-        "variable_seq_lengths": pipeline > 1, "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
+        "variable_seq_lengths": pipeline > 1, "context_parallel_size": parallel_state.get_context_parallel_world_size(),
+        "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
         "expert_tensor_parallel_size": 1,
     }
 

@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stagecraft.engine.schedule import LongContext
+from stagecraft.engine.phase_params import BatchRamp, LongContext
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps of the training, counted from 0, each of which reads `batch` rows, over all ranks."""
+
+    steps: range
+    batch: int
+
+    def before(self, step: int) -> int:
+        """Rows that those of the steps that are before `step` read."""
+        return self.batch * len(range(self.steps.start, max(self.steps.start, min(self.steps.stop, step)), self.steps.step))
 
 
 @dataclass(frozen=True)
@@ -16,55 +28,68 @@ class Phase:
     """Rows first, ..., first + rows - 1 of the training are rows 0, ..., rows - 1 of `blend` in rows of `length` tokens.
 
     Args:
-        batch: rows of a step, over all ranks; `micro` of them in a forward pass.
-        steps: of the training, counted from 0, that read this phase.
+        micro: rows of a forward pass.
+        stretches: the steps that read this phase.
     """
 
     blend: str
     first: int
     length: int
-    batch: int
     micro: int
-    steps: tuple[range, ...]
+    stretches: tuple[Stretch, ...]
 
     @property
     def rows(self) -> int:
-        return self.before(max(steps.stop for steps in self.steps))
+        return sum(len(stretch.steps) * stretch.batch for stretch in self.stretches)
+
+    @property
+    def batches(self) -> set[int]:
+        """Rows of a step: one number, or, while the batch grows, several."""
+        return {stretch.batch for stretch in self.stretches if stretch.steps}
+
+    @property
+    def start(self) -> int:
+        """The first step."""
+        return min(stretch.steps.start for stretch in self.stretches if stretch.steps)
 
     def before(self, step: int) -> int:
         """Rows of this phase that the steps before `step` read."""
-        return self.batch * sum(len(range(steps.start, max(steps.start, min(steps.stop, step)), steps.step)) for steps in self.steps)
+        return sum(stretch.before(step) for stretch in self.stretches)
 
 
 def phases(blend: str, decay_blend: str, *, steps: int, decay_steps: int, length: int, batch: int, micro: int = 1,
-           long: LongContext | None = None) -> list[Phase]:
+           ramp: BatchRamp | None = None, long: LongContext | None = None) -> list[Phase]:
     """The phases in the order of their rows; one, where both blends are the same or there is no decay, and no long context."""
     stable = steps if decay_blend == blend or not decay_steps else steps - decay_steps
-    parts = [(blend, length, batch, micro, (range(stable),)), (decay_blend, length, batch, micro, (range(stable, steps),))]
+    growing = ramp.stretches(batch) if ramp else [(range(0), batch)]
+    full = growing[-1][0].stop
+    parts = [(blend, length, micro, [*growing, (range(full, stable), batch)]),
+             (decay_blend, length, micro, [(range(stable, steps), batch)])]
     if long and long.steps:
         end, times = steps + long.steps, long.sequence_length // long.short_length
         alternating = end - long.alternating_steps
-        parts += [(long.blend, long.sequence_length, long.global_batch, long.micro_batch,
-                   (range(steps, alternating), range(alternating + 1, end, 2))),
-                  (decay_blend, long.short_length, long.global_batch * times, long.micro_batch * times, (range(alternating, end, 2),))]
+        parts += [(long.blend, long.sequence_length, long.micro_batch,
+                   [(range(steps, alternating), long.global_batch), (range(alternating + 1, end, 2), long.global_batch)]),
+                  (decay_blend, long.short_length, long.micro_batch * times, [(range(alternating, end, 2), long.global_batch * times)])]
     found: list[Phase] = []
-    for name, length_, batch_, micro_, of_steps in parts:
+    for name, length_, micro_, stretches in parts:
         first = found[-1].first + found[-1].rows if found else 0
-        phase = Phase(name, first, length_, batch_, micro_, of_steps)
+        phase = Phase(name, first, length_, micro_, tuple(Stretch(*stretch) for stretch in stretches))
         if phase.rows:
             found.append(phase)
     return found
 
 
-def read_at(step: int, all_phases: list[Phase]) -> tuple[Phase, int]:
-    """The phase that step `step` (counted from 0) reads, and the first of its rows there.
+def read_at(step: int, all_phases: list[Phase]) -> tuple[Phase, int, int]:
+    """The phase that step `step` (counted from 0) reads, the first of its rows there, and how many.
 
     Raises:
         IndexError: the training has no such step.
     """
     for phase in all_phases:
-        if any(step in steps for steps in phase.steps):
-            return phase, phase.before(step)
+        for stretch in phase.stretches:
+            if step in stretch.steps:
+                return phase, phase.before(step), stretch.batch
     raise IndexError(f"step {step} is none of the training")
 
 
@@ -82,4 +107,4 @@ def phase_of(row: int, all_phases: list[Phase]) -> Phase:
 
 def rows_read(step: int, all_phases: list[Phase]) -> dict[str, int]:
     """How many rows of each phase the steps before `step` read: where the sampler stands, as checkpoints record it."""
-    return {f"{phase.blend} from step {phase.steps[0].start}": phase.before(step) for phase in all_phases}
+    return {f"{phase.blend} from step {phase.start}": phase.before(step) for phase in all_phases}

@@ -17,6 +17,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
 from stagecraft.checkpoint.convert import from_hf, to_hf
@@ -66,7 +67,10 @@ class Optimization:
 
 @dataclass
 class Batch:
-    """One microbatch: tokens, labels, loss_mask [b, s]; `packed` where a row holds several sequences; `extra` for other losses."""
+    """One microbatch: tokens, labels, loss_mask [b, s]; `packed` where a row holds several sequences; `extra` for other losses.
+
+    The ranks of a context-parallel group get the same ones, and each computes its part of the rows.
+    """
 
     tokens: Tensor
     labels: Tensor
@@ -159,7 +163,8 @@ class Trainer:
                 group["lr"] = self.optimization.further_lr
         reports = self._run(batches, loss, forward_only=False)
         self.steps_done += 1
-        sums, mtp_losses = self._told_by_last_stage((self._reduce(reports), self._mtp_losses(len(batches))))
+        sums, mtp_losses = self._told_by_last_stage((
+            self._reduce(reports, parallel_state.get_data_parallel_group(with_context_parallel=True)), self._mtp_losses(len(batches))))
         self.optimizer.prepare_grads()
         norm = float(self.optimizer.get_grad_norm())
         finite = math.isfinite(norm) and math.isfinite(sums["loss"])
@@ -177,6 +182,7 @@ class Trainer:
             micro_batch_size=batches[0].tokens.shape[0], forward_only=forward_only)
 
     def _forward(self, batch: Batch, model: torch.nn.Module, loss: LossFunction | None) -> tuple[Tensor, Callable]:
+        batch = self._part(batch)
         options: dict[str, Any] = {"loss_mask": batch.loss_mask} if self.mtp else {}
         labels = batch.labels if loss is None else None
         output = model(batch.tokens, torch.zeros_like(batch.tokens), None, labels=labels, packed_seq_params=batch.packed, **options)
@@ -191,6 +197,16 @@ class Trainer:
         return output, summed
 
     @staticmethod
+    def _part(batch: Batch) -> Batch:
+        """This context-parallel rank's tokens of a batch: two chunks of every row, an early and a late one."""
+        if parallel_state.get_context_parallel_world_size() == 1:
+            return batch
+        if batch.packed is not None or batch.extra is not None:
+            raise NotImplementedError("context parallelism divides plain rows only: boundaries of packed sequences would be lost")
+        whole = {name: getattr(batch, name) for name in ("tokens", "labels", "loss_mask")}
+        return Batch(**get_batch_on_this_cp_rank(whole, is_hybrid_cp=False, cp_group=parallel_state.get_context_parallel_group()))
+
+    @staticmethod
     def _told_by_last_stage(value: Any) -> Any:
         """What the last stage of the pipeline has for `value`."""
         if parallel_state.get_pipeline_model_parallel_world_size() == 1:
@@ -201,13 +217,13 @@ class Trainer:
         return box[0]
 
     @staticmethod
-    def _reduce(reports: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Sums over the microbatches of all data-parallel ranks; nothing but on the last stage of the pipeline."""
+    def _reduce(reports: list[dict[str, Tensor]], group: dist.ProcessGroup) -> dict[str, float]:
+        """Sums over the microbatches of all ranks of `group`; nothing but on the last stage of the pipeline."""
         if not reports:
             return {}
         names = sorted(reports[0])
         sums = torch.stack([torch.stack([report[name].double() for report in reports]).sum() for name in names])
-        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+        dist.all_reduce(sums, group=group)
         return dict(zip(names, sums.tolist()))
 
     def _mtp_losses(self, microbatches: int) -> list[float]:
@@ -222,8 +238,8 @@ class Trainer:
     def loss(self, batch: Batch) -> tuple[float, int]:
         """Summed next-token loss (nats) and number of tokens of one batch, without quantisation or gradient; the same on every rank."""
         self.model.eval()
-        reports = self._run([batch], None, forward_only=True)
-        return self._told_by_last_stage((float(reports[0]["loss"]), int(reports[0]["tokens"])) if reports else None)
+        sums = self._reduce(self._run([batch], None, forward_only=True), parallel_state.get_context_parallel_group())
+        return self._told_by_last_stage((sums["loss"], int(sums["tokens"])) if sums else None)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """The optimizer's state on this rank, by the names of the weights: `exp_avg`, `exp_avg_sq`, and `main`, the float32 values of

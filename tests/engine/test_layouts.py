@@ -16,7 +16,7 @@ from stagecraft.model.build import pipeline_stages
 from tests.architectures import tiny
 from tests.engine import layouts
 
-ONE = {"tensor": 1, "pipeline": 1, "expert": 1}
+ONE = {"tensor": 1, "pipeline": 1, "context": 1, "expert": 1}
 FULL = {"precision": "bf16", "mtp_depths": 2, "aux_loss": 1e-4}
 
 
@@ -42,6 +42,13 @@ CASES = {
     "ep2, then ep2 tp2": {"layout": size(expert=2), "resume": size(tensor=2, expert=2)},
     # Places that fill a row up are routed too: they would move the balancing bias.
     "tp2 pp2, packed": {"layout": size(tensor=2, pipeline=2), "options": {**FULL, "aux_loss": 0.0, "expert_bias_rate": 0.0}, "micro": 0},
+    "cp2 dp2": {"layout": size(context=2)},
+    "cp4": {"layout": size(context=4)},
+    "tp2 cp2": {"layout": size(tensor=2, context=2)},
+    "pp2 cp2, balancing": {"layout": size(pipeline=2, context=2), "options": {"aux_loss": 1e-4}},
+    "cp2 ep4": {"layout": size(context=2, expert=4)},
+    "cp4, then tp2 dp2": {"layout": size(context=4), "resume": size(tensor=2)},
+    "cp4, MTP": {"layout": size(context=4), "options": FULL},
     "pp2, recipe": {"layout": size(pipeline=2), "options": {"precision": "nvfp4"}},
 }
 
@@ -100,6 +107,7 @@ def test_a_layer_keeps_its_format_wherever_the_pipeline_is_cut(weights, told):
 
 @pytest.mark.parametrize("sizes, problem", [
     ({"tensor": 4}, "layout.tensor 4 does not divide num_attention_heads 2"), ({"pipeline": 4}, "more than the 3 layers"),
+    ({"context": 3}, "needs rows of a multiple of 6 tokens, not 64"), ({"context": 8}, "does not divide the 4 Mamba heads"),
     ({"expert": 3}, "layout.expert 3 does not divide n_routed_experts 8"), ({"tensor": 2}, "num_key_value_heads 1")])
 def test_what_does_not_divide_is_refused(sizes, problem):
     with pytest.raises(ValueError, match=problem):
@@ -111,7 +119,7 @@ def test_muon_needs_whole_matrices():
         Layout(**size(tensor=2)).check(layouts.SHAPES, 32, "muon")
 
 
-@pytest.mark.parametrize("sizes, ranks", [({"tensor": 2}, 3), ({"pipeline": 2, "expert": 4}, 4)])
+@pytest.mark.parametrize("sizes, ranks", [({"tensor": 2}, 3), ({"pipeline": 2, "expert": 4}, 4), ({"context": 2}, 3)])
 def test_ranks_that_do_not_divide_are_refused(sizes, ranks):
     with pytest.raises(UserError, match="cannot be divided"):
         Layout(**size(**sizes)).data(ranks)

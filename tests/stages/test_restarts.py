@@ -87,9 +87,13 @@ def test_killed_while_it_saves_it_goes_on_with_the_same_bits(straight, fresh):
 
 
 def test_killed_in_its_long_context_phase_it_goes_on_with_the_same_bits(straight, fresh, tmp_path):
-    """The merged weights are taken at the end of the decay, before the checkpoint that the second start goes on from."""
+    """The merged weights are taken at the end of the decay, before the checkpoint that the second start goes on from.
+
+    From there on the two ranks share rows, where they were data parallel.
+    """
     profile = YAML().load(fresh / "params.yaml")
-    profile["pretrain"]["long_context"].update(steps=6, alternating_steps=3, sequence_length=128, short_length=64, lr=1e-3)
+    profile["pretrain"]["long_context"].update(steps=6, alternating_steps=3, sequence_length=128, short_length=64, lr=1e-3,
+                                               layout={"tensor": 1, "pipeline": 1, "context": 2, "expert": 1})
     YAML().dump(profile, fresh / "params.yaml")
     other = tmp_path / "other"
     shutil.copytree(fresh, other)

@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_under_another_layout(finished, tmp_path):
     shutil.copytree(straight / "artifacts" / "corpus", where / "artifacts" / "corpus")
     kill_after_a_checkpoint("pretrain", where)
     profile = where / "params.yaml"
-    assert "layout: {tensor: 1, pipeline: 1, expert: 1}" in profile.read_text()
+    assert "layout: {tensor: 1, pipeline: 1, context: 1, expert: 1}" in profile.read_text()
     profile.write_text(profile.read_text().replace("layout: {tensor: 1, pipeline: 1", "layout: {tensor: 1, pipeline: 2", 1))
     again = run("pretrain", where)
     # Not the same bits: stochastic rounding draws by rank.
