@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecraft.contract.errors import UserError
+from stagecraft.contract.params import parse
 from stagecraft.contract.stages import PATHS
 from stagecraft.data.blend import read_blend
 from stagecraft.data.lineage import document_at, duplicates_of
@@ -50,7 +51,8 @@ def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
         params = json.loads((options.base / "manifest.json").read_text())["params"]
         of_training = phases(params["blend"], params["decay_blend"], steps=params["steps"], decay_steps=params["decay_steps"],
                              length=params["sequence_length"], batch=params["global_batch"],
-                             ramp=BatchRamp(**params["batch_ramp"]), long=LongContext(**params["long_context"]))
+                             ramp=parse(BatchRamp, params["batch_ramp"], "batch_ramp"),
+                             long=parse(LongContext, params["long_context"], "long_context"))
     except (OSError, ValueError, KeyError):
         raise UserError("no manifest with the parameters of its training", where=str(options.base), mend="name a base model") from None
     tokenizer = load_tokenizer(options.corpus / "tokenizer")

@@ -80,6 +80,11 @@ def kernel(*sizes: int) -> Callable[[Kernel], Kernel]:
     return decorate
 
 
+def computed_once(x: Tensor) -> Tensor:
+    """`x` itself; Inductor keeps it in memory instead of computing it again for every element that it is broadcast to."""
+    return x.as_strided(x.shape, x.stride())
+
+
 def _compile(function: Kernel, args: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> Kernel:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache_directory()))
     from torch._inductor import standalone_compile

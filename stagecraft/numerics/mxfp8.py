@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagecraft.numerics.backend import kernel
+from stagecraft.numerics.backend import computed_once, kernel
 from stagecraft.numerics.rounding import E4M3_MAX, e4m3
 
 BLOCK = 32
@@ -65,7 +65,7 @@ def dequantize(elements: Tensor, exponents: Tensor, dtype: torch.dtype = torch.f
 def _rows(x: Tensor) -> Tensor:
     """[N, 32] -> [N, 32]"""
     value = x.float()
-    scale = _power(_exponent(value.abs().amax(1, keepdim=True)))
+    scale = computed_once(_power(_exponent(value.abs().amax(1, keepdim=True))))
     return (e4m3(value / scale) * scale).to(x.dtype)
 
 

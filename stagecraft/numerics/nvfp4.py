@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stagecraft.numerics import backend
-from stagecraft.numerics.backend import kernel
+from stagecraft.numerics.backend import computed_once, kernel
 from stagecraft.numerics.rounding import E2M1_MAX, E4M3_MAX, E4M3_MIN, e2m1, noise, seed_tensor
 
 BLOCK = 16
@@ -178,7 +178,7 @@ def _tiles(x: Tensor, seed: Tensor | None) -> Tensor:
 
 def _round(x: Tensor, block_amax: Tensor, tensor_amax: Tensor, seed: Tensor | None) -> Tensor:
     tensor_scale = _nonzero(tensor_scale_of(tensor_amax))
-    scale = block_scales(block_amax, tensor_scale).float() * tensor_scale
+    scale = computed_once(block_scales(block_amax, tensor_scale).float() * tensor_scale)
     value = x.float()
     uniform = None if seed is None else noise(torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape), seed)
     rounded = e2m1(value.abs() / scale, uniform) * scale

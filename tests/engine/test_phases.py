@@ -6,13 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stagecraft.engine.layout import Layout
 from stagecraft.engine.phase_params import BatchRamp, LongContext
 from stagecraft.engine.phases import phase_of, phases, read_at, rows_read
+
+ONE = Layout(tensor=1, pipeline=1, context=1, expert=1)
 
 
 def long_context(steps, alternating):
     return LongContext(steps=steps, alternating_steps=alternating, blend="long", sequence_length=64, short_length=16, global_batch=2,
-                       micro_batch=1, lr=1e-3)
+                       micro_batch=1, lr=1e-3, layout=ONE)
 
 
 @st.composite
@@ -68,7 +71,7 @@ def test_one_blend_for_both_is_one_phase_whose_rows_go_on():
 def test_an_impossible_continuation_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         LongContext(**{"steps": 4, "alternating_steps": 2, "blend": "long", "sequence_length": 64, "short_length": 16, "global_batch": 2,
-                       "micro_batch": 1, "lr": 1e-3, **change})
+                       "micro_batch": 1, "lr": 1e-3, "layout": ONE, **change})
 
 
 @pytest.mark.parametrize("change, message", [

@@ -79,7 +79,7 @@ def test_values_are_the_papers(x):
     got = nvfp4.quantize_dequantize(x.float()).double().numpy().reshape(-1, 16)
     sure = ~(close | unsure)
     np.testing.assert_allclose(got[sure], expected[sure], rtol=1e-5, atol=1e-44)
-    assert sure.mean() > 0.05 or x.numel() < 512
+    assert sure.any() or x.numel() < 512
 
 
 @settings(max_examples=40, deadline=None)

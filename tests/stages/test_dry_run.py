@@ -30,21 +30,27 @@ def test_the_profile_of_one_h200_fits_it():
     done = dry_run(profile="params/h200.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[0] == "# h200.yaml: 0.96B parameters, 0.26B active, MTP +0.09B"
-    assert "long: from step 19075, 250 steps, 0.2621B tokens in rows of 32,768" in done.stdout
+    assert "long: from step 19075, 250 steps of 32 rows, 0.2621B tokens in rows of 32,768" in done.stdout
     (needed,) = [float(line.split()[-2]) for line in done.stdout.splitlines() if line.startswith("## Memory of the fullest GPU")]
     assert 20 < needed < 0.9 * 141
 
 
 def test_every_rank_has_its_place(text):
-    """Tensor 2 and expert 64 of 128 ranks: neighbours share matrices, ranks 64 apart share experts."""
-    ranks = [line for line in text.splitlines() if line.startswith("rank ")]
-    assert len(ranks) == 128
+    """Tensor 2 and expert 64 of 128 ranks: neighbours share matrices, ranks 64 apart share experts; long rows are shared by all."""
+    both = [line for line in text.splitlines() if line.startswith("rank ")]
+    assert len(both) == 256
+    ranks, long = both[:128], both[128:]
     assert ranks[0].startswith("rank 0: tensor 0, pipeline 0 (MEMEMEM*") and ranks[0].endswith("data 0, experts 0-7")
-    assert "tensor 1," in ranks[67] and ranks[67].endswith("data 33, experts 24-31")
+    assert "tensor 1," in ranks[67] and ranks[67].endswith("context 0, data 33, experts 24-31")
+    assert "tensor 1," in long[67] and long[67].endswith("context 33, data 0, experts 24-31")
 
 
 def test_phases_modules_and_recipe_are_the_papers(text):
-    assert "phase1: from step 0, 794722 steps, 2e+04B tokens" in text and "phase2: from step 794722, 198682 steps, 5,000B tokens" in text
+    assert "phase1: from step 0, 794722 steps of 3,072 rows, 2e+04B tokens" in text
+    assert "phase2: from step 794722, 198682 steps of 3,072 rows, 5,000B tokens" in text
+    assert "long: from step 993404, 2533 steps of 16 rows, 42.5B tokens in rows of 1,048,576" in text
+    (needed,) = [float(line.split()[-2]) for line in text.splitlines() if line.startswith("## Memory of the fullest GPU")]
+    assert 80 < needed < 0.9 * 279
     assert "decoder.layers.0.mixer.out_proj (Mamba output): mxfp8" in text
     assert "decoder.layers.1.mlp.experts (routed experts): nvfp4" in text
     assert "decoder.layers.87.mlp.experts (routed experts): bf16" in text
