@@ -1,6 +1,7 @@
 """Reinforcement learning measured, on a directory PROJECT with `params.yaml` and the artifacts `corpus` and `sft`.
 
 python -m benchmarks.rl PROJECT staleness   in turn, beside and with weights pushed in flight
+python -m benchmarks.rl PROJECT workers     one generation worker, two processes and two actors of Ray (needs ray)
 python -m benchmarks.rl PROJECT seeds       gain over SFT with its standard error, by family
 python -m benchmarks.rl PROJECT families    all families together against one alone
 python -m benchmarks.rl PROJECT healing     accepted drafts before RL, after it and healed, by the trainer and by vLLM's own counters
@@ -87,6 +88,24 @@ def staleness(given: Benchmark) -> None:
                   f"{metrics['share_wait']:6.1%} {metrics['share_update']:6.1%}", flush=True)
 
 
+def workers(given: Benchmark) -> None:
+    """A step's prompts drawn by one process, by two, and by two actors of Ray; the first step waits for their start and is not timed."""
+    ways = {"one process": ("process", 1), "two processes": ("process", 2), "two Ray actors": ("ray", 2)}
+    print(f"{'':14} {'seed':>4} {'samples/s':>9} {'s a step':>8} {'generation':>10} {'wait':>6} {'update':>6} {'hand-over':>9} "
+          f"{'reward first':>12} {'last':>6} {'exact match':>11} {'stage, s':>8}")
+    for seed in range(given.seeds):
+        for way, (launcher, count) in ways.items():
+            metrics, where = given.run(f"{way.replace(' ', '-')}-{seed}", seed=seed, generators={"launcher": launcher, "count": count})
+            curve = _curve(where)[1:]
+            parts = _parts(curve)
+            step = sum(parts.values()) / len(curve)
+            print(f"{way:14} {seed:4} {metrics['completions'] / (len(curve) + 1) / step:9.1f} {step:8.3f} "
+                  f"{sum(row['seconds_generate'] for row in curve) / len(curve):10.3f} "
+                  f"{parts['wait'] / len(curve):6.3f} {parts['update'] / len(curve):6.3f} {parts['handover'] / len(curve):9.3f} "
+                  f"{metrics['reward_first']:12.3f} {metrics['reward_last']:6.3f} "
+                  f"{given.exact_match(where / 'artifacts' / 'aligned')['all']:11.3f} {metrics['seconds']:8.1f}", flush=True)
+
+
 def seeds(given: Benchmark) -> None:
     """Gain over SFT, mean and standard error over seeds, by family."""
     _table(given.exact_match(given.tuned), {"aligned": given.after("seed")})
@@ -150,9 +169,8 @@ def trl(given: Benchmark) -> None:
     found = {}
     for way, staleness_ in (("ours, in turn", 0), ("ours, beside", 1)):
         metrics, where = given.run(f"speed-{staleness_}", staleness=staleness_, in_flight=False)
-        with (where / "plots" / "rl" / "train.csv").open() as stream:
-            curve = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)][1:]
-        parts = {part: sum(row[f"seconds_{part}"] for row in curve) for part in ("wait", "update", "handover")}
+        curve = _curve(where)[1:]
+        parts = _parts(curve)
         seconds = sum(parts.values())
         found[way] = {"samples_per_second": metrics["completions"] / (len(curve) + 1) * len(curve) / seconds,
                       "generated_tokens_per_second": sum(row["tokens"] for row in curve) / sum(row["seconds_generate"] for row in curve),
@@ -169,6 +187,15 @@ def trl(given: Benchmark) -> None:
               f"{each['share_update']:7.1%} {each['share_handover']:9.1%}")
 
 
+def _curve(where: Path) -> list[dict[str, float]]:
+    with (where / "plots" / "rl" / "train.csv").open() as stream:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+
+
+def _parts(curve: list[dict[str, float]]) -> dict[str, float]:
+    return {part: sum(row[f"seconds_{part}"] for row in curve) for part in ("wait", "update", "handover")}
+
+
 def _table(before: dict[str, float], after: dict[str, list[dict[str, float]]]) -> None:
     print(f"{'':12} {'sft':>7} " + " ".join(f"{name:>20}" for name in after))
     for key in before:
@@ -177,7 +204,7 @@ def _table(before: dict[str, float], after: dict[str, list[dict[str, float]]]) -
 
 
 BENCHMARKS: dict[str, Callable[[Benchmark], None]] = {
-    "staleness": staleness, "seeds": seeds, "families": families, "healing": healing, "rlhf": rlhf, "trl": trl}
+    "staleness": staleness, "workers": workers, "seeds": seeds, "families": families, "healing": healing, "rlhf": rlhf, "trl": trl}
 
 
 def main() -> None:
