@@ -18,6 +18,7 @@ import csv
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -89,20 +90,19 @@ def staleness(given: Benchmark) -> None:
 
 
 def workers(given: Benchmark) -> None:
-    """A step's prompts drawn by one process, by two, and by two actors of Ray; the first step waits for their start and is not timed."""
+    """A step's prompts drawn by one process, by two, and by two actors of Ray: medians over the steps after the first, in seconds."""
     ways = {"one process": ("process", 1), "two processes": ("process", 2), "two Ray actors": ("ray", 2)}
-    print(f"{'':14} {'seed':>4} {'samples/s':>9} {'s a step':>8} {'generation':>10} {'wait':>6} {'update':>6} {'hand-over':>9} "
-          f"{'reward first':>12} {'last':>6} {'exact match':>11} {'stage, s':>8}")
+    parts = ("generate", "wait", "update", "handover")
+    print(f"{'':14} {'seed':>4} {'step':>8} " + " ".join(f"{part:>8}" for part in parts)
+          + f" {'first reward':>12} {'last':>6} {'exact match':>11} {'stage':>8}")
     for seed in range(given.seeds):
         for way, (launcher, count) in ways.items():
             metrics, where = given.run(f"{way.replace(' ', '-')}-{seed}", seed=seed, generators={"launcher": launcher, "count": count})
-            curve = _curve(where)[1:]
-            parts = _parts(curve)
-            step = sum(parts.values()) / len(curve)
-            print(f"{way:14} {seed:4} {metrics['completions'] / (len(curve) + 1) / step:9.1f} {step:8.3f} "
-                  f"{sum(row['seconds_generate'] for row in curve) / len(curve):10.3f} "
-                  f"{parts['wait'] / len(curve):6.3f} {parts['update'] / len(curve):6.3f} {parts['handover'] / len(curve):9.3f} "
-                  f"{metrics['reward_first']:12.3f} {metrics['reward_last']:6.3f} "
+            curve = _curve(where)[1:]  # the first step waits for the engines
+            step = statistics.median(sum(row[f"seconds_{part}"] for part in parts[1:]) for row in curve)
+            print(f"{way:14} {seed:4} {step:8.3f} "
+                  + " ".join(f"{statistics.median(row[f'seconds_{part}'] for row in curve):8.3f}" for part in parts)
+                  + f" {metrics['reward_first']:12.3f} {metrics['reward_last']:6.3f} "
                   f"{given.exact_match(where / 'artifacts' / 'aligned')['all']:11.3f} {metrics['seconds']:8.1f}", flush=True)
 
 
@@ -170,7 +170,7 @@ def trl(given: Benchmark) -> None:
     for way, staleness_ in (("ours, in turn", 0), ("ours, beside", 1)):
         metrics, where = given.run(f"speed-{staleness_}", staleness=staleness_, in_flight=False)
         curve = _curve(where)[1:]
-        parts = _parts(curve)
+        parts = {part: sum(row[f"seconds_{part}"] for row in curve) for part in ("wait", "update", "handover")}
         seconds = sum(parts.values())
         found[way] = {"samples_per_second": metrics["completions"] / (len(curve) + 1) * len(curve) / seconds,
                       "generated_tokens_per_second": sum(row["tokens"] for row in curve) / sum(row["seconds_generate"] for row in curve),
@@ -190,10 +190,6 @@ def trl(given: Benchmark) -> None:
 def _curve(where: Path) -> list[dict[str, float]]:
     with (where / "plots" / "rl" / "train.csv").open() as stream:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
-
-
-def _parts(curve: list[dict[str, float]]) -> dict[str, float]:
-    return {part: sum(row[f"seconds_{part}"] for row in curve) for part in ("wait", "update", "handover")}
 
 
 def _table(before: dict[str, float], after: dict[str, list[dict[str, float]]]) -> None:

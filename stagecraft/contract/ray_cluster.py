@@ -25,6 +25,7 @@ def join(where: str, otherwise: str) -> ModuleType:
         raise UserError("`ray` needs the package ray, which is not installed", where=where,
                         mend=f"install ray, or take `{otherwise}`") from None
     if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # The workers unpickle what they are sent: they must find this project, and whatever else this process does.
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}, log_to_driver=False)

@@ -1,6 +1,7 @@
 """Several generation workers: how prompts are shared, and the stage with two of them, as processes and as Ray's actors."""
 
 import json
+import re
 import sys
 import time
 from dataclasses import replace
@@ -104,7 +105,7 @@ def test_two_workers_draw_what_one_draws(tuned, shared, tmp_path, staleness):
     if not staleness:
         run("rl", two)
     assert [row["staleness"] for row in curve(two)] == [0, *[staleness] * 3] and max(row["taught"] for row in curve(two)) > 0
-    alone, together = ([{**row, "advantage": None} for row in rollouts(where)] for where in (one, two))
+    alone, together = rollouts(one), rollouts(two)
     # Sums in batches of another size round differently, which the updates carry on; the first step has seen none.
     assert [row for row in alone if row["step"] == 0] == [row for row in together if row["step"] == 0]
     assert [(row["step"], row["id"]) for row in alone] == [(row["step"], row["id"]) for row in together]
@@ -114,7 +115,7 @@ def test_two_workers_draw_what_one_draws(tuned, shared, tmp_path, staleness):
 def test_a_lost_worker_is_one_line_and_the_next_run_goes_on_with_the_same_bits(tuned, shared, tmp_path):
     where = copy(tuned, tmp_path / "lost", generators=TWO)
     output = kill_a_worker(where, "spawn_main", "00000001-2-of-2.jsonl")
-    assert "error: rl: generator 2 of 2 was lost (exit code -9) - run the stage again: it goes on from its last checkpoint" in output
+    assert "error: rl: generator 2 of 2 was lost (exit code -9) - run the stage again: it goes on from its last" in output, output
     kept = {path: path.stat().st_mtime_ns for path in (where / ".work/rl").glob("*/rollouts/0000000[01]-*.jsonl")}
     assert len(kept) >= 2
     run("rl", where)
@@ -134,7 +135,7 @@ def test_rays_actors_give_the_bits_of_processes_and_a_lost_one_is_one_line(tuned
     pytest.importorskip("ray", reason="ray is not in the lock")
     where = copy(tuned, tmp_path / "ray", generators=TWO | {"launcher": "ray"})
     output = kill_a_worker(where, "ray::_Actor", "00000001-2-of-2.jsonl")
-    assert "error: rl: generator 2 of 2 was lost (its actor has died) - run the stage again" in output
+    assert re.search(r"error: rl: generator [12] of 2 was lost \(its actor has died\) - run the stage again", output), output
     run("rl", where)
     same(where, shared)
 
