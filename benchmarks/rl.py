@@ -1,6 +1,7 @@
 """Reinforcement learning measured, on a directory PROJECT with `params.yaml` and the artifacts `corpus` and `sft`.
 
 python -m benchmarks.rl PROJECT staleness   in turn, beside and with weights pushed in flight
+python -m benchmarks.rl PROJECT workers     one generation worker, two processes and two actors of Ray (needs ray)
 python -m benchmarks.rl PROJECT seeds       gain over SFT with its standard error, by family
 python -m benchmarks.rl PROJECT families    all families together against one alone
 python -m benchmarks.rl PROJECT healing     accepted drafts before RL, after it and healed, by the trainer and by vLLM's own counters
@@ -17,6 +18,7 @@ import csv
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,6 +89,23 @@ def staleness(given: Benchmark) -> None:
                   f"{metrics['share_wait']:6.1%} {metrics['share_update']:6.1%}", flush=True)
 
 
+def workers(given: Benchmark) -> None:
+    """A step's prompts drawn by one process, by two, and by two actors of Ray: medians over the steps after the first, in seconds."""
+    ways = {"one process": ("process", 1), "two processes": ("process", 2), "two Ray actors": ("ray", 2)}
+    parts = ("generate", "wait", "update", "handover")
+    print(f"{'':14} {'seed':>4} {'step':>8} " + " ".join(f"{part:>8}" for part in parts)
+          + f" {'first reward':>12} {'last':>6} {'exact match':>11} {'stage':>8}")
+    for seed in range(given.seeds):
+        for way, (launcher, count) in ways.items():
+            metrics, where = given.run(f"{way.replace(' ', '-')}-{seed}", seed=seed, generators={"launcher": launcher, "count": count})
+            curve = _curve(where)[1:]  # the first step waits for the engines
+            step = statistics.median(sum(row[f"seconds_{part}"] for part in parts[1:]) for row in curve)
+            print(f"{way:14} {seed:4} {step:8.3f} "
+                  + " ".join(f"{statistics.median(row[f'seconds_{part}'] for row in curve):8.3f}" for part in parts)
+                  + f" {metrics['reward_first']:12.3f} {metrics['reward_last']:6.3f} "
+                  f"{given.exact_match(where / 'artifacts' / 'aligned')['all']:11.3f} {metrics['seconds']:8.1f}", flush=True)
+
+
 def seeds(given: Benchmark) -> None:
     """Gain over SFT, mean and standard error over seeds, by family."""
     _table(given.exact_match(given.tuned), {"aligned": given.after("seed")})
@@ -150,8 +169,7 @@ def trl(given: Benchmark) -> None:
     found = {}
     for way, staleness_ in (("ours, in turn", 0), ("ours, beside", 1)):
         metrics, where = given.run(f"speed-{staleness_}", staleness=staleness_, in_flight=False)
-        with (where / "plots" / "rl" / "train.csv").open() as stream:
-            curve = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)][1:]
+        curve = _curve(where)[1:]
         parts = {part: sum(row[f"seconds_{part}"] for row in curve) for part in ("wait", "update", "handover")}
         seconds = sum(parts.values())
         found[way] = {"samples_per_second": metrics["completions"] / (len(curve) + 1) * len(curve) / seconds,
@@ -169,6 +187,11 @@ def trl(given: Benchmark) -> None:
               f"{each['share_update']:7.1%} {each['share_handover']:9.1%}")
 
 
+def _curve(where: Path) -> list[dict[str, float]]:
+    with (where / "plots" / "rl" / "train.csv").open() as stream:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+
+
 def _table(before: dict[str, float], after: dict[str, list[dict[str, float]]]) -> None:
     print(f"{'':12} {'sft':>7} " + " ".join(f"{name:>20}" for name in after))
     for key in before:
@@ -177,7 +200,7 @@ def _table(before: dict[str, float], after: dict[str, list[dict[str, float]]]) -
 
 
 BENCHMARKS: dict[str, Callable[[Benchmark], None]] = {
-    "staleness": staleness, "seeds": seeds, "families": families, "healing": healing, "rlhf": rlhf, "trl": trl}
+    "staleness": staleness, "workers": workers, "seeds": seeds, "families": families, "healing": healing, "rlhf": rlhf, "trl": trl}
 
 
 def main() -> None:

@@ -1,18 +1,19 @@
-"""The generator: vLLM draws a step's completions, the environments judge them, the finished step is kept on disk."""
+"""A generator: vLLM draws the completions of a step or of its share, the environments judge them, what is finished is kept on disk."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 from components.rl.healing import answers_path
 from components.rl.params import Params
-from components.rl.prompts import Row, by_difficulty, pick, read_prompts
+from components.rl.prompts import Row, by_difficulty, pick, read_prompts, share
 from components.rl.rlhf.judge import Judge
 from components.rl.rollouts import Draw, Sample, draw_path, read_draw, write_draw
 from components.rl.talks import begin
@@ -21,30 +22,56 @@ from stagecraft.contract.files import write_json
 from stagecraft.data.chat import encode_prompt
 from stagecraft.data.tasks import read_rows
 from stagecraft.data.tokenizer import load_tokenizer
-from stagecraft.inference.engine import Engine
+from stagecraft.inference.engine import Engine, completion_seeds
 
-_SOLVED = "solved.json"
+
+@dataclass(frozen=True)
+class Job:
+    """What a run asks of its generators.
+
+    Attributes:
+        corpus, model: artifacts, as the stage gets them.
+        judge: gives the rewards of a step in the verifiers' place.
+        kept: directory for what was drawn; what is there already is not drawn again.
+        first: steps that were done before.
+    """
+
+    params: Params
+    corpus: Path
+    model: Path
+    judge: Judge | None
+    kept: Path
+    first: int
 
 
 class Generator:
     """An engine with the prompts it is to ask.
 
     Args:
-        corpus, model: artifacts, as the stage gets them.
-        judge: gives the rewards of a step in the verifiers' place.
-        kept: directory for the steps that were drawn; what is there already is not drawn again.
+        worker: which of `generators.count` it is, from 0; it draws its share.
     """
 
-    def __init__(self, params: Params, corpus: Path, model: Path, judge: Judge | None, kept: Path):
-        self.params, self.judge, self.kept, self.heldout = params, judge, kept, corpus / "tasks" / "heldout.jsonl"
-        self.tokenizer = load_tokenizer(corpus / "tokenizer")
-        self.rows = read_prompts(corpus / "tasks" / "rl.jsonl", self.tokenizer, params)
-        self.engine = Engine(model, max_model_len=params.max_prompt_tokens + params.max_new_tokens,
-                             max_num_seqs=params.prompts_per_step * params.generations_per_prompt, seed=params.seed, threads=params.threads)
+    def __init__(self, job: Job, worker: int = 0):
+        self.params, self.judge, self.kept, self.heldout = job.params, job.judge, job.kept, job.corpus / "tasks" / "heldout.jsonl"
+        self.worker, self.workers, params = worker, job.params.generators.count, job.params
+        self.tokenizer = load_tokenizer(job.corpus / "tokenizer")
+        self.rows = read_prompts(job.corpus / "tasks" / "rl.jsonl", self.tokenizer, params)
+        self.engine = Engine(job.model, max_model_len=params.max_prompt_tokens + params.max_new_tokens,
+                             max_num_seqs=len(share(params.prompts_per_step, worker, self.workers)) * params.generations_per_prompt,
+                             seed=params.seed, threads=params.threads)
         self.version = 0
-        kept.mkdir(parents=True, exist_ok=True)
+        job.kept.mkdir(parents=True, exist_ok=True)
         if params.curriculum.samples:
-            self.rows = by_difficulty(self.rows, self._solved(), params.curriculum.drop_above)
+            self._try()
+
+    @cached_property
+    def ordered(self) -> list[Row]:
+        """The prompts as the steps go through them; under a curriculum only once every worker has tried its share."""
+        if not self.params.curriculum.samples:
+            return self.rows
+        solved = {id_: part for worker in range(self.workers)
+                  for id_, part in json.loads(self._solved_path(worker).read_text())["solved"].items()}
+        return by_difficulty(self.rows, solved, self.params.curriculum.drop_above)
 
     def update(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take over the weights after `version` optimizer steps, in place; completions under way go on with them."""
@@ -52,15 +79,15 @@ class Generator:
         self.version = version
 
     def draw(self, step: int, between: Callable[[], None] | None = None) -> Draw:
-        """The judged completions of a step, drawn or read back.
+        """The judged completions of this worker's share of a step, drawn or read back.
 
         Args:
             between: called before each of the engine's steps.
         """
-        path = draw_path(self.kept, step)
+        path = draw_path(self.kept, step, self.worker, self.workers)
         if (draw := read_draw(path)) is None:
             started, version = time.monotonic(), self.version
-            samples = self._samples(pick(self.rows, step, self.params), self.params.generations_per_prompt,
+            samples = self._samples(pick(self.ordered, step, self.params), self.params.generations_per_prompt,
                                     self.params.seed * 1_000_003 + step, version, between)
             if self.judge:
                 self.judge.reward(samples, self.params.generations_per_prompt)
@@ -69,13 +96,13 @@ class Generator:
         return draw
 
     def answer_heldout(self) -> None:
-        """Keep greedy answers to held-out prompts, those of the weights there are now: healing is measured by them.
+        """Keep greedy answers to held-out prompts, those of the weights there are now: healing is measured by them. One worker does it.
 
         Raises:
             UserError: none fits.
         """
         path = answers_path(self.kept, self.version)
-        if not self.params.healing.steps or path.exists():
+        if self.worker or not self.params.healing.steps or path.exists():
             return
         prompts = [prompt for row in read_rows(self.heldout)
                    if len(prompt := encode_prompt(self.tokenizer, row)) <= self.params.max_prompt_tokens][:self.params.healing.heldout]
@@ -91,22 +118,29 @@ class Generator:
         self.engine.close()
 
     def _samples(self, rows: list[Row], n: int, seed: int, version: int, between: Callable[[], None] | None = None) -> list[Sample]:
-        talks = [begin(row, self.tokenizer, self.engine.max_model_len, version, self.params.environment_servers)
-                 for row in rows for _ in range(n)]
-        speaking, turn = talks, 0
+        """Talks on this worker's share of the rows, `n` on each. A completion's seed is that of its place among all of them, so that it
+        does not depend on how they are shared."""
+        own = share(len(rows), self.worker, self.workers)
+        talks = [begin(rows[place], self.tokenizer, self.engine.max_model_len, version, self.params.environment_servers)
+                 for place in own for _ in range(n)]
+        speaking, turn = list(enumerate(talks, own.start * n)), 0
         while speaking:
-            heard = self.engine.generate([talk.ids for talk in speaking], temperature=self.params.temperature,
+            seeds = completion_seeds(seed + (turn << 40), len(rows) * n)
+            heard = self.engine.generate([talk.ids for _, talk in speaking], temperature=self.params.temperature,
                                          max_tokens=self.params.max_new_tokens, stop_token_ids=[self.tokenizer.eos_token_id],
-                                         seed=seed + (turn << 40), logprobs=True, between=between)
-            speaking = [talk for talk, (said,) in zip(speaking, heard) if talk.hear(said)]
+                                         seed=[seeds[place] for place, _ in speaking], logprobs=True, between=between)
+            speaking = [(place, talk) for (place, talk), (said,) in zip(speaking, heard) if talk.hear(said)]
             turn += 1
         return [talk.sample for talk in talks]
 
-    def _solved(self) -> dict[str, float]:
-        """Share of the fine-tuned model's tries that solve each prompt; measured once, before the first step."""
-        path, asked = self.kept / _SOLVED, asdict(self.params.curriculum)
-        if path.exists() and (found := json.loads(path.read_text()))["asked"] == asked:
-            return found["solved"]
+    def _solved_path(self, worker: int) -> Path:
+        return self.kept / ("solved.json" if self.workers == 1 else f"solved-{worker + 1}-of-{self.workers}.json")
+
+    def _try(self) -> None:
+        """Keep which share of the fine-tuned model's tries solves each prompt; measured once, before the first step."""
+        path, asked = self._solved_path(self.worker), asdict(self.params.curriculum)
+        if path.exists() and json.loads(path.read_text())["asked"] == asked:
+            return
         solved: dict[str, float] = {}
         tries = self.params.curriculum.samples
         at_once = max(1, self.params.prompts_per_step * self.params.generations_per_prompt // tries)
@@ -115,6 +149,5 @@ class Generator:
             for sample in samples:
                 solved[sample.id] = solved.get(sample.id, 0.0) + sample.reward / tries
         write_json(path, {"asked": asked, "solved": solved})
-        return solved
 
 

@@ -65,7 +65,8 @@ def heal(params: Params, architecture: Architecture, before: Mapping[str, Tensor
 def last_rollouts(kept: Path, params: Params) -> list[Sample]:
     """What the policy said in the last `healing.rollouts` steps."""
     steps = range(max(0, params.steps - params.healing.rollouts), params.steps)
-    return [sample for step in steps for sample in read_draw(draw_path(kept, step)).samples]
+    workers = params.generators.count
+    return [sample for step in steps for worker in range(workers) for sample in read_draw(draw_path(kept, step, worker, workers)).samples]
 
 
 def answers_path(kept: Path, version: int) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,14 @@ from stagecraft.contract.params import params
 from stagecraft.engine.schedule import AboveZero, Count, Positive
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@params
+class Generators:
+    """Who generates: so many workers, each with a share of a step's prompts, as local processes or as actors of Ray."""
+
+    launcher: Literal["process", "ray"]
+    count: Positive
 
 
 @params
@@ -62,6 +70,7 @@ class Params:
     threads: Positive
     staleness: Annotated[int, Field(ge=0, le=1)]
     in_flight: bool
+    generators: Generators
     prompts_per_step: Positive
     generations_per_prompt: Annotated[int, Field(ge=2)]
     max_prompt_tokens: Positive
@@ -93,6 +102,8 @@ class Params:
         if self.pack_tokens < self.max_prompt_tokens + self.max_new_tokens:
             raise ValueError(f"pack_tokens {self.pack_tokens} is less than max_prompt_tokens + max_new_tokens = "
                              f"{self.max_prompt_tokens + self.max_new_tokens}")
+        if self.generators.count > self.prompts_per_step:
+            raise ValueError(f"{self.generators.count} generators have no share each in {self.prompts_per_step} prompts_per_step")
         if unasked := sorted(set(self.environment_servers) - set(self.environments)):
             raise ValueError(f"environment_servers has an address of {unasked[0]!r}, which environments does not name")
         if self.preferences.enabled and self.environments:

@@ -1,4 +1,4 @@
-"""Which prompts are asked at which step: those that fit, in the mixture of families and environments wanted, shuffled or by difficulty."""
+"""Which prompts are asked at which step, and by whom: those that fit, in the mixture wanted, shuffled or by difficulty."""
 
 from __future__ import annotations
 
@@ -94,6 +94,11 @@ def pick(rows: list[Row], step: int, params: Params) -> list[Row]:
         return [stretch[more[at % len(stretch)]] for at in range(params.prompts_per_step)]
     positions = range(step * params.prompts_per_step, (step + 1) * params.prompts_per_step)
     return [rows[order(len(rows), params.seed, at // len(rows))[at % len(rows)]] for at in positions]
+
+
+def share(count: int, worker: int, workers: int) -> range:
+    """Which of `count` prompts one of the workers draws: neighbours, of which no worker has two more than another."""
+    return range(count * worker // workers, count * (worker + 1) // workers)
 
 
 @lru_cache(maxsize=2)

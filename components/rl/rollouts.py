@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Sample:
 
 @dataclass
 class Draw:
-    """The samples of a step, and the seconds that drawing and judging them took."""
+    """The samples of a step or of a worker's share of it, and the seconds that drawing and judging them took."""
 
     samples: list[Sample]
     seconds: float
@@ -74,18 +75,23 @@ def weigh(samples: list[Sample], params: Params) -> None:
             sample.advantage = 0.0
 
 
-def draw_path(kept: Path, step: int) -> Path:
-    """Where a finished step is kept."""
-    return kept / f"{step:08d}.jsonl"
+def merge(shares: Sequence[Draw]) -> Draw:
+    """A step from the shares of its workers, in their order."""
+    return Draw([sample for each in shares for sample in each.samples], max(each.seconds for each in shares))
+
+
+def draw_path(kept: Path, step: int, worker: int = 0, workers: int = 1) -> Path:
+    """Where a finished step is kept; where a worker's share of it is, if there are more."""
+    return kept / (f"{step:08d}.jsonl" if workers == 1 else f"{step:08d}-{worker + 1}-of-{workers}.jsonl")
 
 
 def write_draw(path: Path, draw: Draw) -> None:
-    """Keep a finished step, a sample a line; a kill cannot leave half of it."""
+    """Keep a finished step or share, a sample a line; a kill cannot leave half of it."""
     write_atomic(path, "".join(json.dumps({"seconds": draw.seconds, **vars(sample)}) + "\n" for sample in draw.samples))
 
 
 def read_draw(path: Path) -> Draw | None:
-    """A step that was kept; None if it was not."""
+    """A step or share that was kept; None if it was not."""
     if not path.exists():
         return None
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from components.rl.generator import Job
 from components.rl.loss import PolicyLoss
 from components.rl.params import Params
 from components.rl.reference import Reference
 from components.rl.rlhf.judge import Judge
 from components.rl.rollouts import Sample, batches, means_by_family, weigh
-from components.rl.sources import SOURCES
+from components.rl.sources import source_of_completions
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints, parallel
@@ -39,7 +40,7 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
     kept = sum(rewind_rollouts(log.work / name, trainer.steps_done) for name in ROLLOUTS)
     if trainer.steps_done == params.steps:  # killed while it healed
         return _finished(weights, trainer)
-    source = SOURCES[params.staleness](params, corpus, model, judge, log.work / "rollouts", trainer.steps_done, trainer.weights())
+    source = source_of_completions(Job(params, corpus, model, judge, log.work / "rollouts", trainer.steps_done), trainer.weights())
     reference = Reference(architecture, weights, params.pack_tokens, params.temperature) if params.kl else None
     torch.set_num_threads(params.threads)
     loss = PolicyLoss(params.temperature, params.ratio_clip_low, params.ratio_clip_high, params.importance_limit, params.mismatch_limit,
@@ -72,7 +73,7 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
                 source.finish(trainer.steps_done)
                 checkpoints.save(log.work / "checkpoints", trainer)
                 for path in (log.work / "rollouts").glob("*.jsonl"):
-                    if int(path.stem) < min(trainer.steps_done, params.steps - params.healing.rollouts):
+                    if int(path.name[:8]) < min(trainer.steps_done, params.steps - params.healing.rollouts):
                         path.unlink()
     source.close()
     if params.healing.steps:

@@ -96,7 +96,7 @@ class Engine:
                                 mend="check its config.json and weights, or run the stage that writes it again") from error
 
     def generate(self, prompts: Sequence[Sequence[int]], *, temperature: float, max_tokens: int, n: int = 1,
-                 stop_token_ids: Sequence[int] = (), seed: int | None = None, logprobs: bool = False,
+                 stop_token_ids: Sequence[int] = (), seed: int | Sequence[int] | None = None, logprobs: bool = False,
                  between: Callable[[], object] | None = None) -> list[list[Completion]]:
         """Continue every prompt `n` times, until a stop token or `max_tokens`.
 
@@ -104,7 +104,7 @@ class Engine:
             prompts: token ids.
             temperature: 0 is greedy (then n must be 1, for n answers would be one answer); 1 is the model's own distribution.
             stop_token_ids: the first of them ends a completion and is part of it. No other token ends one.
-            seed: of this call's sampling; the engine's own if None.
+            seed: of this call's sampling, or one for each completion; the engine's own if None.
             logprobs: return the log-probability of each token after temperature.
             between: called before every step of the engine; it may call `update_weights`, and tokens after that come from the new
                 weights, on top of the states and keys of the old.
@@ -121,12 +121,12 @@ class Engine:
             raise ValueError("greedy answers are all the same: n must be 1 at temperature 0")
         self._check(prompts)
         count = len(prompts) * n
-        seeds = np.random.SeedSequence(self._seed if seed is None else seed).generate_state(count, np.uint64) >> np.uint64(1)
+        seeds = seed if isinstance(seed, Sequence) else completion_seeds(self._seed if seed is None else seed, count)
         settings = [
             SamplingParams(temperature=temperature, max_tokens=max_tokens, stop_token_ids=list(stop_token_ids), ignore_eos=True,
                            detokenize=False, logprobs=0 if logprobs else None, flat_logprobs=logprobs,
                            seed=None if temperature == 0 else own)
-            for own in seeds.tolist()]
+            for own in seeds]
         outputs = self._run([prompt for prompt in prompts for _ in range(n)], settings, between)
         completions = [_completion(output.outputs[0]) for output in outputs]
         return [completions[start:start + n] for start in range(0, count, n)]
@@ -182,6 +182,11 @@ class Engine:
             return []
         with guest.at_work(self._threads), guest.interrupted(self._llm.llm_engine, between):
             return self._llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], settings, use_tqdm=False)
+
+
+def completion_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of `count` completions, from one."""
+    return (np.random.SeedSequence(seed).generate_state(count, np.uint64) >> np.uint64(1)).tolist()
 
 
 def _completion(output: Any) -> Completion:

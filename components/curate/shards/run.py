@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from components.curate.params import Params
 from components.curate.shards.plan import Shard, write_plan
 from components.curate.shards.slurm import run_slurm
 from components.curate.shards.steps import Job, pipeline
+from stagecraft.contract import ray_cluster
 from stagecraft.contract.errors import UserError
 
 _POLL = 0.5  # seconds between two looks at what is done
@@ -62,7 +62,7 @@ def _execute(steps: list[PipelineStep], wanted: Sequence[Path], params: Params, 
     if params.executor == "slurm":
         run_slurm(steps, wanted, options["workers"], params.slurm, logs)
     elif params.executor == "ray":
-        _start_ray()
+        ray_cluster.join("curate.executor", "local")
         RayPipelineExecutor(steps, **options).run()
     else:
         LocalPipelineExecutor(steps, **options).run()
@@ -70,19 +70,6 @@ def _execute(steps: list[PipelineStep], wanted: Sequence[Path], params: Params, 
     if missing:
         raise UserError(f"{missing} of {len(wanted)} shards have no result", where=str(logs / "logs"),
                         mend="see the logs there, then run again: the others are kept")
-
-
-def _start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine."""
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise UserError("the executor `ray` needs the package ray, which is not installed", where="curate.executor",
-                        mend="install ray, or take the executor `local`") from None
-    if not ray.is_initialized():
-        # The workers unpickle the steps: they must find this project, and whatever else this process does.
-        paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ray.init(runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}, log_to_driver=False)
 
 
 def _watch(shards: Sequence[Shard], results: Path, done: Callable[[int], None], ended: threading.Event) -> None:
