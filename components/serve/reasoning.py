@@ -10,7 +10,7 @@ from typing import Any
 from openai import OpenAI
 from tokenizers import Tokenizer
 
-from components.serve.checks import Answer, CheckFailedError, ask
+from components.serve.checks import CheckFailedError, ask
 from components.serve.params import Modes
 from stagecraft.data.tokenizer import IM_END
 from stagecraft.environments import verify
