@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from openai import OpenAI
@@ -47,12 +49,13 @@ class Answer:
         return tokenizer.decode([token for token in self.tokens if token != end], skip_special_tokens=False)
 
 
-def ask(client: OpenAI, model: str, row: dict[str, Any], max_tokens: int, gaps: bool = False) -> Answer:
-    """Ask for a greedy answer to a task row over the chat API."""
+def ask(client: OpenAI, model: str, row: dict[str, Any], max_tokens: int, gaps: bool = False,
+        mode: Mapping[str, Any] = MappingProxyType({})) -> Answer:
+    """Ask for a greedy answer to a task row over the chat API; `mode` are members of the request that say how to reason."""
     tools = {"tools": row["tools"]} if "tools" in row else {}
     best = {"logprobs": True, "top_logprobs": 2} if gaps else {}
     (choice,) = client.chat.completions.create(model=model, messages=row["messages"], max_tokens=max_tokens, temperature=0.0,
-                                               extra_body={"return_token_ids": True}, **tools, **best).choices
+                                               extra_body={"return_token_ids": True, **mode}, **tools, **best).choices
     positions = choice.logprobs.content if gaps else []
     pairs = [sorted((top.logprob for top in position.top_logprobs), reverse=True) for position in positions]
     return Answer(tokens=choice.token_ids, gaps=[best - second for best, second in pairs], finished=choice.finish_reason != "length",

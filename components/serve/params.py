@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stagecraft.contract.params import params
+from stagecraft.data.tasks import check_families
 from stagecraft.inference.server_settings import Settings
 
 Positive = Annotated[int, Field(gt=0)]
@@ -27,6 +28,28 @@ class Check:
     prompts_per_family: Positive
     max_tokens: Positive
     tie: Annotated[float, Field(ge=0)]
+
+
+@params
+class Modes:
+    """The reasoning modes, measured.
+
+    Attributes:
+        families: of the task prompts asked; those that the model thinks about.
+        prompts: of each family, every one asked in each mode.
+        budget: tokens of thinking after which the server ends it, in the mode that has one.
+        max_tokens: of an answer, thinking included.
+    """
+
+    families: Annotated[list[str], Field(min_length=1)]
+    prompts: Annotated[int, Field(gt=1)]
+    budget: Annotated[int, Field(ge=0)]
+    max_tokens: Positive
+
+    def __post_init__(self) -> None:
+        check_families(self.families)
+        if self.budget >= self.max_tokens:
+            raise ValueError(f"a budget of {self.budget} leaves no room for an answer in max_tokens ({self.max_tokens})")
 
 
 @params
@@ -89,6 +112,7 @@ class Params:
         seed: of the prompts drawn.
         server: the server on this machine; `stagecraft serve` starts the same.
         check: what it is checked with.
+        modes: the comparison of reasoning modes.
         load: the load test.
         deployment: what is written for a cluster.
     """
@@ -96,10 +120,11 @@ class Params:
     seed: Annotated[int, Field(ge=0)]
     server: Settings
     check: Check
+    modes: Modes
     load: Load
     deployment: Deployment
 
     def __post_init__(self) -> None:
-        if max(self.check.max_tokens, self.load.max_tokens) >= self.server.max_model_len:
-            raise ValueError("max_tokens of check and load must leave room for a prompt in server.max_model_len "
+        if max(self.check.max_tokens, self.modes.max_tokens, self.load.max_tokens) >= self.server.max_model_len:
+            raise ValueError("max_tokens of check, modes and load must leave room for a prompt in server.max_model_len "
                              f"({self.server.max_model_len})")

@@ -1,4 +1,4 @@
-"""What is done with the servers while they are up: the checks, the comparison with and without drafts, the load test."""
+"""What is done with the servers while they are up: checks, the comparisons with and without drafts and of reasoning modes, load test."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from components.serve.drafts import acceptance, compare, noise
 from components.serve.loadtest import measure
 from components.serve.params import Params
 from components.serve.prompts import draw_rows
+from components.serve.reasoning import compare_modes
 from stagecraft.contract.runlog import RunLog
 from stagecraft.inference.server import Server
 
@@ -27,7 +28,7 @@ def inspect(plain: Server, drafting: Server, params: Params, log: RunLog, part_d
         part_done: called after the checks and after the load test.
 
     Returns:
-        the report: `checks`, `answers`, `transcript`, `mtp`, `load`, `load_without_mtp`, see the functions these come from.
+        the report: `checks`, `answers`, `transcript`, `mtp`, `modes`, `load`, `load_without_mtp`, see the functions these come from.
 
     Raises:
         CheckFailedError: see components.serve.checks.
@@ -60,6 +61,9 @@ def inspect(plain: Server, drafting: Server, params: Params, log: RunLog, part_d
     with _client(drafting) as client:
         report["checks"] = {"streaming": check_streaming(client, name, rows[0], check.max_tokens, tokenizer),
                             "schema": check_schema(client, name), "tool_call": check_tool_call(client, name)}
+        report["modes"] = compare_modes(client, name, draw_rows(params.modes.prompts, params.seed, params.modes.families), params.modes,
+                                        tokenizer, params.server.max_num_seqs)
+    log.table("modes", report["modes"])
     part_done()
 
     report["load"] = measure(drafting.url, name, rows, params.load)

@@ -28,13 +28,15 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         `promoted`, `tokens_per_second` (the best concurrency's), `time_to_first_token_ms_p50` and `_p95` (at the lowest concurrency),
         `inter_token_ms`, `mtp_mean_accepted_length` (tokens a verification step yields, 1 + accepted drafts; 1 without drafts),
         `mtp_acceptance_<position>`, `mtp_identical` (share of answers that equal those without drafts token for token),
-        `tokens_per_second_without_mtp`, `exact_match` (over the prompts asked here), `tool_calls`.
+        `tokens_per_second_without_mtp`, `exact_match` (over the prompts asked here), `tool_calls`,
+        `modes` (by reasoning mode: thinking tokens, answer tokens, exact match, with standard errors).
 
     Raises:
         UserError: nothing was promoted, or the checkpoint cannot be read.
         ServerDiedError: a server did not come up; its last lines are in the message.
         CheckFailedError: it came up and does not serve as it should.
     """
+    from components.serve.reasoning import metrics
     from components.serve.session import inspect
     from stagecraft.inference.server import Server, running
     from stagecraft.inference.server_settings import local_arguments
@@ -67,5 +69,5 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         "inter_token_ms": alone["itl_ms_mean"],
         "mtp_mean_accepted_length": report["mtp"]["mean_accepted_length"], "mtp_identical": report["mtp"]["identical"],
         **{f"mtp_acceptance_{place}": share for place, share in enumerate(report["mtp"]["acceptance_by_position"], 1)},
-        **report["answers"],
+        **report["answers"], "modes": metrics(report["modes"]),
     }

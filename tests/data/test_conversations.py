@@ -114,6 +114,16 @@ def test_modes(tokenizer):
         encode_conversation(tokenizer, row, enable_thinking=False)
 
 
+def test_low_effort_is_prompted_for_as_it_was_trained(tokenizer):
+    for row in ({"messages": LONG["messages"], "tools": TOOLS}, {"messages": [{"role": "user", "content": "a"}, LONG["messages"][-1]]}):
+        trained, asked = in_mode(row, "low", 0)[0]["messages"][:2], row["messages"][:2 if row["messages"][0]["role"] == "system" else 1]
+        trained = tokenizer.apply_chat_template(trained, tools=row.get("tools"), tokenize=False)
+        for request in ({"reasoning_effort": "low"}, {"reasoning_effort": "minimal"}, {"low_effort": True, "reasoning_effort": None}):
+            assert tokenizer.apply_chat_template(asked, tools=row.get("tools"), tokenize=False, **request) == trained
+        for request in ({"reasoning_effort": "high"}, {"low_effort": False, "reasoning_effort": None}, {}):
+            assert LOW_EFFORT not in tokenizer.apply_chat_template(asked, tools=row.get("tools"), tokenize=False, **request)
+
+
 def test_shares_of_modes_are_met_and_a_rows_mode_is_its_own():
     shares = {"off": 0.03, "low": 0.2, "cut": 0.12}
     drawn = [draw_mode(0, number, shares) for number in range(4000)]

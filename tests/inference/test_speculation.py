@@ -1,6 +1,7 @@
 """Drafts change how fast tokens come, never which, nor how often: by a model whose drafts are accepted at times."""
 
 import random
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,8 +9,12 @@ import pytest
 import torch
 import vllm
 from scipy import stats
+from vllm import SamplingParams
+from vllm.config import ReasoningConfig
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.sample import rejection_sampler
+from vllm.v1.sample.logits_processor.interface import BatchUpdate
+from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 
 from stagecraft.inference import vllm_cpu
 from stagecraft.inference.engine import Engine
@@ -18,6 +23,7 @@ from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, greedy, re
 from tests.inference.foresight import foreseeing_checkpoint
 
 PROMPTS = draw_prompts(41, seed=2)  # one of them a single token
+BEGINS_ALIKE = 39  # a token that, as the last of a prompt, gives most answers the same beginning
 TEMPERATURE = 0.7
 
 
@@ -79,6 +85,75 @@ def test_prompts_that_end_in_a_chunk_of_one_token(foreseeing, reference, monkeyp
         answers = engine.generate(prompts, temperature=0, max_tokens=8)
     assert {1, 2, 3, 4} <= last_chunks
     assert [completion.token_ids for completion, in answers] == [greedy(reference, prompt, 8) for prompt in prompts]
+
+
+@pytest.fixture(scope="module")
+def thoughts(reference):
+    """Prompts that most answers to begin alike, the answers, and two tokens that most of them begin with: thinking lies between them."""
+    prompts = [[*prompt, BEGINS_ALIKE] for prompt in PROMPTS[:SEQUENCES]]
+    answers = [greedy(reference, prompt, 8) for prompt in prompts]
+    (tags, _), = Counter((answer[0], answer[2]) for answer in answers).most_common(1)
+    assert sum((answer[0], answer[2]) == tags for answer in answers) > SEQUENCES // 4
+    return prompts, answers, tags
+
+
+@pytest.mark.parametrize("draft_tokens", [0, 1, 2, 3])
+def test_a_thinking_budget_ends_the_thinking_and_nothing_else(foreseeing, reference, thoughts, draft_tokens, monkeypatch):
+    """Whether it is the budget that ends the thinking, or the model just before it or at its edge."""
+    prompts, answers, (opens, closes) = thoughts
+    tags = ReasoningConfig(reasoning_start_str="unused", reasoning_end_str="unused")
+    tags._reasoning_start_token_ids, tags._reasoning_end_token_ids, tags._natural_reasoning_end_token_ids = [opens], [closes], [closes]
+    monkeypatch.setattr(vllm, "LLM", lambda upstream=vllm.LLM, **arguments: upstream(**arguments, reasoning_config=tags))
+    cut = []
+    with Engine(foreseeing, max_model_len=LENGTH, max_num_seqs=SEQUENCES, draft_tokens=draft_tokens) as engine:
+        for budget in range(5):
+            asked = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False, thinking_token_budget=budget)
+            for prompt, free, found in zip(prompts, answers, engine._run(prompts, [asked] * len(prompts))):
+                start = free.index(opens) + 1 if opens in free else len(free)
+                kept, wanted = free[:start + budget], free
+                if len(kept) < len(free) and closes not in free[start:start + budget + 1]:
+                    wanted = [*kept, closes, *greedy(reference, [*prompt, *kept, closes], 7 - len(kept))]
+                end = wanted.index(closes, start) + 3 if closes in wanted[start:] else None  # a second thought has a budget of its own
+                assert list(found.outputs[0].token_ids)[:end] == wanted[:end]
+                cut.append(wanted != free)
+    assert any(cut) and not all(cut)
+
+
+OPENS, CLOSES, THOUGHT, SAID = range(4)
+
+
+def verified(holder, thoughts, budget, drafted, right, draw):
+    """What greedy verification makes of a model that thinks `thoughts` tokens, in vLLM's own order: the bonus token, then the drafts."""
+    def wanted(said):
+        if CLOSES in said or not said:
+            return SAID if said else OPENS
+        return THOUGHT if len(said) <= thoughts else CLOSES
+
+    holder.sync_batch(BatchUpdate(1, [], [(0, SamplingParams(thinking_token_budget=budget), [], output := [])], []))
+    while len(output) < 12:
+        drafts = []
+        for _ in range(drafted if output else 0):
+            drafts.append(wanted(output + drafts) if draw.random() < right else draw.randrange(4))
+        logits = torch.nn.functional.one_hot(torch.tensor([wanted(output + drafts[:at]) for at in range(len(drafts) + 1)]), 4).float()
+        holder.update_state([output], [drafts])
+        bonus = holder.apply_to_logits(logits[-1:], True, [drafts]).argmax(1).tolist()
+        tokens = (holder.apply_to_logits(logits[:-1], False, [drafts]) if drafts else logits[:0]).argmax(1).tolist() + bonus
+        accepted = next((at for at, draft in enumerate(drafts) if draft != tokens[at]), len(drafts))
+        output += tokens[:accepted + 1]
+    return output
+
+
+@pytest.mark.parametrize("drafted", [0, 1, 2, 3, 7])
+def test_no_draft_moves_the_end_of_the_thinking(drafted):
+    """However many drafts are right, and wherever the budget and the model's own end of the thinking lie."""
+    vllm_cpu.register()
+    draw, tags = random.Random(0), SimpleNamespace(reasoning_start_token_ids=[OPENS], reasoning_end_token_ids=[CLOSES])
+    for _ in range(300):
+        thoughts, budget, right = draw.randrange(7), draw.randrange(9), draw.choice((0.5, 0.8, 1.0))
+        holder = ThinkingBudgetStateHolder(tags, 1, drafted, torch.device("cpu"), False)
+        found = verified(holder, thoughts, budget, drafted, right, draw)
+        thinking = min(thoughts, budget)
+        assert found[:thinking + 4] == [OPENS, *[THOUGHT] * thinking, CLOSES, SAID, SAID], (thoughts, budget, right)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 DEFECTS = ("moe", "mamba_speculative, convolution", "mamba_speculative, recurrence", "conv_repack", "prefix_caching", "seeded_sampling",
            "speculative_sampling", "quantised, float32", "quantised, NVFP4 kernel", "kv_cache", "kernel_scan, numba",
-           "kernel_scan, flask", "draft_padding")
+           "kernel_scan, flask", "draft_padding", "thinking_budget")
 
 
 @pytest.fixture(scope="module")

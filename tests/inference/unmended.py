@@ -32,6 +32,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
+from vllm.v1.sample.logits_processor.interface import BatchUpdate
+from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 from vllm.v1.structured_output import StructuredOutputManager
 
 from tests.checkpoints import tiny_checkpoint
@@ -111,6 +113,15 @@ def one_token_is_padded_with_drafts() -> bool:
         return scheduler.schedule().num_scheduled_tokens["second"] > 1
 
 
+def thinking_is_ended_twice() -> bool:
+    """A budget of one token, a draft that ends the thinking at once: is the end forced behind it?"""
+    tags = SimpleNamespace(reasoning_start_token_ids=[1], reasoning_end_token_ids=[2])
+    holder = ThinkingBudgetStateHolder(tags, 1, 2, torch.device("cpu"), False)
+    holder.sync_batch(BatchUpdate(1, [], [(0, SamplingParams(thinking_token_budget=1), [9], [])], []))
+    holder.update_state([[1]], [[2, 9]])
+    return bool(holder.apply_to_logits(torch.zeros(2, 10), False, [[2, 9]])[1, 2] > 0)
+
+
 def scan_fails(module: str, kind: type[Exception]) -> bool:
     """With this one module to look at."""
     modules, looked_at = dict(sys.modules), {module: importlib.import_module(module)}
@@ -139,6 +150,7 @@ def main() -> None:
         "kernel_scan, numba": scan_fails("llvmlite.binding.ffi", AttributeError),
         "kernel_scan, flask": scan_fails("flask.globals", RuntimeError),
         "draft_padding": one_token_is_padded_with_drafts(),
+        "thinking_budget": thinking_is_ended_twice(),
     }))
 
 

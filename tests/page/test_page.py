@@ -78,6 +78,9 @@ def test_the_record_is_read(tmp_path):
     assert hostile.last == 4.0  # nan is left out
     aligned = record.models[0]
     assert (aligned.exact_match.low, aligned.exact_match.high) == pytest.approx((0.682 - 1.96 * 0.019, 0.682 + 1.96 * 0.019), abs=1e-5)
+    (low,) = record.modes
+    assert (low.name, low.exact_match.value, low.answer_tokens.high) == ("low", 0.25, 3.0)
+    assert low.thinking_tokens.low == pytest.approx(5.5 - 1.96 * 0.5, abs=1e-4)
     assert [artifact.name for artifact in record.artifacts] == ["sft", "aligned"]
     assert record.artifacts[1].inputs == {"sft": "e" * 64}
 
@@ -89,11 +92,13 @@ def test_an_empty_or_broken_tree_is_a_page_too(tmp_path, upstream):
     (tmp_path / "plots" / "sft" / "train.csv").write_bytes(b"\xff\xfe")
     with TestClient(application(tmp_path, upstream), base_url="http://127.0.0.1") as client:
         text = client.get("/").text
-    assert "No evaluation here yet" in text and "No artifacts here yet" in text and text.count("not run") == 7 and "MLflow" not in text
+    assert "Reasoning modes" not in text and text.count("not run") == 7 and "MLflow" not in text
+    assert "No evaluation here yet" in text and "No artifacts here yet" in text
 
 
 def test_everything_is_escaped_and_nothing_comes_from_elsewhere(client):
     answer = client.get("/")
+    assert "5.5 (4.5 to 6.5)" in answer.text
     assert HOSTILE not in answer.text and answer.text.count("&lt;script&gt;") >= 3
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'") and "unsafe" not in policy

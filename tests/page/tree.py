@@ -14,8 +14,11 @@ def _model(share: float) -> dict:
 
 
 def write_tree(root: Path) -> Path:
-    """Two curves, two models, two artifacts of which one is made from the other."""
+    """Two curves, two models, a reasoning mode, two artifacts of which one is made from the other."""
     write_json(root / "metrics" / "rl.json", {"reward_last": 0.5, HOSTILE: 1.0, "families": {"sort": {"exact_match": 0.25}}})
+    write_json(root / "artifacts" / "serving" / "report.json", {"modes": [{
+        "mode": "low", "thinking_tokens": 5.5, "thinking_tokens_stderr": 0.5, "answer_tokens": 3.0, "answer_tokens_stderr": 0.0,
+        "exact_match": 0.25, "exact_match_stderr": 0.1}]})
     (root / "plots" / "rl").mkdir(parents=True)
     (root / "plots" / "rl" / "train.csv").write_text(f"step,reward,{HOSTILE},single\n1,0.0,3,\n2,1.0,4,\n3,0.5,nan,7\n")
     write_json(root / "artifacts" / "evaluation" / "evaluation.json",

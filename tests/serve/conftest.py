@@ -25,7 +25,7 @@ def params() -> stage.Params:
     """The repository's parameters, with less of everything but patience: the machine may be busy."""
     whole = load(stage.Params, "serve", PROFILE)
     return replace(whole, server=replace(whole.server, startup_seconds=900.0),
-                   check=replace(whole.check, prompts_per_family=1, max_tokens=24),
+                   check=replace(whole.check, prompts_per_family=1, max_tokens=24), modes=replace(whole.modes, prompts=4, max_tokens=24),
                    load=replace(whole.load, concurrencies=[1, 3], requests=1, max_tokens=32))
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from tokenizers import Tokenizer
 from transformers import NemotronHForCausalLM
 
+from stagecraft.data.modes import LOW_EFFORT
 from stagecraft.data.tokenizer import CHAT_TEMPLATE
 from tests.checkpoints import tiny_tokenizer
 from tests.serve.speech import CALLS, LINES, PAY, PAYMENT, SAID, SUM, THOUGHT
@@ -48,6 +49,13 @@ def gather(stream):
     return parts, [calls[index] for index in sorted(calls)], pieces, ends
 
 
+def encode(row, **options):
+    tokenizer = tiny_tokenizer()
+    text = tokenizer.apply_chat_template(row["messages"], chat_template=CHAT_TEMPLATE.read_text(), add_generation_prompt=True,
+                                         tokenize=False, **options)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
 def test_the_model_is_listed(client):
     assert [model.id for model in client.models.list()] == [MODEL]
 
@@ -64,6 +72,34 @@ def test_thinking_can_be_switched_off(client):
     assert choice.message.content == "Four." and not choice.message.reasoning
     parts, _, _, _ = gather(client.chat.completions.create(**GREEDY, **SUM, **NO_THINKING, stream=True))
     assert parts == {"reasoning": "", "content": "Four."}
+
+
+def test_a_budget_ends_the_thinking_and_the_answer_comes(client, parroting):
+    """What follows a thought that is cut is what the model says after just that thought."""
+    tokenizer, model = tiny_tokenizer(), NemotronHForCausalLM.from_pretrained(parroting.model).eval()
+    prompt = encode(SUM)
+    thought = tokenizer.encode(THOUGHT, add_special_tokens=False)
+    for budget in (0, 1, len(thought) - 1, len(thought), len(thought) + 5):
+        asked = {**GREEDY, **SUM, "max_tokens": 24, "extra_body": {"thinking_token_budget": budget, "return_token_ids": True}}
+        (choice,) = client.chat.completions.create(**asked).choices
+        cut = tokenizer.encode(f"<think>{tokenizer.decode(thought[:budget])}</think>", add_special_tokens=False)
+        ids = model.generate(torch.tensor([prompt + cut]), do_sample=False, max_new_tokens=24 - len(cut), eos_token_id=4)
+        assert choice.token_ids == ids[0, len(prompt):].tolist()
+        assert (choice.message.reasoning or "") == tokenizer.decode(thought[:budget]).rstrip()
+        if budget >= len(thought):
+            assert choice.message.content == SAID
+        parts, _, _, _ = gather(client.chat.completions.create(**asked, stream=True))
+        assert parts["reasoning"].rstrip() == (choice.message.reasoning or "")
+
+
+def test_low_effort_is_asked_for_in_the_system_turn(client):
+    def tokens(**changes):
+        return client.chat.completions.create(**{**GREEDY, "max_tokens": 1}, **changes).usage.prompt_tokens
+
+    said = tokens(messages=[{"role": "system", "content": LOW_EFFORT}, *SUM["messages"]])
+    assert tokens(**SUM, reasoning_effort="low") == said > tokens(**SUM, reasoning_effort="high") == tokens(**SUM)
+    assert tokens(**SUM, extra_body={"chat_template_kwargs": {"low_effort": True}}) == said
+    assert tokens(**SUM, reasoning_effort="none") == tokens(**SUM, **NO_THINKING) != tokens(**SUM)
 
 
 def test_tool_calls_come_as_tool_calls_after_thinking(client):
@@ -112,9 +148,7 @@ def test_an_answer_in_a_schema(client):
 def test_logprobs_are_those_of_transformers(client, parroting):
     choice = client.chat.completions.create(**GREEDY, **SUM, **NO_THINKING, logprobs=True, top_logprobs=5).choices[0]
     tokenizer = tiny_tokenizer()
-    prompt = tokenizer.apply_chat_template(SUM["messages"], chat_template=CHAT_TEMPLATE.read_text(), add_generation_prompt=True,
-                                           tokenize=False, enable_thinking=False)
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    ids = encode(SUM, enable_thinking=False)
     answer = tokenizer.encode("Four.<|im_end|>", add_special_tokens=False)
     with torch.no_grad():
         model = NemotronHForCausalLM.from_pretrained(parroting.model).eval()

@@ -11,6 +11,7 @@ from components.serve import stage
 from components.serve.checks import Answer, CheckFailedError
 from components.serve.drafts import compare, noise
 from components.serve.prompts import draw_rows
+from components.serve.reasoning import counter
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.tasks import FAMILIES
@@ -41,6 +42,22 @@ def test_report(served):
     assert report["mtp"]["drafts"] > 0
 
 
+def test_reasoning_modes(served):
+    modes = {each["mode"]: each for each in served.read("report.json")["modes"]}
+    assert list(modes) == ["off", "low", "regular", "budget"]
+    for name, each in modes.items():
+        assert each["prompts"] == 4 and each["answer_tokens"] + each["thinking_tokens"] <= 24
+        assert served.metrics["modes"][name] == {key: value for key, value in each.items() if isinstance(value, float)}
+    assert modes["budget"]["thinking_tokens"] <= modes["budget"]["request"]["thinking_token_budget"]
+
+
+def test_thinking_is_what_lies_between_the_tags(project):
+    tokenizer = Tokenizer.from_file(str(project / "aligned" / "tokenizer.json"))
+    count = counter(tokenizer)
+    for text, expected in (("<think>1+1</think> 2<|im_end|>", (3, 2)), ("<think></think>2", (0, 1)), ("<think>1+1", (3, 0)), ("2", (0, 1))):
+        assert count(tokenizer.encode(text, add_special_tokens=False).ids) == expected
+
+
 def test_served_tokens_are_those_of_transformers(project, served):
     tokenizer = Tokenizer.from_file(str(project / "aligned" / "tokenizer.json"))
     model = NemotronHForCausalLM.from_pretrained(project / "aligned").eval()
@@ -69,6 +86,7 @@ def test_prompts_are_drawn_by_the_seed_and_cover_every_family():
     assert draw_rows(2, 1) == draw_rows(2, 1) != draw_rows(2, 2)
     assert {row["family"] for row in draw_rows(1, 0)} == set(FAMILIES)
     assert len({json.dumps(row["messages"]) for row in draw_rows(4, 0)}) == 4 * len(FAMILIES)
+    assert [row["family"] for row in draw_rows(2, 0, ["sort", "tool"])] == ["sort", "tool"] * 2
 
 
 def _answer(tokens, gaps):

@@ -62,6 +62,16 @@ class ModelView:
 
 
 @dataclass(frozen=True)
+class ModeView:
+    """What the served model does in a reasoning mode; tokens of an answer, and the share of prompts answered exactly."""
+
+    name: str
+    thinking_tokens: Interval
+    answer_tokens: Interval
+    exact_match: Interval
+
+
+@dataclass(frozen=True)
 class ArtifactView:
     """An artifact by its manifest: digest of its files, the stage that made it and the digests of what it was made from."""
 
@@ -81,13 +91,14 @@ class Record:
     stages: list[StageView]
     models: list[ModelView]
     verdict: dict[str, Any]
+    modes: list[ModeView]
     artifacts: list[ArtifactView]
 
 
 def collect(root: Path) -> Record:
     """Read the record of a project directory; a file that is missing or unreadable counts as not there."""
     return Record([_stage(root, name) for name in STAGES], _models(_load(root / PATHS["evaluation"] / "evaluation.json")),
-                  _load(root / PATHS["evaluation"] / "promotion.json"),
+                  _load(root / PATHS["evaluation"] / "promotion.json"), _modes(_load(root / PATHS["serving"] / "report.json")),
                   [view for name, path in PATHS.items() if (view := _artifact(root, name, path))])
 
 
@@ -143,6 +154,11 @@ def _models(evaluation: dict[str, Any]) -> list[ModelView]:
                       _interval(own["bits_per_byte"], own["bits_per_byte_stderr"]),
                       {family: _interval(each["exact_match"], each["stderr"]) for family, each in own["families"].items()})
             for name, own in figures.items() if "families" in own]
+
+
+def _modes(serving: dict[str, Any]) -> list[ModeView]:
+    names = ("thinking_tokens", "answer_tokens", "exact_match")
+    return [ModeView(own["mode"], *(_interval(own[name], own[f"{name}_stderr"]) for name in names)) for own in serving.get("modes", [])]
 
 
 def _interval(value: float, stderr: float) -> Interval:

@@ -43,8 +43,9 @@ def register() -> None:
         routing,
         seeded_sampling,
         speculative_sampling,
+        thinking_budget,
     )
 
     for defect in (moe, mamba_speculative, speculative_sampling, seeded_sampling, conv_repack, prefix_caching, quantised, kv_cache,
-                   prefill_conv, kernel_scan, draft_padding, norm, routing):
+                   prefill_conv, kernel_scan, draft_padding, norm, routing, thinking_budget):
         defect.mend()
