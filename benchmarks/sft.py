@@ -3,11 +3,12 @@
     python -m benchmarks.sft PROJECT [--steps 120] [--second 60] [--seeds 3] [--svg docs/figures/sft_stages.svg]
 
 PROJECT has the artifacts `corpus` and `base`. The sft section of the profile in force (params.yaml), its schedule shortened to `--steps`,
-in one process, on as many conversations of each of five families. Of two the input is long and the output a few tokens: `needle`, `policy`.
-Of three the output is long: `sql`, `warehouse` (demonstrations of the environments of these names, calls of tools included) and `text`, which
-is to be gone on with, a piece of the corpus: like most long answers it can never be foretold to the word, so its loss stays. A mean over
-tokens gives the short outputs little weight. Every seed draws conversations of its own and fine-tunes the base model twice on the same
-packs in the same order: with the mean over tokens to the end, and with the mean over conversations in the last `--second` steps.
+in one process, on as many conversations of each of five families. Of two the input is long and the output a few tokens: `needle`,
+`policy`. Of three the output is long: `sql`, `warehouse` (demonstrations of the environments of these names, calls of tools included) and
+`text`, which is to be gone on with, a piece of the corpus: like most long answers it can never be foretold to the word, so its loss
+stays. A mean over tokens gives the short outputs little weight. Every seed draws conversations of its own and fine-tunes the base model
+twice on the same packs in the same order: with the mean over tokens to the end, and with the mean over conversations in the last
+`--second` steps.
 
 Held-out conversations are judged by teacher forcing: the loss per token of the assistant (nats), mean over conversations, and the share
 of them in which the likeliest token is the right one everywhere, so that greedy decoding would say just this. Differences are of pairs
@@ -190,7 +191,8 @@ def main() -> int:
     profile = load(Params, "sft")
     params = replace(profile, steps=args.steps, warmup_steps=args.steps * profile.warmup_steps // profile.steps,
                      decay_steps=args.steps * profile.decay_steps // profile.steps, processes=1,
-                     layout=Layout(tensor=1, pipeline=1, expert=1), modes=Modes(off=0.0, low=0.0, cut=0.0), checkpoint_every=args.steps)
+                     layout=Layout(tensor=1, pipeline=1, context=1, expert=1),
+                     modes=Modes(off=0.0, low=0.0, cut=0.0), checkpoint_every=args.steps)
     jobs = {(seed, stage): replace(params, seed=seed, conversation_mean_steps=args.second * second)
             for seed in range(args.seeds) for stage, second in STAGES.items()}
     found: dict[str, list[Figures]] = {stage: [] for stage in STAGES}
