@@ -131,6 +131,9 @@ class Follower:
             key, ended = (pod["metadata"]["uid"], entry["name"]), entry["state"].get("terminated")
             if key not in self._logs and (ended or "running" in entry["state"]):
                 first = node == 0 and entry["name"] == constants.NODE
+                for log in self._logs.values():
+                    if first and log.heard:
+                        log.finish(_DRAIN_SECONDS)  # else the last lines of the attempt before come among those of this one
                 self._logs[key] = Log(self._backend.core_api, self._backend.namespace, pod["metadata"]["name"], entry["name"],
                                       say=self._say if first else None, recent=self._recent)
                 self._logs[key].start()
