@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stagecraft.model.native import at, library
+from stagecraft.model.loops import library
+from stagecraft.native import at
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagecraft.model.native import at, library
+from stagecraft.model.loops import library
+from stagecraft.native import at
 
 CHUNK = 32  # states kept at a time for the gradient
 

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 # Package of stagecraft -> the packages it may import beside itself and `contract` (None: any).
 MAY: dict[str, set[str] | None] = {
-    "contract": set(), "numerics": set(), "data": set(), "planning": set(), "environments": {"data"}, "model": {"numerics", "megatron_cpu"},
-    "engine": {"model", "checkpoint", "megatron_cpu"}, "checkpoint": {"model"},
-    "inference": {"numerics", "data"},
+    "contract": set(), "numerics": set(), "data": set(), "planning": set(), "environments": {"data"},
+    "model": {"numerics", "megatron_cpu", "native"}, "engine": {"model", "checkpoint", "megatron_cpu"}, "checkpoint": {"model"},
+    "inference": {"numerics", "data", "native"},
     "doctor": set(), "cli": None,
 }
 ORCHESTRATION = {"kfp", "dvc", "mlflow", "kubernetes", "kubeflow"}

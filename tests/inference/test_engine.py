@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from stagecraft.contract.errors import UserError
 from stagecraft.inference.engine import Engine
+from stagecraft.inference.vllm_cpu import few_tokens
 from tests.checkpoints import tiny_checkpoint
 from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, greedy, reference_logprobs
 
@@ -23,6 +24,21 @@ def test_greedy_tokens_and_their_logprobs_are_those_of_transformers(engine, tran
         expected = reference_logprobs(transformer, prompt + completion.token_ids)[-16:]
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
         assert not completion.finished
+
+
+def test_a_few_tokens_pass_the_experts_in_one_call_and_many_do_not(engine, monkeypatch):
+    """The shortcut is taken, and gives what upstream's layers give."""
+    seen, experts = [], few_tokens.experts
+    monkeypatch.setattr(few_tokens, "experts", lambda logits, *rest: seen.append(len(logits)) or experts(logits, *rest))
+    prompts = PROMPTS[:few_tokens.FEW]
+    short = engine.generate(prompts, temperature=0, max_tokens=4, logprobs=True)
+    assert seen and max(seen) == len(prompts)
+    monkeypatch.setattr(few_tokens, "FEW", 0)
+    seen.clear()
+    for (ours,), (theirs,) in zip(short, engine.generate(prompts, temperature=0, max_tokens=4, logprobs=True)):
+        assert ours.token_ids == theirs.token_ids
+        torch.testing.assert_close(torch.tensor(ours.logprobs), torch.tensor(theirs.logprobs), atol=1e-5, rtol=0)
+    assert not seen
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vllm.platforms import current_platform
 
-from stagecraft.inference.vllm_cpu import mamba_speculative, moe, norm, prefill_conv, routing, seeded_sampling
+from stagecraft.inference.vllm_cpu import few_tokens, loops, mamba_speculative, moe, norm, prefill_conv, routing, seeded_sampling
 from tests.inference.recurrence import (
     CHANNELS,
     SLOTS,
@@ -22,12 +22,21 @@ from tests.inference.recurrence import (
 STEPS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=3).filter(lambda rows: sum(n for n, _ in rows))
 
 
-@settings(max_examples=30, deadline=None)
-@given(STEPS)
-def test_a_speculative_convolution_goes_on_from_the_accepted_tokens(rows):
+@pytest.fixture(params=["compiled", "operators"])
+def way(request, monkeypatch):
+    """The C++ loops, or what does without them."""
+    if request.param == "compiled":
+        assert loops.library() is not None
+    else:
+        monkeypatch.setattr(mamba_speculative, "library", lambda: None)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS, st.booleans())
+def test_a_speculative_convolution_goes_on_from_the_accepted_tokens(way, rows, channels_last):
     case = convolution_case(*map(tuple, zip(*rows)))
     expected, stored = reference_convolution(case)
-    states = case.states.clone()
+    states = case.states.transpose(1, 2).contiguous().transpose(1, 2) if channels_last else case.states.clone()
     got = mamba_speculative.convolve(case.x, states, case.weight, case.bias, "silu", case.slots, case.starts, case.accepted)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     for row, inputs in enumerate(stored):
@@ -37,9 +46,9 @@ def test_a_speculative_convolution_goes_on_from_the_accepted_tokens(rows):
     torch.testing.assert_close(states[untouched], case.states[untouched])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
-def test_a_speculative_recurrence_leaves_the_state_of_every_token(rows):
+def test_a_speculative_recurrence_leaves_the_state_of_every_token(way, rows):
     current_platform.import_kernels()
     from vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm import selective_state_update
 
@@ -81,6 +90,21 @@ def test_experts_equal_their_formula(tokens):
     for token in range(tokens):
         expected = sum(s * (down[e] @ (up[e] @ x[token]).relu().square()) for s, e in zip(share[token], chosen[token].tolist()))
         torch.testing.assert_close(out[token], expected, atol=1e-3, rtol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 99))
+def test_the_experts_of_a_few_tokens_equal_their_formula(tokens, experts, chosen, d, f, renormalize, seed):
+    """In float64, with as many chosen by all tokens as there happen to be, and sizes that are no multiple of anything."""
+    g = torch.Generator().manual_seed(seed)
+    chosen = min(chosen, experts)
+    logits, bias, x = (torch.randn(shape, generator=g) for shape in ((tokens, experts), (experts,), (tokens, d)))
+    up, down = torch.randn(experts, f, d, generator=g), torch.randn(experts, d, f, generator=g)
+    got = few_tokens.experts(logits, bias, x, up, down, chosen, renormalize, 2.5)
+    weights, ids = routing.choose(logits, chosen, renormalize, 2.5, bias)
+    passed = torch.einsum("tef,edf->ted", torch.einsum("td,efd->tef", x.double(), up.double()).relu().square(), down.double())
+    expected = (weights.double()[..., None] * passed.gather(1, ids.long()[..., None].expand(-1, -1, d))).sum(1)
+    torch.testing.assert_close(got.double(), expected, atol=1e-5 * float(passed.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize(("renormalize", "tokens"), [(True, 1), (False, 5)])

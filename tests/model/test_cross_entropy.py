@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagecraft.model.cross_entropy import cross_entropy
-from stagecraft.model.native import library
+from stagecraft.model.loops import library
 
 
 @settings(max_examples=60, deadline=None)

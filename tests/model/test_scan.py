@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stagecraft import native
 from stagecraft.model import mamba, scan
 
 
@@ -52,10 +53,10 @@ def test_subnormal_numbers_survive_the_library():
 def test_without_a_compiler_there_is_a_warning_and_the_products_do(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    scan.library.cache_clear()
+    native.library.cache_clear()
     try:
         with pytest.warns(UserWarning, match="there is no"):
             assert scan.library() is None
     finally:
         monkeypatch.undo()
-        scan.library.cache_clear()
+        native.library.cache_clear()

@@ -13,6 +13,7 @@ at column accepted - 1.
 from __future__ import annotations
 
 from collections.abc import Callable
+from ctypes import c_int64
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 from vllm.model_executor.layers.mamba import mamba_mixer2
 from vllm.model_executor.layers.mamba.ops import causal_conv1d, ssu_dispatch
 from vllm.model_executor.layers.mamba.ops.cpu import mamba_ssm
+
+from stagecraft.inference.vllm_cpu.loops import library
+from stagecraft.native import at
 
 
 def convolve(x: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, slots: Tensor, starts: Tensor,
@@ -36,6 +40,12 @@ def convolve(x: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None, act
     Returns:
         [tokens, channels]
     """
+    if library() is not None and x.stride(1) == 1 and _float32(x, states, weight, bias):
+        out, rows = torch.empty_like(x, memory_format=torch.contiguous_format), slots if slots.dim() > 1 else slots[:, None]
+        sizes = (c_int64 * 9)(*rows.shape, *weight.shape, activation in ("silu", "swish"), x.stride(0), *states.stride())
+        tensors = (x, states, weight.t().contiguous(), bias, *_indices(rows, starts, accepted), out)  # held until the call returns
+        library().convolve(sizes, *map(at, tensors))
+        return out
     lengths = starts[1:] - starts[:-1]
     alive = lengths > 0
     slot = (slots[:, 0] if slots.dim() > 1 else slots)[alive].long()
@@ -62,6 +72,13 @@ def update_states(kernel: Callable[..., None], state: Tensor, x: Tensor, dt: Ten
 
     Shapes as `selective_state_update` has them: state [slots, heads, head, N], x and out [tokens, heads, head].
     """
+    heads_are_rows = all(tensor.stride(1) == x.shape[2] and tensor.stride(2) == 1 for tensor in (x, out)) and state[0].is_contiguous()
+    if library() is not None and heads_are_rows and _float32(state, x, dt, A, B, C, D, dt_bias, out):
+        sizes = (c_int64 * 16)(*slots.shape, *x.shape[1:], *B.shape[1:], softplus, state.stride(0),
+                               *(tensor.stride(0) for tensor in (x, dt, B, C, out, A, D, dt_bias)))
+        tensors = (state, x, dt, A, B, C, D, dt_bias, *_indices(slots, starts, accepted), out)
+        library().advance(sizes, *map(at, tensors))
+        return
     lengths = starts[1:] - starts[:-1]
     source = slots.gather(1, (accepted.long() - 1)[:, None])[:, 0].long()
     for position in range(int(lengths.max())):
@@ -75,6 +92,14 @@ def update_states(kernel: Callable[..., None], state: Tensor, x: Tensor, dt: Ten
                state_batch_indices=target, dst_state_batch_indices=target, out=y)
         out[token] = y
         source = slots[:, position].long()
+
+
+def _float32(*tensors: Tensor | None) -> bool:
+    return all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
+
+
+def _indices(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(torch.int32).contiguous() for tensor in tensors]
 
 
 def mend() -> None:

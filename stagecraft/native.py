@@ -1,4 +1,4 @@
-"""The C++ loops of the model for CPUs as one library: compiled once per machine, kept in the user's cache; without a compiler PyTorch's
+"""The C++ loops of a package for CPUs as one library: compiled once per machine, kept in the user's cache; without a compiler PyTorch's
 own operators do.
 
 `STAGECRAFT_NUMERICS=eager` turns it off. Same inputs, same bits on one machine; another kind of CPU, or PyTorch's operators, give sums
@@ -20,39 +20,39 @@ from pathlib import Path
 
 from torch import Tensor
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("scan.cpp", "cross_entropy.cpp"))
 # Without -ffast-math in full glibc's vectorised expf is not used. It must not reach the link: there GCC before 13 adds an initialiser that
 # flushes subnormal numbers to zero in the whole process.
 FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-std=c++17", "-fPIC", "-c")
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled loops; None, with one warning, where they cannot be had."""
+def library(package: Path) -> ctypes.CDLL | None:
+    """The compiled `*.cpp` of a directory; None, with one warning, where they cannot be had."""
     if os.environ.get("STAGECRAFT_NUMERICS") == "eager":
         return None
     try:
-        return ctypes.CDLL(str(_built()))
+        return ctypes.CDLL(str(_built(package.name, sorted(package.glob("*.cpp")))))
     except (OSError, subprocess.CalledProcessError) as error:
         why = getattr(error, "stderr", "") or str(error)
-        warnings.warn(f"scan and cross-entropy run in PyTorch's operators, which is slower: {why.strip().splitlines()[-1]}", stacklevel=2)
+        reason = why.strip().splitlines()[-1]
+        warnings.warn(f"the loops of {package.name} run in PyTorch's operators, which is slower: {reason}", stacklevel=2)
         return None
 
 
-def _built() -> Path:
+def _built(name: str, sources: list[Path]) -> Path:
     """The shared library of these sources, these flags, this compiler and this CPU; built under a name of its own, then renamed."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise OSError(f"there is no {os.environ.get('CXX', 'g++')}")
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), platform.machine())
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\0".join([*(source.read_text() for source in SOURCES), *FLAGS, version, cpu]).encode()).hexdigest()[:16]
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stagecraft" / "native" / f"model-{key}.so"
+    key = hashlib.sha256("\0".join([*(source.read_text() for source in sources), *FLAGS, version, cpu]).encode()).hexdigest()[:16]
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stagecraft" / "native" / f"{name}-{key}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-            made, unlinked = Path(directory) / path.name, [str(Path(directory) / f"{source.stem}.o") for source in SOURCES]
-            compilations = ([*FLAGS, str(source), "-o", to] for source, to in zip(SOURCES, unlinked))
+            made, unlinked = Path(directory) / path.name, [str(Path(directory) / f"{source.stem}.o") for source in sources]
+            compilations = ([*FLAGS, str(source), "-o", to] for source, to in zip(sources, unlinked))
             for command in (*compilations, ["-shared", *unlinked, "-o", str(made)]):
                 subprocess.run([compiler, *command], capture_output=True, text=True, check=True)
             made.replace(path)

@@ -1,0 +1,87 @@
+// The routed experts of a few tokens in one call: choice, products, weighted sum; stagecraft/inference/vllm_cpu/few_tokens.py calls it.
+//
+// y_t = scale * sum over the chosen e of share_e * down_e relu(up_e x_t)^2. Tokens that chose the same expert pass it together, so that its
+// weights are read once.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+namespace {
+
+constexpr int64_t ROWS = 4;  // of a matrix at a time: so many sums hide the latency of one
+
+// out_r <- row r of `matrix` . x, for R rows of n values.
+template <int R>
+void dots(const float* matrix, const float* x, int64_t n, float* out) {
+    float sums[R] = {};
+    for (int64_t i = 0; i < n; ++i)
+        for (int r = 0; r < R; ++r) sums[r] += matrix[r * n + i] * x[i];
+    for (int r = 0; r < R; ++r) out[r] = sums[r];
+}
+
+// For each of `count` vectors of n values: use(vector, row, their product), row by row of `matrix` [rows, n].
+template <class Use>
+void products(const float* matrix, int64_t rows, int64_t n, const float* const* vectors, int64_t count, Use use) {
+    float sums[ROWS];
+    for (int64_t row = 0; row < rows; row += ROWS) {
+        const int64_t block = std::min(ROWS, rows - row);
+        for (int64_t v = 0; v < count; ++v) {
+            if (block == ROWS) {
+                dots<ROWS>(matrix + row * n, vectors[v], n, sums);
+            } else {
+                for (int64_t r = 0; r < block; ++r) dots<1>(matrix + (row + r) * n, vectors[v], n, sums + r);
+            }
+            for (int64_t r = 0; r < block; ++r) use(v, row + r, sums[r]);
+        }
+    }
+}
+
+struct Choice {
+    int64_t token, expert;
+    float share;
+};
+
+// The `chosen` experts of the highest sigmoid plus bias, each with its sigmoid as share.
+void choose(const float* logits, const float* bias, int64_t experts, int64_t chosen, bool renormalize, int64_t token, Choice* choices) {
+    std::vector<float> score(experts);
+    std::vector<int64_t> order(experts);
+    for (int64_t e = 0; e < experts; ++e) score[e] = 1.0f / (1.0f + std::exp(-logits[e]));
+    std::iota(order.begin(), order.end(), 0);
+    std::partial_sort(order.begin(), order.begin() + chosen, order.end(),
+                      [&](int64_t a, int64_t b) { return score[a] + bias[a] > score[b] + bias[b]; });
+    float sum = 0.0f;
+    for (int64_t k = 0; k < chosen; ++k) sum += score[order[k]];
+    for (int64_t k = 0; k < chosen; ++k) choices[k] = {token, order[k], score[order[k]] / (renormalize ? sum : 1.0f)};
+}
+
+}  // namespace
+
+// sizes: tokens, experts, chosen, latent d, inner f, renormalize. logits [tokens, experts], bias [experts], x and y [tokens, d],
+// up [experts, f, d], down [experts, d, f].
+extern "C" void few_tokens(const int64_t* sizes, float scale, const float* logits, const float* bias, const float* x, const float* up,
+                           const float* down, float* y) {
+    const int64_t tokens = sizes[0], experts = sizes[1], chosen = sizes[2], d = sizes[3], f = sizes[4];
+    std::vector<Choice> choices(tokens * chosen);
+    for (int64_t t = 0; t < tokens; ++t)
+        choose(logits + t * experts, bias, experts, chosen, sizes[5] != 0, t, choices.data() + t * chosen);
+    std::stable_sort(choices.begin(), choices.end(), [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
+    std::fill(y, y + tokens * d, 0.0f);
+    std::vector<float> hidden(tokens * f);
+    std::vector<const float*> vectors(tokens);
+    for (auto first = choices.begin(); first != choices.end();) {
+        const int64_t expert = first->expert;
+        const auto last = std::find_if(first, choices.end(), [=](const Choice& choice) { return choice.expert != expert; });
+        const int64_t count = last - first;
+        for (int64_t v = 0; v < count; ++v) vectors[v] = x + first[v].token * d;
+        products(up + expert * f * d, f, d, vectors.data(), count, [&](int64_t v, int64_t row, float sum) {
+            const float positive = std::max(sum, 0.0f);
+            hidden[v * f + row] = positive * positive;
+        });
+        for (int64_t v = 0; v < count; ++v) vectors[v] = hidden.data() + v * f;
+        products(down + expert * d * f, d, f, vectors.data(), count,
+                 [&](int64_t v, int64_t row, float sum) { y[first[v].token * d + row] += scale * first[v].share * sum; });
+        first = last;
+    }
+}

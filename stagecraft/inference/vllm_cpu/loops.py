@@ -1,0 +1,8 @@
+"""The C++ loops of this package: the experts of a few tokens, and Mamba-2's states under speculative decoding."""
+
+from functools import partial
+from pathlib import Path
+
+from stagecraft import native
+
+library = partial(native.library, Path(__file__).parent)

@@ -1,0 +1,88 @@
+// A verification step of speculative decoding through Mamba-2's states; stagecraft/inference/vllm_cpu/mamba_speculative.py calls it, and
+// says how the states lie. All values are float32; a stride is the distance of two neighbours in floats.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+struct Sequences {
+    int64_t count, per_row;  // slots of a sequence lie next to each other, `per_row` from one sequence to the next
+    const int32_t *slots, *starts, *accepted;
+    int64_t length(int64_t b) const { return starts[b + 1] - starts[b]; }
+    int64_t slot(int64_t b, int64_t token) const { return slots[b * per_row + token]; }
+};
+
+float softplus(float v) { return v > 20.0f ? v : std::log1p(std::exp(v)); }
+
+}  // namespace
+
+// sizes: sequences, slots per sequence, channels, width, silu, then strides: x by token, states by slot, channel and time.
+// out [tokens, channels], weight [width, channels].
+extern "C" void convolve(const int64_t* sizes, const float* x, float* states, const float* weight, const float* bias, const int32_t* slots,
+                         const int32_t* starts, const int32_t* accepted, float* out) {
+    const Sequences sequences{sizes[0], sizes[1], slots, starts, accepted};
+    const int64_t channels = sizes[2], width = sizes[3], history = width - 1, by_token = sizes[5];
+    const int64_t by_slot = sizes[6], by_channel = sizes[7], by_time = sizes[8];
+    std::vector<float> window;  // [history + tokens, channels]
+    for (int64_t b = 0; b < sequences.count; ++b) {
+        const int64_t length = sequences.length(b);
+        if (length == 0) continue;
+        float* state = states + sequences.slot(b, 0) * by_slot;
+        window.resize((history + length) * channels);
+        for (int64_t t = 0; t < history; ++t)
+            for (int64_t c = 0; c < channels; ++c)
+                window[t * channels + c] = state[(accepted[b] - 1 + t) * by_time + c * by_channel];
+        for (int64_t t = 0; t < length; ++t) {
+            const float* row = x + (starts[b] + t) * by_token;
+            std::copy(row, row + channels, window.begin() + (history + t) * channels);
+        }
+        for (int64_t t = 0; t < length; ++t) {
+            float* y = out + (starts[b] + t) * channels;
+            for (int64_t c = 0; c < channels; ++c) y[c] = bias ? bias[c] : 0.0f;
+            for (int64_t j = 0; j < width; ++j)
+                for (int64_t c = 0; c < channels; ++c) y[c] += weight[j * channels + c] * window[(t + j) * channels + c];
+            if (sizes[4])
+                for (int64_t c = 0; c < channels; ++c) y[c] /= 1.0f + std::exp(-y[c]);
+        }
+        for (int64_t t = 0; t < history - 1 + length; ++t)
+            for (int64_t c = 0; c < channels; ++c) state[t * by_time + c * by_channel] = window[(t + 1) * channels + c];
+    }
+}
+
+// sizes: sequences, slots per sequence, heads, head size p, groups, state n, softplus, then strides: state by slot, x, dt, B, C and out by
+// token, A, D and dt_bias by head. A state is [heads, p, n].
+extern "C" void advance(const int64_t* sizes, float* states, const float* x, const float* dt, const float* A, const float* B, const float* C,
+                        const float* D, const float* dt_bias, const int32_t* slots, const int32_t* starts, const int32_t* accepted,
+                        float* out) {
+    const Sequences sequences{sizes[0], sizes[1], slots, starts, accepted};
+    const int64_t heads = sizes[2], size = sizes[3], groups = sizes[4], n = sizes[5];
+    std::vector<float> h(size * n);
+    for (int64_t b = 0; b < sequences.count; ++b) {
+        const int64_t source = sequences.slot(b, accepted[b] - 1) * sizes[7];
+        for (int64_t head = 0; head < heads; ++head) {
+            const int64_t at = head * size * n, group = head / (heads / groups) * n;
+            std::copy(states + source + at, states + source + at + size * n, h.begin());
+            for (int64_t t = 0; t < sequences.length(b); ++t) {
+                const int64_t token = starts[b] + t;
+                const float raw = dt[token * sizes[9] + head] + dt_bias[head * sizes[15]], step = sizes[6] ? softplus(raw) : raw;
+                const float keep = std::exp(step * A[head * sizes[13]]);
+                const float *Bt = B + token * sizes[10] + group, *Ct = C + token * sizes[11] + group;
+                const float* xt = x + token * sizes[8] + head * size;
+                float* y = out + token * sizes[12] + head * size;
+                for (int64_t p = 0; p < size; ++p) {
+                    float sum = 0.0f;
+                    const float given = step * xt[p];
+                    for (int64_t i = 0; i < n; ++i) {
+                        const float now = h[p * n + i] * keep + given * Bt[i];
+                        h[p * n + i] = now;
+                        sum += now * Ct[i];
+                    }
+                    y[p] = sum + D[head * sizes[14]] * xt[p];
+                }
+                std::copy(h.begin(), h.end(), states + sequences.slot(b, t) * sizes[7] + at);
+            }
+        }
+    }
+}
