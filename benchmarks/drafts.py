@@ -1,10 +1,11 @@
 """From which size and batch on drafts pay on this CPU, and how fast decoding is against transformers.
 
-    python -m benchmarks.drafts [--widths 1 4 8] [--batches 1 4 16] [--draft-tokens 2] [--rounds 3] [--svg FILE]
+    python -m benchmarks.drafts [--widths 1 4] [--depths 1 4 8] [--batches 1 4 16] [--draft-tokens 2] [--rounds 3] [--svg FILE]
 
-Random hybrids with latent experts, the smallest of 2.7 million parameters, their widths multiplied; the MTP block of each foresees its
-model, so that drafts are accepted at a rate that is printed, and is that of a good block by choice (`--share` moves it). Contenders are
-vLLM without drafts, vLLM with them and transformers' `generate`, each a process, asked in turn: greedy tokens after prompts of 32, the
+Random hybrids with latent experts, the smallest of six layers and 2.7 million parameters, their widths and layers multiplied; the MTP block
+of each foresees its model, so that drafts are accepted at a rate that is printed, and is that of a good block by choice (`--share` moves
+it: what all layers together add to the residual stream). The block has two layers at any depth. Contenders are vLLM without drafts, vLLM
+with them and transformers' `generate`, each a process, asked in turn: greedy tokens after prompts of 32, the
 time of prefilling taken off, per CPU second of one thread.
 
 What does not hang on the rate is the last column: what a step with drafts costs in plain steps. Drafts pay where the mean number of tokens
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,7 +35,7 @@ from rich.table import Table
 
 from stagecraft.contract.errors import exit_on_user_error
 from stagecraft.inference.memory import weight_bytes
-from tests.checkpoints import ARCHITECTURE, VOCABULARY
+from tests.checkpoints import ARCHITECTURE, PATTERN, VOCABULARY
 from tests.inference.foresight import foreseeing_checkpoint
 
 PLAIN, DRAFTS, TRANSFORMERS = "vLLM", "vLLM with drafts", "transformers"
@@ -48,6 +50,8 @@ Decode = Callable[[list[list[int]], int], float]
 class Cell:
     """One size at one batch: rates by contender, round by round, in tokens per CPU second; the mean length of a step with drafts."""
 
+    width: int
+    layers: int
     parameters: int
     batch: int
     rates: dict[str, list[float]]
@@ -112,7 +116,7 @@ def contend(name: str, model: Path, largest: int, tokens: int, drafts: int, turn
         turn.send((batch * (tokens - 1) / (spent[1] - spent[0]), length))
 
 
-def race(model: Path, options: argparse.Namespace) -> list[Cell]:
+def race(model: Path, width: int, layers: int, options: argparse.Namespace) -> list[Cell]:
     """All batches of one model, the contenders in turn; the first round warms them up and is thrown away."""
     context = get_context("spawn")
     turns, processes = {}, []
@@ -121,7 +125,8 @@ def race(model: Path, options: argparse.Namespace) -> list[Cell]:
         processes.append(context.Process(target=contend, daemon=True, args=(
             name, model, max(options.batches), options.tokens, options.draft_tokens, end)))
         processes[-1].start()
-    cells = [Cell(weight_bytes(model, "float32") // 4, batch, {name: [] for name in turns}) for batch in options.batches]
+    parameters = weight_bytes(model, "float32") // 4
+    cells = [Cell(width, layers, parameters, batch, {name: [] for name in turns}) for batch in options.batches]
     for number in range(1 + options.rounds):
         for cell in cells:
             for name, turn in turns.items():
@@ -140,34 +145,38 @@ def race(model: Path, options: argparse.Namespace) -> list[Cell]:
 
 def table_of(cells: list[Cell]) -> Table:
     """Medians over the rounds."""
-    table = Table("parameters", "batch", *(f"{name}, tokens/CPU s" for name in (PLAIN, DRAFTS, TRANSFORMERS)), "vLLM / transformers",
-                  "drafts / plain", "tokens a step", "cost of a step")
+    rates = (f"{name}, tokens/CPU s" for name in (PLAIN, DRAFTS, TRANSFORMERS))
+    table = Table("parameters", "layers", "batch", *rates, "vLLM / transformers", "drafts / plain", "tokens a step", "cost of a step")
     for cell in cells:
-        table.add_row(f"{cell.parameters / 1e6:.1f} M", str(cell.batch), *(f"{cell.rate(name):.1f}" for name in cell.rates),
-                      f"{cell.rate(PLAIN) / cell.rate(TRANSFORMERS):.2f}", f"{cell.gain:.2f}", f"{cell.length:.2f}", f"{cell.cost:.2f}")
+        table.add_row(f"{cell.parameters / 1e6:.1f} M", str(cell.layers), str(cell.batch),
+                      *(f"{cell.rate(name):.1f}" for name in cell.rates), f"{cell.rate(PLAIN) / cell.rate(TRANSFORMERS):.2f}",
+                      f"{cell.gain:.2f}", f"{cell.length:.2f}", f"{cell.cost:.2f}")
     return table
 
 
 def figure_of(cells: list[Cell], drafts: int) -> Figure:
-    """Gain by drafts over size, a line per batch, to the left; to the right what a step costs, which the rate of acceptance is not in."""
+    """Over the number of layers, a line per width and batch: gain by drafts; and what a step costs, which the acceptance is not in."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for batch, marker in zip(dict.fromkeys(cell.batch for cell in cells), "osD^v"):
-        own = [cell for cell in cells if cell.batch == batch]
-        sizes = [cell.parameters / 1e6 for cell in own]
-        left.plot(sizes, [cell.gain for cell in own], marker=marker, label=f"batch {batch}")
-        right.plot(sizes, [cell.cost for cell in own], marker=marker)
+    widths, batches = (list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in ("width", "batch"))
+    for width, style in zip(widths, ("-", "--", ":")):
+        for batch, colour in zip(batches, ("C0", "C1", "C2", "C3")):
+            own = [cell for cell in cells if (cell.width, cell.batch) == (width, batch)]
+            layers = [cell.layers for cell in own]
+            left.plot(layers, [cell.gain for cell in own], style, color=colour, marker="o", label=f"batch {batch}, widths {width} x")
+            right.plot(layers, [cell.cost for cell in own], style, color=colour, marker="o")
     left.axhline(1.0, color="0.5", linewidth=0.8)
     right.axhline(1.0 + drafts, color="0.5", linewidth=0.8)
-    left.set(xlabel="million parameters", ylabel="tokens per CPU second, with drafts / without", xscale="log", ylim=(0, None))
-    right.set(xlabel="million parameters", ylabel="cost of a step with drafts, in plain steps", xscale="log", ylim=(0, None))
-    figure.legend(loc="outside upper center", ncols=5, frameon=False)
+    left.set(xlabel="layers", ylabel="tokens per CPU second, with drafts / without", ylim=(0, None))
+    right.set(xlabel="layers", ylabel="cost of a step with drafts, in plain steps", ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=int, nargs="+", default=[1, 4, 8], help="multiples of the smallest widths (default: 1 4 8)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[1, 4], help="multiples of the smallest widths (default: 1 4)")
+    parser.add_argument("--depths", type=int, nargs="+", default=[1, 4, 8], help="multiples of the fewest layers (default: 1 4 8)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="sequences decoded together (default: 1 4 16)")
     parser.add_argument("--draft-tokens", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=48, help="decoded after each prompt (default: 48)")
@@ -176,10 +185,12 @@ def main() -> int:
     parser.add_argument("--svg", type=Path, help="write a figure")
     options = parser.parse_args()
     cells = []
-    for width in options.widths:
+    for width, depth in product(options.widths, options.depths):
+        pattern = depth * PATTERN
         with tempfile.TemporaryDirectory() as scratch:
-            model = foreseeing_checkpoint(Path(scratch) / "model", options.share, **{key: width * ARCHITECTURE[key] for key in SCALED})
-            cells += race(model, options)
+            model = foreseeing_checkpoint(Path(scratch) / "model", options.share / depth, pattern=pattern,
+                                          **{key: width * ARCHITECTURE[key] for key in SCALED})
+            cells += race(model, width, len(pattern), options)
         Console(width=140).print(table_of(cells))
     if options.svg:
         figure_of(cells, options.draft_tokens).savefig(options.svg, metadata={"Date": None})
