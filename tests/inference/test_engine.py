@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from stagecraft.contract.errors import UserError
 from stagecraft.inference.engine import Engine
-from stagecraft.inference.vllm_cpu import few_tokens
+from stagecraft.inference.vllm_cpu import latent_moe
 from tests.checkpoints import tiny_checkpoint
 from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, greedy, reference_logprobs
 
@@ -26,14 +26,14 @@ def test_greedy_tokens_and_their_logprobs_are_those_of_transformers(engine, tran
         assert not completion.finished
 
 
-def test_a_few_tokens_pass_the_experts_in_one_call_and_many_do_not(engine, monkeypatch):
-    """The shortcut is taken, and gives what upstream's layers give."""
-    seen, experts = [], few_tokens.experts
-    monkeypatch.setattr(few_tokens, "experts", lambda logits, *rest: seen.append(len(logits)) or experts(logits, *rest))
-    prompts = PROMPTS[:few_tokens.FEW]
+def test_a_latent_moe_pass_the_experts_in_one_call_and_many_do_not(engine, monkeypatch):
+    """It is taken, too."""
+    seen, experts = [], latent_moe.experts
+    monkeypatch.setattr(latent_moe, "experts", lambda logits, *rest: seen.append(len(logits)) or experts(logits, *rest))
+    prompts = PROMPTS[:5]
     short = engine.generate(prompts, temperature=0, max_tokens=4, logprobs=True)
-    assert seen and max(seen) == len(prompts)
-    monkeypatch.setattr(few_tokens, "FEW", 0)
+    assert len(prompts) in seen and max(seen) == sum(map(len, prompts))
+    monkeypatch.setattr(latent_moe, "MOST", 0)
     seen.clear()
     for (ours,), (theirs,) in zip(short, engine.generate(prompts, temperature=0, max_tokens=4, logprobs=True)):
         assert ours.token_ids == theirs.token_ids

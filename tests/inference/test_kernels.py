@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vllm.platforms import current_platform
 
-from stagecraft.inference.vllm_cpu import few_tokens, loops, mamba_speculative, moe, norm, prefill_conv, routing, seeded_sampling
+from stagecraft.inference.vllm_cpu import latent_moe, loops, mamba_speculative, moe, norm, prefill_conv, routing, seeded_sampling
 from tests.inference.recurrence import (
     CHANNELS,
     SLOTS,
@@ -93,14 +93,14 @@ def test_experts_equal_their_formula(tokens):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 8), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 99))
-def test_the_experts_of_a_few_tokens_equal_their_formula(tokens, experts, chosen, d, f, renormalize, seed):
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 99))
+def test_the_experts_of_a_latent_moe_equal_their_formula(tokens, experts, chosen, d, f, renormalize, seed):
     """In float64, with as many chosen by all tokens as there happen to be, and sizes that are no multiple of anything."""
     g = torch.Generator().manual_seed(seed)
     chosen = min(chosen, experts)
     logits, bias, x = (torch.randn(shape, generator=g) for shape in ((tokens, experts), (experts,), (tokens, d)))
     up, down = torch.randn(experts, f, d, generator=g), torch.randn(experts, d, f, generator=g)
-    got = few_tokens.experts(logits, bias, x, up, down, chosen, renormalize, 2.5)
+    got = latent_moe.experts(logits, bias, x, up, down, chosen, renormalize, 2.5)
     weights, ids = routing.choose(logits, chosen, renormalize, 2.5, bias)
     passed = torch.einsum("tef,edf->ted", torch.einsum("td,efd->tef", x.double(), up.double()).relu().square(), down.double())
     expected = (weights.double()[..., None] * passed.gather(1, ids.long()[..., None].expand(-1, -1, d))).sum(1)

@@ -9,6 +9,13 @@ from stagecraft.environments.demonstrations import demonstrations
 from tests.stages.test_training_stages import project, run
 
 
+def pytest_collection_modifyitems(items):
+    """The tests of a tuned model share a worker under --dist loadgroup: two would each make one."""
+    for item in items:
+        if "tuned" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("tuned"))
+
+
 def change(where, stage, **changes):
     yaml = YAML()
     profile = yaml.load(where / "params.yaml")

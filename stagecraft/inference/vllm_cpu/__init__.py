@@ -32,9 +32,9 @@ def register() -> None:
     from stagecraft.inference.vllm_cpu import (
         conv_repack,
         draft_padding,
-        few_tokens,
         kernel_scan,
         kv_cache,
+        latent_moe,
         mamba_speculative,
         moe,
         norm,
@@ -48,5 +48,5 @@ def register() -> None:
     )
 
     for defect in (moe, mamba_speculative, speculative_sampling, seeded_sampling, conv_repack, prefix_caching, quantised, kv_cache,
-                   prefill_conv, kernel_scan, draft_padding, norm, routing, few_tokens, thinking_budget):
+                   prefill_conv, kernel_scan, draft_padding, norm, routing, latent_moe, thinking_budget):
         defect.mend()

@@ -1,4 +1,4 @@
-// The routed experts of a few tokens in one call: choice, products, weighted sum; stagecraft/inference/vllm_cpu/few_tokens.py calls it.
+// The routed experts of a batch of tokens in one call: choice, products, weighted sum; stagecraft/inference/vllm_cpu/latent_moe.py calls it.
 //
 // y_t = scale * sum over the chosen e of share_e * down_e relu(up_e x_t)^2. Tokens that chose the same expert pass it together, so that its
 // weights are read once.
@@ -60,7 +60,7 @@ void choose(const float* logits, const float* bias, int64_t experts, int64_t cho
 
 // sizes: tokens, experts, chosen, latent d, inner f, renormalize. logits [tokens, experts], bias [experts], x and y [tokens, d],
 // up [experts, f, d], down [experts, d, f].
-extern "C" void few_tokens(const int64_t* sizes, float scale, const float* logits, const float* bias, const float* x, const float* up,
+extern "C" void experts(const int64_t* sizes, float scale, const float* logits, const float* bias, const float* x, const float* up,
                            const float* down, float* y) {
     const int64_t tokens = sizes[0], experts = sizes[1], chosen = sizes[2], d = sizes[3], f = sizes[4];
     std::vector<Choice> choices(tokens * chosen);

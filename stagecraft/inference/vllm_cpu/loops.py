@@ -1,4 +1,4 @@
-"""The C++ loops of this package: the experts of a few tokens, and Mamba-2's states under speculative decoding."""
+"""The C++ loops of this package: routed experts, and Mamba-2's states under speculative decoding."""
 
 from functools import partial
 from pathlib import Path
