@@ -53,7 +53,8 @@ def _built(name: str, sources: list[Path]) -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             made, unlinked = Path(directory) / path.name, [str(Path(directory) / f"{source.stem}.o") for source in sources]
             compilations = ([*FLAGS, str(source), "-o", to] for source, to in zip(sources, unlinked))
-            for command in (*compilations, ["-shared", *unlinked, "-o", str(made)]):
+            # -Bsymbolic: a name that libc has too (`advance`, say) means ours.
+            for command in (*compilations, ["-shared", "-Wl,-Bsymbolic", *unlinked, "-o", str(made)]):
                 subprocess.run([compiler, *command], capture_output=True, text=True, check=True)
             made.replace(path)
     return path

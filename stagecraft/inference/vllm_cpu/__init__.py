@@ -35,6 +35,7 @@ def register() -> None:
         kernel_scan,
         kv_cache,
         latent_moe,
+        mamba_decode,
         mamba_speculative,
         moe,
         norm,
@@ -48,5 +49,5 @@ def register() -> None:
     )
 
     for defect in (moe, mamba_speculative, speculative_sampling, seeded_sampling, conv_repack, prefix_caching, quantised, kv_cache,
-                   prefill_conv, kernel_scan, draft_padding, norm, routing, latent_moe, thinking_budget):
+                   prefill_conv, kernel_scan, draft_padding, norm, routing, latent_moe, mamba_decode, thinking_budget):
         defect.mend()

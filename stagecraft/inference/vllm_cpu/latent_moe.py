@@ -14,9 +14,10 @@ from ctypes import c_float, c_int64
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models import nemotron_h
 
+from stagecraft.inference.vllm_cpu.linear import plain, product
 from stagecraft.inference.vllm_cpu.loops import library
 from stagecraft.native import at
 
@@ -44,16 +45,10 @@ def served(layer: nemotron_h.NemotronHMoE) -> bool:
     runner = layer.experts
     config, routed = runner.moe_config, runner.routed_experts
     alone = config.tp_size == config.ep_size == config.dp_size == config.pcp_size == 1 and not layer.is_sequence_parallel
-    linear = [module for module in layer.modules() if isinstance(module, LinearBase)]
+    linear = (module for module in layer.modules() if isinstance(module, LinearBase))
     return (alone and library() is not None and not layer.enable_eplb and layer.shared_experts is not None
             and type(routed.quant_method) is UnquantizedFusedMoEMethod and routed.w13_weight.dtype == torch.float32
-            and all(type(module.quant_method) is UnquantizedLinearMethod and module.bias is None for module in linear)
-            and runner.router.num_expert_group == 1)
-
-
-def product(layer: LinearBase, x: Tensor) -> Tensor:
-    """An unquantised linear layer without the layers of Python around its kernel."""
-    return layer.cpu_linear(x, layer.weight, None)
+            and all(map(plain, linear)) and runner.router.num_expert_group == 1)
 
 
 def mend() -> None:

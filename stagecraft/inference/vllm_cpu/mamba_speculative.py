@@ -77,7 +77,7 @@ def update_states(kernel: Callable[..., None], state: Tensor, x: Tensor, dt: Ten
         sizes = (c_int64 * 16)(*slots.shape, *x.shape[1:], *B.shape[1:], softplus, state.stride(0),
                                *(tensor.stride(0) for tensor in (x, dt, B, C, out, A, D, dt_bias)))
         tensors = (state, x, dt, A, B, C, D, dt_bias, *_indices(slots, starts, accepted), out)
-        library().advance(sizes, *map(at, tensors))
+        library().recur(sizes, *map(at, tensors))
         return
     lengths = starts[1:] - starts[:-1]
     source = slots.gather(1, (accepted.long() - 1)[:, None])[:, 0].long()

@@ -1,5 +1,6 @@
-// A verification step of speculative decoding through Mamba-2's states; stagecraft/inference/vllm_cpu/mamba_speculative.py calls it, and
-// says how the states lie. All values are float32; a stride is the distance of two neighbours in floats.
+// Mamba-2's mixer for sequences that decode, one token each or the several of a step that verifies drafts; mamba_speculative.py, which says
+// how the states lie, and mamba_decode.py of stagecraft/inference/vllm_cpu call it. All values are float32; a stride is the distance of two
+// neighbours in floats.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -18,9 +19,11 @@ float softplus(float v) { return v > 20.0f ? v : std::log1p(std::exp(v)); }
 
 }  // namespace
 
+extern "C" {
+
 // sizes: sequences, slots per sequence, channels, width, silu, then strides: x by token, states by slot, channel and time.
 // out [tokens, channels], weight [width, channels].
-extern "C" void convolve(const int64_t* sizes, const float* x, float* states, const float* weight, const float* bias, const int32_t* slots,
+void convolve(const int64_t* sizes, const float* x, float* states, const float* weight, const float* bias, const int32_t* slots,
                          const int32_t* starts, const int32_t* accepted, float* out) {
     const Sequences sequences{sizes[0], sizes[1], slots, starts, accepted};
     const int64_t channels = sizes[2], width = sizes[3], history = width - 1, by_token = sizes[5];
@@ -53,7 +56,7 @@ extern "C" void convolve(const int64_t* sizes, const float* x, float* states, co
 
 // sizes: sequences, slots per sequence, heads, head size p, groups, state n, softplus, then strides: state by slot, x, dt, B, C and out by
 // token, A, D and dt_bias by head. A state is [heads, p, n].
-extern "C" void advance(const int64_t* sizes, float* states, const float* x, const float* dt, const float* A, const float* B, const float* C,
+void recur(const int64_t* sizes, float* states, const float* x, const float* dt, const float* A, const float* B, const float* C,
                         const float* D, const float* dt_bias, const int32_t* slots, const int32_t* starts, const int32_t* accepted,
                         float* out) {
     const Sequences sequences{sizes[0], sizes[1], slots, starts, accepted};
@@ -86,3 +89,33 @@ extern "C" void advance(const int64_t* sizes, float* states, const float* x, con
         }
     }
 }
+
+// Convolution, recurrence, gate and norm. Row t of `projected` is gate [heads p], then x [heads p], B [g n], C [g n], which pass the
+// convolution, then the raw time step [heads]. sizes: sequences, slots per sequence, tokens, heads, p, groups, n, width, values per group of
+// the norm, then strides: projected by token, conv_states by slot, channel and time, states by slot. out [tokens, heads p].
+void mixer(const int64_t* sizes, float epsilon, const float* projected, float* conv_states, const float* weight, const float* bias,
+           float* states, const float* A, const float* D, const float* dt_bias, const float* norm, const int32_t* slots,
+           const int32_t* starts, const int32_t* accepted, float* out) {
+    const int64_t sequences = sizes[0], per_row = sizes[1], tokens = sizes[2], heads = sizes[3], size = sizes[4], groups = sizes[5];
+    const int64_t n = sizes[6], inner = heads * size, channels = inner + 2 * groups * n, normed = sizes[8], row = sizes[9];
+    std::vector<float> u(tokens * channels);
+    const int64_t of_convolution[] = {sequences, per_row, channels, sizes[7], 1, row, sizes[10], sizes[11], sizes[12]};
+    convolve(of_convolution, projected + inner, conv_states, weight, bias, slots, starts, accepted, u.data());
+    const int64_t of_recurrence[] = {sequences, per_row, heads, size, groups, n, 1, sizes[13], channels, row, channels, channels, inner,
+                                     1, 1, 1};
+    recur(of_recurrence, states, u.data(), projected + inner + channels, A, u.data() + inner, u.data() + inner + groups * n, D, dt_bias,
+            slots, starts, accepted, out);
+    for (int64_t t = 0; t < tokens; ++t) {
+        const float* gate = projected + t * row;
+        for (int64_t first = 0; first < inner; first += normed) {
+            float *y = out + t * inner + first, sum = 0.0f;
+            const float *z = gate + first, *scale = norm + first;
+            for (int64_t i = 0; i < normed; ++i) y[i] *= z[i] / (1.0f + std::exp(-z[i]));
+            for (int64_t i = 0; i < normed; ++i) sum += y[i] * y[i];
+            const float factor = 1.0f / std::sqrt(sum / normed + epsilon);
+            for (int64_t i = 0; i < normed; ++i) y[i] *= factor * scale[i];
+        }
+    }
+}
+
+}  // extern "C"
