@@ -1,5 +1,7 @@
 """The plugin's kernels against the definitions, computed token by token."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vllm.platforms import current_platform
 
-from stagecraft.inference.vllm_cpu import latent_moe, loops, mamba_speculative, moe, norm, prefill_conv, routing, seeded_sampling
+from stagecraft.inference.vllm_cpu import (
+    latent_moe,
+    loops,
+    mamba_decode,
+    mamba_speculative,
+    moe,
+    norm,
+    prefill_conv,
+    routing,
+    seeded_sampling,
+)
 from tests.inference.recurrence import (
     CHANNELS,
     SLOTS,
@@ -59,6 +71,47 @@ def test_a_speculative_recurrence_leaves_the_state_of_every_token(way, rows):
                                     case.slots, case.starts, case.accepted, out)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(state, states, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS, st.booleans(), st.sampled_from([1, 2]))
+def test_the_mixer_of_decoding_sequences_is_its_parts_one_after_another(monkeypatch, rows, drafts, groups):
+    current_platform.import_kernels()
+    from vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm import selective_state_update
+
+    heads, size, n = 4, 32, 16
+    lengths, accepted = zip(*rows) if drafts else ([1] * len(rows), [1] * len(rows))
+    inner, tokens, g = heads * size, sum(lengths), torch.Generator().manual_seed(6)
+    channels = inner + 2 * groups * n
+    slots = torch.tensor([[3, 4, 5], [6, 7, 8], [9, 10, 11]], dtype=torch.int32)[:len(rows), :3 if drafts else 1]
+    starts, accepted = (torch.tensor(values, dtype=torch.int32) for values in ([0, *np.cumsum(lengths)], accepted))
+    projected = torch.randn(tokens, inner + channels + heads, generator=g)
+    conv_states = torch.randn(SLOTS, WIDTH + 1 if drafts else WIDTH - 1, channels, generator=g)
+    states = torch.randn(SLOTS, heads, size, n, generator=g)
+    A, D, dt_bias, scale = -torch.rand(heads, generator=g), *(torch.rand(k, generator=g) for k in (heads, heads, inner))
+    layer = SimpleNamespace(
+        kv_cache=(conv_states.clone(), states.clone()), n_groups=groups, conv_kernel_size=WIDTH, A=A, D=D, dt_bias=dt_bias,
+        conv_weights=torch.randn(channels, WIDTH, generator=g), conv1d=SimpleNamespace(bias=torch.randn(channels, generator=g)),
+        norm=SimpleNamespace(weight=scale, group_size=inner // groups, variance_epsilon=1e-5))
+    metadata = SimpleNamespace(state_indices_tensor_d=slots, num_decodes=len(rows), query_start_loc_d=starts if drafts else None,
+                               num_accepted_tokens=accepted if drafts else None)
+    got = mamba_decode.mix(layer, projected, metadata)
+
+    monkeypatch.setattr(mamba_speculative, "library", lambda: None)
+    gate, x, dt = projected.split([inner, channels, heads], 1)
+    x = mamba_speculative.convolve(x, conv_states.transpose(1, 2), layer.conv_weights, layer.conv1d.bias, "silu", slots, starts, accepted)
+    x, B, C = x.split([inner, groups * n, groups * n], 1)
+    y = torch.empty(tokens, heads, size)
+    mamba_speculative.update_states(selective_state_update, states, x.unflatten(1, (heads, size)), dt[..., None].expand(-1, -1, size),
+                                    A[:, None, None].expand(-1, size, n), B.unflatten(1, (groups, n)), C.unflatten(1, (groups, n)),
+                                    D[:, None].expand(-1, size), dt_bias[:, None].expand(-1, size), True, slots, starts, accepted, y)
+    y = (y.flatten(1) * F.silu(gate)).unflatten(1, (groups, -1))
+    expected = (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5)).flatten(1) * scale
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    for slot, length in zip(slots[:, 0].tolist(), lengths):
+        stored = WIDTH - 2 + length if length else 0  # the operators store the last token of a short sequence again
+        torch.testing.assert_close(layer.kv_cache[0][slot, :stored], conv_states[slot, :stored])
+    torch.testing.assert_close(layer.kv_cache[1], states, atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
