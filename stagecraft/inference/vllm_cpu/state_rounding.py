@@ -59,22 +59,33 @@ def rounded_states(rounding: StateRounding) -> Iterator[None]:
     from vllm.model_executor.layers.mamba import mamba_mixer2
     from vllm.model_executor.layers.mamba.ops.ssu_dispatch import CPUSSUBackend
 
-    decode, prefill = CPUSSUBackend.__call__, mamba_mixer2.mamba_chunk_scan_combined_varlen
+    from stagecraft.inference.vllm_cpu import mamba_decode
+
+    decode, mix, prefill = CPUSSUBackend.__call__, mamba_decode.mix, mamba_mixer2.mamba_chunk_scan_combined_varlen
+
+    def round_written(state: Tensor, slots: Tensor, accepted: Tensor | None) -> None:
+        if accepted is not None:
+            raise NotImplementedError("rounded states with speculative decoding")
+        written = slots.flatten().long()
+        state[written] = rounding.stored(state[written])
 
     def decode_rounded(self: CPUSSUBackend, state: Tensor, *args: Any, state_batch_indices: Tensor,
                        dst_state_batch_indices: Tensor | None = None, num_accepted_tokens: Tensor | None = None, **rest: Any) -> None:
-        if num_accepted_tokens is not None:
-            raise NotImplementedError("rounded states with speculative decoding")
-        decode(self, state, *args, state_batch_indices=state_batch_indices, dst_state_batch_indices=dst_state_batch_indices, **rest)
-        written = state_batch_indices if dst_state_batch_indices is None else dst_state_batch_indices
-        slots = written.flatten().long()
-        state[slots] = rounding.stored(state[slots])
+        decode(self, state, *args, state_batch_indices=state_batch_indices, dst_state_batch_indices=dst_state_batch_indices,
+               num_accepted_tokens=num_accepted_tokens, **rest)
+        round_written(state, state_batch_indices if dst_state_batch_indices is None else dst_state_batch_indices, num_accepted_tokens)
+
+    def mix_rounded(layer: Any, projected: Tensor, metadata: Any) -> Tensor:
+        y = mix(layer, projected, metadata)
+        round_written(layer.kv_cache[1], metadata.state_indices_tensor_d, metadata.num_accepted_tokens)
+        return y
 
     def prefill_rounded(*args: Any, **rest: Any) -> Tensor:
         return rounding.prefilled(prefill(*args, **rest))
 
-    CPUSSUBackend.__call__, mamba_mixer2.mamba_chunk_scan_combined_varlen = decode_rounded, prefill_rounded
+    CPUSSUBackend.__call__, mamba_decode.mix = decode_rounded, mix_rounded
+    mamba_mixer2.mamba_chunk_scan_combined_varlen = prefill_rounded
     try:
         yield
     finally:
-        CPUSSUBackend.__call__, mamba_mixer2.mamba_chunk_scan_combined_varlen = decode, prefill
+        CPUSSUBackend.__call__, mamba_decode.mix, mamba_mixer2.mamba_chunk_scan_combined_varlen = decode, mix, prefill
