@@ -26,8 +26,7 @@ def test_greedy_tokens_and_their_logprobs_are_those_of_transformers(engine, tran
         assert not completion.finished
 
 
-def test_a_latent_moe_pass_the_experts_in_one_call_and_many_do_not(engine, monkeypatch):
-    """It is taken, too."""
+def test_routed_experts_are_one_call_that_gives_what_upstreams_layers_give(engine, monkeypatch):
     seen, experts = [], latent_moe.experts
     monkeypatch.setattr(latent_moe, "experts", lambda logits, *rest: seen.append(len(logits)) or experts(logits, *rest))
     prompts = PROMPTS[:5]

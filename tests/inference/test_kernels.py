@@ -147,7 +147,7 @@ def test_experts_equal_their_formula(tokens):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 99))
-def test_the_experts_of_a_latent_moe_equal_their_formula(tokens, experts, chosen, d, f, renormalize, seed):
+def test_routed_experts_equal_their_formula(tokens, experts, chosen, d, f, renormalize, seed):
     """In float64, with as many chosen by all tokens as there happen to be, and sizes that are no multiple of anything."""
     g = torch.Generator().manual_seed(seed)
     chosen = min(chosen, experts)

@@ -61,7 +61,7 @@ void choose(const float* logits, const float* bias, int64_t experts, int64_t cho
 // sizes: tokens, experts, chosen, latent d, inner f, renormalize. logits [tokens, experts], bias [experts], x and y [tokens, d],
 // up [experts, f, d], down [experts, d, f].
 extern "C" void experts(const int64_t* sizes, float scale, const float* logits, const float* bias, const float* x, const float* up,
-                           const float* down, float* y) {
+                        const float* down, float* y) {
     const int64_t tokens = sizes[0], experts = sizes[1], chosen = sizes[2], d = sizes[3], f = sizes[4];
     std::vector<Choice> choices(tokens * chosen);
     for (int64_t t = 0; t < tokens; ++t)

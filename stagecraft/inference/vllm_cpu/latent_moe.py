@@ -1,7 +1,7 @@
 """A LatentMoE layer in float32, in one process: its dense products, and one call for all that is routed.
 
 Not a defect of results but of time: between model_executor/models/nemotron_h.py:256 (`NemotronHMoE.forward`) and the experts' products lie
-the layers of fused_moe/runner that serve parallel ranks, padding and streams; for one token they took two thirds of the layer's time. And
+the layers of fused_moe/runner that serve parallel ranks, padding and streams; for one token they took most of the layer's time. And
 torch's `grouped_mm`, on a CPU a product for every expert there is, takes longer than the loop of `experts.cpp` up to about a thousand
 tokens. What a token gets there does not depend on its company, either. Quantised layers, experts divided over ranks and other types than
 float32 go upstream's way.
@@ -18,11 +18,10 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models import nemotron_h
 
 from stagecraft.inference.vllm_cpu.linear import plain, product
-from stagecraft.inference.vllm_cpu.loops import library
+from stagecraft.inference.vllm_cpu.loops import library, too_large
 from stagecraft.native import at
 
 MOST = 1024  # tokens; beyond, the products of an expert's tokens are matrices large enough for a library
-THREADED = 2**21  # multiplications; beyond, PyTorch's products by several threads are faster than the loop, which has one
 
 
 def experts(logits: Tensor, bias: Tensor, x: Tensor, up: Tensor, down: Tensor, chosen: int, renormalize: bool, scale: float) -> Tensor:
@@ -59,8 +58,7 @@ def mend() -> None:
             self.stagecraft_serves = served(self)
         routed, router, tokens = self.experts.routed_experts, self.experts.router, len(hidden_states)
         up, down = routed.w13_weight, routed.w2_weight
-        threaded = torch.get_num_threads() > 1 and tokens * router.top_k * 2 * up[0].numel() > THREADED
-        if not self.stagecraft_serves or tokens > MOST or threaded:
+        if not self.stagecraft_serves or tokens > MOST or too_large(tokens * router.top_k * 2 * up[0].numel()):
             return upstream(self, hidden_states)
         logits = product(self.gate, hidden_states)
         x = product(self.fc1_latent_proj, hidden_states) if self.use_latent_moe else hidden_states

@@ -17,10 +17,9 @@ from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
 from vllm.model_executor.layers.mamba.mamba_utils import is_conv_state_dim_first
 
 from stagecraft.inference.vllm_cpu.linear import plain, product
-from stagecraft.inference.vllm_cpu.loops import library
+from stagecraft.inference.vllm_cpu.loops import library, too_large
+from stagecraft.inference.vllm_cpu.mamba_speculative import indices
 from stagecraft.native import at
-
-THREADED = 2**21  # multiplications of the recurrence; beyond, upstream's kernel with several threads is faster than the call, which has one
 
 
 def served(layer: MambaMixer2) -> bool:
@@ -43,7 +42,7 @@ def mix(layer: MambaMixer2, projected: Tensor, metadata: Any) -> Tensor:
     sizes = (c_int64 * 14)(*slots.shape, len(projected), heads, size, layer.n_groups, n, layer.conv_kernel_size, layer.norm.group_size,
                            projected.stride(0), *conv_states.stride(), states.stride(0))
     tensors = (projected, conv_states, layer.conv_weights.t().contiguous(), layer.conv1d.bias, states, layer.A, layer.D, layer.dt_bias,
-               layer.norm.weight, *(tensor.to(torch.int32).contiguous() for tensor in (slots, starts, accepted)), out)
+               layer.norm.weight, *indices(slots, starts, accepted), out)
     library().mixer(sizes, c_float(layer.norm.variance_epsilon), *map(at, tensors))
     return out
 
@@ -58,8 +57,7 @@ def mend() -> None:
             return upstream(self, hidden_states, mup_vector)
         if not hasattr(self, "stagecraft_serves"):
             self.stagecraft_serves = served(self)
-        work = len(hidden_states) * self.kv_cache[1][0].numel()
-        if not self.stagecraft_serves or (work > THREADED and torch.get_num_threads() > 1):
+        if not self.stagecraft_serves or too_large(len(hidden_states) * self.kv_cache[1][0].numel()):
             return upstream(self, hidden_states, mup_vector)
         return product(self.out_proj, mix(self, product(self.in_proj, hidden_states), metadata))
 

@@ -43,7 +43,7 @@ def convolve(x: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None, act
     if library() is not None and x.stride(1) == 1 and _float32(x, states, weight, bias):
         out, rows = torch.empty_like(x, memory_format=torch.contiguous_format), slots if slots.dim() > 1 else slots[:, None]
         sizes = (c_int64 * 9)(*rows.shape, *weight.shape, activation in ("silu", "swish"), x.stride(0), *states.stride())
-        tensors = (x, states, weight.t().contiguous(), bias, *_indices(rows, starts, accepted), out)  # held until the call returns
+        tensors = (x, states, weight.t().contiguous(), bias, *indices(rows, starts, accepted), out)  # held until the call returns
         library().convolve(sizes, *map(at, tensors))
         return out
     lengths = starts[1:] - starts[:-1]
@@ -76,7 +76,7 @@ def update_states(kernel: Callable[..., None], state: Tensor, x: Tensor, dt: Ten
     if library() is not None and heads_are_rows and _float32(state, x, dt, A, B, C, D, dt_bias, out):
         sizes = (c_int64 * 16)(*slots.shape, *x.shape[1:], *B.shape[1:], softplus, state.stride(0),
                                *(tensor.stride(0) for tensor in (x, dt, B, C, out, A, D, dt_bias)))
-        tensors = (state, x, dt, A, B, C, D, dt_bias, *_indices(slots, starts, accepted), out)
+        tensors = (state, x, dt, A, B, C, D, dt_bias, *indices(slots, starts, accepted), out)
         library().recur(sizes, *map(at, tensors))
         return
     lengths = starts[1:] - starts[:-1]
@@ -98,7 +98,8 @@ def _float32(*tensors: Tensor | None) -> bool:
     return all(tensor is None or tensor.dtype == torch.float32 for tensor in tensors)
 
 
-def _indices(*tensors: Tensor) -> list[Tensor]:
+def indices(*tensors: Tensor) -> list[Tensor]:
+    """As the C++ loops read them."""
     return [tensor.to(torch.int32).contiguous() for tensor in tensors]
 
 
