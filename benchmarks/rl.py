@@ -30,7 +30,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 from benchmarks import stages
-from benchmarks.stages import ROOT, exact_match, greedy_answers, mean_and_error
+from benchmarks.stages import ROOT, exact_match, greedy_answers, shown
 from components.rl.params import Params
 from components.rl.rlhf.judge import Judge
 from components.rl.rlhf.serving import NAME, settings
@@ -195,8 +195,8 @@ def _curve(where: Path) -> list[dict[str, float]]:
 def _table(before: dict[str, float], after: dict[str, list[dict[str, float]]]) -> None:
     print(f"{'':12} {'sft':>7} " + " ".join(f"{name:>20}" for name in after))
     for key in before:
-        gains = [mean_and_error([each[key] - before[key] for each in found]) for found in after.values()]
-        print(f"{key:12} {before[key]:7.1%} " + " ".join(f"{mean:+12.1%} ± {error:5.1%}" for mean, error in gains))
+        gains = [shown([each[key] - before[key] for each in found], "+.1%") for found in after.values()]
+        print(f"{key:12} {before[key]:7.1%} " + " ".join(f"{gain:>20}" for gain in gains))
 
 
 BENCHMARKS: dict[str, Callable[[Benchmark], None]] = {

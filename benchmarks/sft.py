@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.stages import mean_and_error
+from benchmarks.stages import mean_and_error, shown
 from components.sft.params import Data, Modes, Params
 from components.sft.train import Conversation, train
 from stagecraft.checkpoint.canonical import read_checkpoint
@@ -135,12 +135,6 @@ def compare(params: Params, project: Path, rows: int, heldout_rows: int) -> Figu
         params = replace(params, data=Data(tasks=False, files=[str(work / "mix.jsonl")], bad_rows="fail"))
         trained = train(params, architecture, weights, corpus, work, None).weights
     return measure(architecture, trained, {family: [encode_conversation(tokenizer, row) for row in own] for family, own in heldout.items()})
-
-
-def shown(values: Sequence[float], form: str) -> str:
-    """Mean and standard error."""
-    mean, error = mean_and_error(values)
-    return f"{mean:{form}} ± {error:{form.lstrip('+')}}"
 
 
 def table_of(found: dict[str, list[Figures]], title: str) -> Table:

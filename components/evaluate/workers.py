@@ -16,7 +16,7 @@ from typing import Any
 from components.evaluate.params import Params
 from components.evaluate.workload import Workload
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
-from stagecraft.contract.files import write_json
+from stagecraft.contract.files import write_atomic
 from stagecraft.contract.runlog import RunLog
 
 LAST_LINES = 15
@@ -52,8 +52,9 @@ def run_all(models: dict[str, tuple[Path, str]], workload: Workload, params: Par
         def work(name: str) -> None:
             path, digest = models[name]
             job = log.work / f"{name}.job.json"
-            write_json(job, {"name": name, "path": str(path.resolve()), "digest": digest, "result": str(results[name].resolve()),
-                             "params": asdict(params), **workload.as_dict()})
+            # Keys in their order, not sorted: that of a tool's arguments is part of the prompt.
+            write_atomic(job, json.dumps({"name": name, "path": str(path.resolve()), "digest": digest,
+                                          "result": str(results[name].resolve()), "params": asdict(params), **workload.as_dict()}))
             _run(name, job, params.threads, running, advance)
 
         try:

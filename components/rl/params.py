@@ -84,6 +84,7 @@ class Params:
     steps: Positive
     lr: AboveZero
     warmup_steps: Count
+    decay_share: Share
     clip: AboveZero
     ratio_clip_low: Annotated[float, Field(gt=0, lt=1)]
     ratio_clip_high: AboveZero

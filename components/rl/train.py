@@ -32,8 +32,9 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
           log: RunLog) -> dict[str, Tensor]:
     """Run GRPO, on verifiers' rewards or those of a judge; returns the canonical tensors, the MTP block as it came."""
     parallel.initialize(params.seed)
-    trainer = Trainer(architecture, Optimization(lr=params.lr, min_lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps,
-                                                 betas=(0.9, 0.999), clip=params.clip),
+    trainer = Trainer(architecture, Optimization(lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps,
+                                                 decay_steps=round(params.decay_share * params.steps), betas=(0.9, 0.999),
+                                                 clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, expert_bias_rate=0.0, aux_loss=0.0)
     checkpoints.resume(log.work / "checkpoints", trainer)
     log.rewind(trainer.steps_done, "train")

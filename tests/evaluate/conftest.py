@@ -24,7 +24,7 @@ PARAMS = Params(
 def corpus(tmp_path_factory):
     """The parts of a corpus artifact that the stage reads."""
     directory = tmp_path_factory.mktemp("corpus")
-    tasks = draw_splits({"sft": 2, "rl": 2, "heldout": 20}, {"sort": 0.0, "arithmetic": 0.0}, 0)
+    tasks = draw_splits({"sft": 2, "rl": 2, "heldout": 20}, {"sort": 0.0, "arithmetic": 0.0, "tool": 0.0}, 0)
     for split, rows in tasks.items():
         write_rows(directory / "tasks" / f"{split}.jsonl", rows)
     write_rows(directory / "tasks" / "rl.jsonl", [*tasks["rl"], tasks["heldout"][0]])  # leaked
