@@ -210,16 +210,14 @@ def bind_kernels(*, split_conv_scan: Callable[..., torch.Tensor], gated_norm: ty
     mixer._check_mamba_sequence_packing_support = lambda for_inference_not_training=True: (not for_inference_not_training, "training only")
 
 
-def bind_modules(*, norm: type[torch.nn.Module], duplicated_linear: type[torch.nn.Module]) -> None:
-    """Replace the Transformer Engine modules that are named in code rather than in the layer spec.
+def bind_modules(*, norm: Any, duplicated_linear: Any) -> None:
+    """Set the modules that are named in code rather than in the layer spec, for models built from now on.
 
     models/hybrid/hybrid_block.py:215 (final norm) and transformer/moe/moe_layer.py:266 (latent projections).
     """
     import megatron.core.models.hybrid.hybrid_block as hybrid_block
     from megatron.core.transformer.moe import moe_layer
 
-    if moe_layer.HAVE_TE:
-        return
     hybrid_block.TENorm = norm
     moe_layer.HAVE_TE, moe_layer.TELinear = True, duplicated_linear
 

@@ -23,7 +23,8 @@ from stagecraft.engine.layout import Layout
 from stagecraft.engine.merging import Merger
 from stagecraft.engine.phases import read_at, rows_read
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
-from stagecraft.model.ladder import Hardware, check, ladder, refuse_emulation
+from stagecraft.model.hardware import Hardware
+from stagecraft.model.ladder import check, ladder, refuse_emulation
 from stagecraft.model.precision import as_yaml
 
 

@@ -21,7 +21,9 @@ from stagecraft.model.config import Architecture
 # ssm/mamba_mixer.py:1412 cuts these into parts before it shards them: each part lies on every tensor-parallel rank.
 _IN_PROJ, _CONV = ("z", "x", "B", "C", "dt"), ("x", "B", "C")
 _PARTS = {"mixer.in_proj.weight": _IN_PROJ, "mixer.conv1d.weight": _CONV, "mixer.conv1d.bias": _CONV}
-_NAMES = {"mixer.conv1d.weight": "mixer.conv1d_weight", "mixer.conv1d.bias": "mixer.conv1d_bias"}  # key -> parameter (:1370)
+# key -> name in the whole state: the convolution's parameters (:1370), and the experts' of Transformer Engine (moe/experts.py:952)
+_NAMES = {"mixer.conv1d.weight": "mixer.conv1d_weight", "mixer.conv1d.bias": "mixer.conv1d_bias",
+          "mlp.experts.experts.linear_fc1.weight": "mlp.experts.up", "mlp.experts.experts.linear_fc2.weight": "mlp.experts.down"}
 
 
 def gather(module: nn.Module) -> dict[str, Tensor]:

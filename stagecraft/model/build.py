@@ -32,30 +32,35 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from stagecraft.model.attention import ScaledDotProductAttention
 from stagecraft.model.config import Architecture
 from stagecraft.model.cross_entropy import cross_entropy
-from stagecraft.model.experts import GroupedExperts
-from stagecraft.model.layers import DuplicatedLinear, QuantizedColumnParallelLinear, QuantizedRowParallelLinear, RMSNorm
+from stagecraft.model.hardware import runs_transformer_engine
 from stagecraft.model.mamba import GatedRMSNorm, split_conv_scan
+from stagecraft.model.parts import LOCAL, Parts, of_transformer_engine
+from stagecraft.model.products import NVFP4
 from stagecraft.model.stage_recipe import StageRecipe
 
 bind_kernels(split_conv_scan=split_conv_scan, gated_norm=GatedRMSNorm)
-bind_modules(norm=RMSNorm, duplicated_linear=DuplicatedLinear)
 
 
 def transformer_config(architecture: Architecture, *, precision: str = "bf16", dtype: torch.dtype = torch.float32, mtp_depths: int = 0,
                        mtp_loss_scale: float = 0.3, expert_bias_rate: float = 1e-3, aux_loss: float = 1e-4,
-                       **parallel: Any) -> TransformerConfig:
+                       transformer_engine: bool | None = None, **parallel: Any) -> TransformerConfig:
     """megatron-core's config of an architecture.
 
     Args:
         precision: a recipe of stagecraft.model.precision; what it leaves unquantised, with "bf16" everything, is computed in `dtype`.
         mtp_depths: prediction depths; they share one block. 0 builds no MTP.
         expert_bias_rate, aux_loss: 0 freezes the router's balancing (post-training).
+        transformer_engine: build its layers; None does so if it is installed and the GPU multiplies every format of the recipe.
         parallel: tensor_model_parallel_size and the like.
     """
-    a = architecture
+    a, recipe = architecture, StageRecipe(architecture, precision)
+    formats = recipe.formats(mtp=bool(mtp_depths))
+    if transformer_engine is None:
+        transformer_engine = runs_transformer_engine(formats, dtype)
+    if transformer_engine and formats:  # for the experts' padding to whole blocks; the recipe has the last word on every layer
+        parallel |= {"fp4": "e2m1", "fp4_recipe": "nvfp4"} if NVFP4 in formats else {"fp8": "e4m3", "fp8_recipe": "mxfp8"}
     return TransformerConfig(
         num_layers=len(a.hybrid_override_pattern), hidden_size=a.hidden_size, num_attention_heads=a.num_attention_heads,
         num_query_groups=a.num_key_value_heads, kv_channels=a.head_dim, ffn_hidden_size=a.moe_intermediate_size,
@@ -67,9 +72,10 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         moe_router_topk_scaling_factor=a.routed_scaling_factor, moe_router_load_balancing_type="seq_aux_loss",
         moe_aux_loss_coeff=aux_loss, moe_router_dtype="fp32", moe_token_dispatcher_type="alltoall",
         mamba_state_dim=a.ssm_state_size, mamba_head_dim=a.mamba_head_dim, mamba_num_groups=a.n_groups, mamba_num_heads=a.mamba_num_heads,
-        is_hybrid_model=True, use_cpu_initialization=ON_CPU, transformer_impl="local", params_dtype=dtype, pipeline_dtype=dtype,
+        is_hybrid_model=True, use_cpu_initialization=ON_CPU,
+        transformer_impl="transformer_engine" if transformer_engine else "local", params_dtype=dtype, pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16, bias_dropout_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False,
-        calculate_per_token_loss=True, quant_recipe=StageRecipe(a, precision),
+        calculate_per_token_loss=True, quant_recipe=recipe,
         **({"mtp_num_layers": mtp_depths, "mtp_loss_scaling_factor": mtp_loss_scale, "mtp_use_repeated_layer": True} if mtp_depths else {}),
         **parallel)
 
@@ -78,8 +84,10 @@ def build_model(architecture: Architecture, config: TransformerConfig, max_seque
     """The HybridModel of this rank's pipeline stage, initialised from the megatron RNG state."""
     stages = pipeline_stages(architecture.hybrid_override_pattern, config.pipeline_model_parallel_size)
     config.quant_recipe.layer_offset = sum(map(len, stages[:parallel_state.get_pipeline_model_parallel_rank()]))
+    parts = of_transformer_engine() if config.transformer_impl == "transformer_engine" else LOCAL
+    bind_modules(norm=parts.norm, duplicated_linear=parts.duplicated)
     return _Model(
-        config, layer_spec(architecture), vocab_size=architecture.vocab_size, max_sequence_length=max_sequence_length,
+        config, layer_spec(architecture, parts), vocab_size=architecture.vocab_size, max_sequence_length=max_sequence_length,
         hybrid_layer_pattern="|".join(stages) + ("/" + architecture.mtp_hybrid_override_pattern) * (config.mtp_num_layers or 0),
         pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage())
 
@@ -101,25 +109,25 @@ def pipeline_stages(pattern: str, stages: int) -> list[str]:
     return [pattern[start:end] for start, end in pairwise(bounds)]
 
 
-def layer_spec(architecture: Architecture) -> ModuleSpec:
+def layer_spec(architecture: Architecture, parts: Parts) -> ModuleSpec:
     """What each letter of the layer pattern is made of."""
-    column, row = QuantizedColumnParallelLinear, QuantizedRowParallelLinear
+    norm, column, row = parts.norm, parts.column, parts.row
     mamba = ModuleSpec(module=MambaLayer, submodules=MambaLayerSubmodules(
-        norm=RMSNorm,
+        norm=norm,
         mixer=ModuleSpec(module=MambaMixer, params={"chunk_size": architecture.chunk_size, "d_conv": architecture.conv_kernel},
                          submodules=MambaMixerSubmodules(in_proj=column, out_proj=row)),
         mamba_bda=get_bias_dropout_add))
     attention = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
-        input_layernorm=RMSNorm,
+        input_layernorm=norm,
         self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=SelfAttentionSubmodules(
-            linear_qkv=column, core_attention=ScaledDotProductAttention, linear_proj=row)),
+            linear_qkv=column, core_attention=parts.attention, linear_proj=row)),
         self_attn_bda=get_bias_dropout_add))
     moe = ModuleSpec(module=MoELayer, metainfo={"fuse_pre_mlp_layernorm": False}, submodules=MoESubmodules(
-        experts=GroupedExperts, shared_experts=partial(SharedExpertMLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))))
+        experts=parts.experts, shared_experts=partial(SharedExpertMLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))))
     experts = ModuleSpec(module=MoETransformerLayer, submodules=TransformerLayerSubmodules(
-        pre_mlp_layernorm=RMSNorm, mlp=moe, mlp_bda=get_bias_dropout_add))
+        pre_mlp_layernorm=norm, mlp=moe, mlp_bda=get_bias_dropout_add))
     mtp = ModuleSpec(module=MultiTokenPredictionBlock, submodules=MultiTokenPredictionBlockSubmodules(layer_specs=[
         ModuleSpec(module=MultiTokenPredictionLayer, submodules=MultiTokenPredictionLayerSubmodules(
-            enorm=RMSNorm, hnorm=RMSNorm, eh_proj=column, mtp_model_layer=None, layer_norm=RMSNorm))]))
+            enorm=norm, hnorm=norm, eh_proj=column, mtp_model_layer=None, layer_norm=norm))]))
     return ModuleSpec(module=HybridStack, submodules=HybridStackSubmodules(
         mamba_layer=mamba, attention_layer=attention, moe_layer=experts, mtp_block_spec=mtp))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from stagecraft.megatron_cpu import ON_CPU
+import stagecraft.megatron_cpu  # noqa: F401
 
 import torch
 from megatron.core.quantization.quant_config import MatchContext
@@ -16,32 +15,9 @@ from torch import nn
 from stagecraft.contract.errors import UserError
 from stagecraft.model.classes import class_of, linear_layers
 from stagecraft.model.config import Architecture
+from stagecraft.model.hardware import Hardware
 from stagecraft.model.precision import format_of
-from stagecraft.model.products import MXFP8, NVFP4
 from stagecraft.model.stage_recipe import StageRecipe
-
-# The compute capability from which Transformer Engine multiplies a format in hardware (its check_nvfp4_support, check_mxfp8_support).
-NATIVE_FROM = {NVFP4: (10, 0), MXFP8: (10, 0)}
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What multiplies: a device, its CUDA compute capability (None: a CPU), and whether the linear layers are Transformer Engine's."""
-
-    name: str
-    capability: tuple[int, int] | None
-    transformer_engine: bool
-
-    @classmethod
-    def of(cls, config: Any) -> Hardware:
-        """This rank's, under a megatron-core TransformerConfig."""
-        if ON_CPU:
-            return cls("CPU", None, False)
-        return cls(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), config.transformer_impl == "transformer_engine")
-
-    def multiplies(self, precision: str) -> bool:
-        """Whether products of operands in this format run in hardware."""
-        return self.transformer_engine and self.capability is not None and self.capability >= NATIVE_FROM[precision]
 
 
 @dataclass(frozen=True)
@@ -106,6 +82,14 @@ def check(model: nn.Module, recipe: StageRecipe) -> None:
         if class_of(path) is None or not any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
             continue
         wanted = format_of(recipe.match(MatchContext(path, None)))
-        if wanted != getattr(module, "precision", None):
-            raise UserError(f"{recipe.in_the_model(path)} computes in {getattr(module, 'precision', None) or 'its own dtype'}, "
-                            f"the recipe says {wanted}", where=f"precision {recipe.precision}", mend="name another format in the recipe")
+        if wanted != (computes := format_in(module)):
+            raise UserError(f"{recipe.in_the_model(path)} computes in {computes or 'its own dtype'}, the recipe says {wanted}",
+                            where=f"precision {recipe.precision}", mend="name another format in the recipe")
+
+
+def format_in(module: nn.Module) -> str | None:
+    """The format that a layer, ours or Transformer Engine's, quantises to while it trains."""
+    engine = getattr(module, "te_quant_params", None)
+    if engine is None:
+        return getattr(module, "precision", None)
+    return engine.training_recipe.fp4_quantization_recipe or engine.training_recipe.fp8_quantization_recipe

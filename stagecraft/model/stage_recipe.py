@@ -8,8 +8,9 @@ import stagecraft.megatron_cpu  # noqa: F401
 
 from megatron.core.quantization.quant_config import MatchContext, RecipeConfig
 
+from stagecraft.model.classes import linear_layers
 from stagecraft.model.config import Architecture
-from stagecraft.model.precision import recipe
+from stagecraft.model.precision import format_of, recipe
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)")
 
@@ -21,10 +22,15 @@ class StageRecipe(RecipeConfig):
     """
 
     def __init__(self, architecture: Architecture, precision: str):
-        self.precision, self.resolved = precision, recipe(architecture, precision)
+        self.architecture, self.precision, self.resolved = architecture, precision, recipe(architecture, precision)
         base = RecipeConfig.from_config_dict(self.resolved)
         super().__init__(base.matchers, base.configs)
         self.layer_offset = 0
+
+    def formats(self, *, mtp: bool) -> set[str]:
+        """The number formats that linear layers of the whole model are to multiply in."""
+        found = (format_of(self.match(MatchContext(path, None))) for path in linear_layers(self.architecture, mtp=mtp))
+        return {precision for precision in found if precision is not None}
 
     def in_the_model(self, path: str) -> str:
         """The name in the whole model of a module (or parameter) of this stage."""

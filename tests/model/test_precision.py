@@ -14,7 +14,8 @@ from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load
 from stagecraft.model.build import build_model, transformer_config
 from stagecraft.model.classes import class_of, linear_layers
-from stagecraft.model.ladder import Hardware, check, ladder, refuse_emulation
+from stagecraft.model.hardware import Hardware
+from stagecraft.model.ladder import check, ladder, refuse_emulation
 from stagecraft.model.precision import PRECISIONS, RECIPES, as_yaml, format_of, recipe
 from stagecraft.model.stage_recipe import StageRecipe
 from tests.architectures import tiny

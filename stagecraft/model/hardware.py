@@ -1,0 +1,45 @@
+"""What multiplies the matrices: a CPU or a GPU, the number formats it has in hardware, and whether Transformer Engine drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from stagecraft.megatron_cpu import ON_CPU
+
+import torch
+from megatron.core.extensions.transformer_engine import HAVE_TE
+
+from stagecraft.model.products import MXFP8, NVFP4
+
+# The compute capability from which Transformer Engine multiplies a format in hardware (its check_nvfp4_support, check_mxfp8_support).
+NATIVE_FROM = {NVFP4: (10, 0), MXFP8: (10, 0)}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What multiplies: a device, its CUDA compute capability (None: a CPU), and whether the linear layers are Transformer Engine's."""
+
+    name: str
+    capability: tuple[int, int] | None
+    transformer_engine: bool
+
+    @classmethod
+    def of(cls, config: Any) -> Hardware:
+        """This rank's, under a megatron-core TransformerConfig."""
+        if ON_CPU:
+            return cls("CPU", None, False)
+        return cls(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), config.transformer_impl == "transformer_engine")
+
+    def multiplies(self, precision: str) -> bool:
+        """Whether products of operands in this format run in hardware."""
+        return self.transformer_engine and self.capability is not None and self.capability >= NATIVE_FROM[precision]
+
+
+def runs_transformer_engine(formats: Collection[str], dtype: torch.dtype) -> bool:
+    """Whether its layers serve: a GPU that multiplies these formats, activations of 16 bits, the package installed."""
+    if ON_CPU or not HAVE_TE or dtype == torch.float32:
+        return False
+    capability = torch.cuda.get_device_capability()
+    return all(capability >= NATIVE_FROM[precision] for precision in formats)
