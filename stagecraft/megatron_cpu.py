@@ -223,11 +223,10 @@ def bind_modules(*, norm: Any, duplicated_linear: Any) -> None:
 
 
 def bind_adam(adam: type[torch.optim.Optimizer]) -> None:
-    """Use an Adam with FusedAdam's state layout: optimizer/distrib_optimizer.py:642,940 cannot resume torch's AdamW."""
+    """Use one Adam everywhere, with FusedAdam's state layout: optimizer/distrib_optimizer.py:642,940 cannot resume torch's AdamW."""
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distrib_optimizer
 
-    if getattr(optimizer, "USING_PYTORCH_OPTIMIZER", False):
-        optimizer.Adam = distrib_optimizer.Adam = adam
-        optimizer.USING_PYTORCH_OPTIMIZER = False
-        distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+    optimizer.Adam = distrib_optimizer.Adam = adam
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True

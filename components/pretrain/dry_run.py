@@ -82,7 +82,7 @@ def count_on_meta(params: Params) -> tuple[int, int]:
     parallel.initialize(params.seed)
     try:
         config = transformer_config(params.architecture, precision=params.precision, mtp_depths=params.mtp_depths,
-                                    perform_initialization=False, dtype=torch.bfloat16)
+                                    perform_initialization=False, dtype=torch.bfloat16, transformer_engine=False)
         with on_meta():
             model = build_model(params.architecture, config, params.sequence_length)
     finally:

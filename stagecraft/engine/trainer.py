@@ -122,7 +122,8 @@ class Trainer:
             self.load_weights(weights)
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(not any(part in name for part in frozen))
-            if optimization.optimizer == "muon" and parameter.dim() == 2 and "embedding" not in name and "output_layer" not in name:
+            if (optimization.optimizer == "muon" and parameter.dim() == 2
+                    and not any(part in name for part in ("embedding", "output_layer", "mlp.experts"))):
                 parameter.muon = optimization.muon_lr_scale
         self.model = DistributedDataParallel(
             self.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), self.module)

@@ -65,7 +65,7 @@ def scatter(module: nn.Module, architecture: Architecture, state: Mapping[str, T
         tensor = state[name]
         if part:
             tensor = dict(zip(_parts_of(shard.key), tensor.split(_sizes(architecture, _parts_of(shard.key)))))[part]
-        shard.data.copy_(tensor[_place(shard.global_offset, shard.local_shape)])
+        shard.data.copy_(tensor[_place(shard.global_offset, shard.local_shape)].view_as(shard.data))
 
 
 def _shards(module: nn.Module) -> Iterator[ShardedTensor]:
@@ -77,7 +77,9 @@ def _shards(module: nn.Module) -> Iterator[ShardedTensor]:
 
 
 def _place(offset: tuple[int, ...], size: tuple[int, ...]) -> tuple[slice, ...]:
-    return tuple(slice(start, start + length) for start, length in zip(offset, size))
+    """Of a shard in the whole; dimensions that it lacks are in front, and it is one of their elements."""
+    lacking = len(offset) - len(size)
+    return tuple(slice(start, start + length) for start, length in zip(offset, (1,) * lacking + tuple(size)))
 
 
 def _parts_of(key: str) -> tuple[str, ...]:

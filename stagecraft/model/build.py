@@ -32,13 +32,18 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from stagecraft.contract.errors import UserError
 from stagecraft.model.config import Architecture
 from stagecraft.model.cross_entropy import cross_entropy
 from stagecraft.model.hardware import runs_transformer_engine
 from stagecraft.model.mamba import GatedRMSNorm, split_conv_scan
 from stagecraft.model.parts import LOCAL, Parts, of_transformer_engine
-from stagecraft.model.products import NVFP4
+from stagecraft.model.products import FP8, MXFP8, NVFP4
 from stagecraft.model.stage_recipe import StageRecipe
+
+# The context that megatron-core opens around the layers, by the first of these formats that a recipe has.
+AROUND = {NVFP4: {"fp4": "e2m1", "fp4_recipe": "nvfp4"}, MXFP8: {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
+          FP8: {"fp8": "hybrid", "fp8_recipe": "tensorwise"}}
 
 bind_kernels(split_conv_scan=split_conv_scan, gated_norm=GatedRMSNorm)
 
@@ -54,13 +59,20 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         expert_bias_rate, aux_loss: 0 freezes the router's balancing (post-training).
         transformer_engine: build its layers; None does so if it is installed and the GPU multiplies every format of the recipe.
         parallel: tensor_model_parallel_size and the like.
+
+    Raises:
+        UserError: a width that low precision in hardware does not take.
     """
     a, recipe = architecture, StageRecipe(architecture, precision)
     formats = recipe.formats(mtp=bool(mtp_depths))
     if transformer_engine is None:
         transformer_engine = runs_transformer_engine(formats, dtype)
     if transformer_engine and formats:  # for the experts' padding to whole blocks; the recipe has the last word on every layer
-        parallel |= {"fp4": "e2m1", "fp4_recipe": "nvfp4"} if NVFP4 in formats else {"fp8": "e4m3", "fp8_recipe": "mxfp8"}
+        parallel |= next(flags for name, flags in AROUND.items() if name in formats)
+        width = 2 * a.mamba_num_heads * a.mamba_head_dim + 2 * a.n_groups * a.ssm_state_size + a.mamba_num_heads
+        if width % 16:
+            raise UserError(f"the input projection of Mamba-2 is {width} wide, low precision in hardware takes multiples of 16",
+                            where="architecture", mend="change mamba_num_heads, or set precision: bf16")
     return TransformerConfig(
         num_layers=len(a.hybrid_override_pattern), hidden_size=a.hidden_size, num_attention_heads=a.num_attention_heads,
         num_query_groups=a.num_key_value_heads, kv_channels=a.head_dim, ffn_hidden_size=a.moe_intermediate_size,
@@ -73,9 +85,9 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         moe_aux_loss_coeff=aux_loss, moe_router_dtype="fp32", moe_token_dispatcher_type="alltoall",
         mamba_state_dim=a.ssm_state_size, mamba_head_dim=a.mamba_head_dim, mamba_num_groups=a.n_groups, mamba_num_heads=a.mamba_num_heads,
         is_hybrid_model=True, use_cpu_initialization=ON_CPU,
-        transformer_impl="transformer_engine" if transformer_engine else "local", params_dtype=dtype, pipeline_dtype=dtype,
-        bf16=dtype == torch.bfloat16, bias_dropout_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False,
-        calculate_per_token_loss=True, quant_recipe=recipe,
+        transformer_impl="transformer_engine" if transformer_engine else "local", moe_grouped_gemm=transformer_engine,
+        params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype == torch.bfloat16, bias_dropout_fusion=False, gradient_accumulation_fusion=False,
+        persist_layer_norm=False, calculate_per_token_loss=True, quant_recipe=recipe,
         **({"mtp_num_layers": mtp_depths, "mtp_loss_scaling_factor": mtp_loss_scale, "mtp_use_repeated_layer": True} if mtp_depths else {}),
         **parallel)
 

@@ -11,10 +11,10 @@ from stagecraft.megatron_cpu import ON_CPU
 import torch
 from megatron.core.extensions.transformer_engine import HAVE_TE
 
-from stagecraft.model.products import MXFP8, NVFP4
+from stagecraft.model.products import FP8, MXFP8, NVFP4
 
-# The compute capability from which Transformer Engine multiplies a format in hardware (its check_nvfp4_support, check_mxfp8_support).
-NATIVE_FROM = {NVFP4: (10, 0), MXFP8: (10, 0)}
+# The compute capability from which Transformer Engine multiplies a format in hardware (its check_fp8_support and the like).
+NATIVE_FROM = {NVFP4: (10, 0), MXFP8: (10, 0), FP8: (8, 9)}
 
 
 @dataclass(frozen=True)

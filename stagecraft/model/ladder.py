@@ -16,7 +16,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.model.classes import class_of, linear_layers
 from stagecraft.model.config import Architecture
 from stagecraft.model.hardware import Hardware
-from stagecraft.model.precision import format_of
+from stagecraft.model.precision import ASKED, format_of
 from stagecraft.model.stage_recipe import StageRecipe
 
 
@@ -92,4 +92,6 @@ def format_in(module: nn.Module) -> str | None:
     engine = getattr(module, "te_quant_params", None)
     if engine is None:
         return getattr(module, "precision", None)
-    return engine.training_recipe.fp4_quantization_recipe or engine.training_recipe.fp8_quantization_recipe
+    recipe = engine.training_recipe
+    found = {"fp4_quantization_recipe": recipe.fp4_quantization_recipe, "fp8_quantization_recipe": recipe.fp8_quantization_recipe}
+    return next((name for name, asked in ASKED.items() if found.items() & asked.items()), None)

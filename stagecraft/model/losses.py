@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+GRADIENTS = ("gradients", "gradients of weight gradients")
 OPERANDS = ("activations", "weights", "gradients", "gradients of weight gradients", "activations of weight gradients")
 COUNTS = ("nonzero", "flushed", "saturated")
 

@@ -15,9 +15,12 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stagecraft.model.config import Architecture
-from stagecraft.model.products import MXFP8, NVFP4
+from stagecraft.model.products import FP8, MXFP8, NVFP4
 
 RECIPES = Path(__file__).parent / "recipes"
+# The formats that this package computes in, as a recipe asks Transformer Engine for them.
+ASKED = {NVFP4: {"fp4_quantization_recipe": "nvfp4"}, MXFP8: {"fp8_quantization_recipe": "mxfp8"},
+         FP8: {"fp8_quantization_recipe": "tensorwise", "fp8_format": "hybrid"}}
 PRECISIONS = tuple(sorted(path.stem for path in RECIPES.glob("*.yaml")))
 
 
@@ -61,12 +64,12 @@ def format_of(quant_config: Any) -> str | None:
     training, path = quant_config.config["training_recipe"], quant_config.match_input.module_path
     if quant_config.config.get("evaluation_recipe") != {}:
         raise ValueError(f"{path}: evaluation is not quantised here; the recipe has to say so with evaluation_recipe: {{}}")
-    asked = {key: value for key, value in training.items() if key.endswith("_quantization_recipe")}
+    asked = {key: value for key, value in training.items() if key.endswith("_quantization_recipe") or key == "fp8_format"}
     if not asked:
         return None
     if not training.get("override_nonquantized_autocast"):
         raise ValueError(f"{path}: without override_nonquantized_autocast Transformer Engine would ignore {asked}")
-    for wanted, name in (({"fp4_quantization_recipe": "nvfp4"}, NVFP4), ({"fp8_quantization_recipe": "mxfp8"}, MXFP8)):
+    for name, wanted in ASKED.items():
         if asked == wanted:
             return name
     raise ValueError(f"{path}: no emulation of {asked}")

@@ -3,7 +3,8 @@
 NVFP4 as in "Pretraining LLMs with NVFP4" (arXiv 2509.25149): weights in 16x16 tiles, so that forward and data gradient use the
 same values; activations and gradients in blocks of 16 along the summed dimension; stochastic rounding on gradients; random
 Hadamard transform on both operands of the weight gradient. MXFP8: blocks of 32 along the summed dimension, round to nearest.
-Products of the rounded values accumulate in the tensors' own dtype.
+FP8: one scale per tensor, E4M3 for weights and activations, E5M2 for gradients (Micikevicius et al. 2022, arXiv 2209.05433), scaled
+by the tensor's own largest value. Products of the rounded values accumulate in the tensors' own dtype.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagecraft.model.losses import LOSSES
-from stagecraft.numerics import hadamard, mxfp8, nvfp4
+from stagecraft.model.losses import GRADIENTS, LOSSES
+from stagecraft.numerics import fp8, hadamard, mxfp8, nvfp4
 
-NVFP4, MXFP8 = "nvfp4", "mxfp8"
+NVFP4, MXFP8, FP8 = "nvfp4", "mxfp8", "fp8"
 
 
 class _Noise:
@@ -41,8 +42,12 @@ def set_noise(step: int, rank: int) -> None:
 def _round(x: Tensor, precision: str, layer: str, role: str, *, dim: int = -1, tiles: bool = False, stochastic: bool = False) -> Tensor:
     if precision == NVFP4:
         y = nvfp4.quantize_dequantize(x, dim=dim, two_dimensional=tiles, stochastic=stochastic, seed=NOISE.next() if stochastic else 0)
-    else:
+    elif precision == MXFP8:
         y = mxfp8.quantize_dequantize(x, dim=dim)
+    elif role in GRADIENTS:
+        y = fp8.quantize_dequantize_gradient(x)
+    else:
+        y = fp8.quantize_dequantize_each(x) if x.dim() == 3 else fp8.quantize_dequantize(x)
     if LOSSES.watching:
         LOSSES.see(layer, role, x, y, nvfp4.count_saturated(x, dim=dim, two_dimensional=tiles) if precision == NVFP4 else 0)
     return y
@@ -57,9 +62,9 @@ def _forward_operands(x: Tensor, w: Tensor, precision: str | None, layer: str) -
 def _data_gradient_operands(dy: Tensor, w: Tensor, w_forward: Tensor, precision: str | None, layer: str) -> tuple[Tensor, Tensor]:
     if precision is None:
         return dy, w_forward
-    if precision == NVFP4:
-        return _round(dy, precision, layer, "gradients", stochastic=True), w_forward
-    return _round(dy, precision, layer, "gradients"), _round(w, precision, layer, "weights", dim=-2)
+    if precision == MXFP8:
+        return _round(dy, precision, layer, "gradients"), _round(w, precision, layer, "weights", dim=-2)
+    return _round(dy, precision, layer, "gradients", stochastic=precision == NVFP4), w_forward
 
 
 def _weight_gradient_operands(dy: Tensor, x: Tensor, precision: str | None, layer: str) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""FP8 (E4M3) with one FP32 scale per tensor: scale = amax / 448, elements rounded to nearest, ties to even, saturating."""
+"""FP8 with one FP32 scale per tensor: E4M3, scale = amax / 448, elements rounded to nearest, ties to even; gradients in E5M2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stagecraft.numerics.backend import kernel
-from stagecraft.numerics.rounding import E4M3_MAX, e4m3
+from stagecraft.numerics.rounding import E4M3_MAX, E5M2_MAX, e4m3, e5m2
 
 
 def quantize_dequantize(x: Tensor, *, amax: Tensor | None = None) -> Tensor:
@@ -41,6 +41,20 @@ def round_static(x: Tensor, scale: Tensor) -> Tensor:
     return (e4m3(x.float() / scale) * scale).to(x.dtype)
 
 
+def quantize_dequantize_gradient(x: Tensor) -> Tensor:
+    """Round to E5M2 in units of amax / 57344, as gradients are in the "hybrid" format; like `quantize_dequantize` else."""
+    if x.numel() == 0:
+        return x.clone()
+    return _flat_gradient(x.contiguous().view(-1)).view(x.shape)
+
+
+def quantize_dequantize_each(x: Tensor) -> Tensor:
+    """`quantize_dequantize` of every matrix of a stack [n, rows, columns], each with its own scale."""
+    if x.numel() == 0:
+        return x.clone()
+    return round_static(x, _scale(x.abs().amax((-2, -1), keepdim=True)))
+
+
 @kernel(0)
 def _flat(x: Tensor, amax: Tensor | None) -> Tensor:
     """[N] -> [N]"""
@@ -49,6 +63,14 @@ def _flat(x: Tensor, amax: Tensor | None) -> Tensor:
     return (e4m3(value / scale) * scale).to(x.dtype)
 
 
-def _scale(amax: Tensor) -> Tensor:
-    scale = amax.float() / E4M3_MAX
+@kernel(0)
+def _flat_gradient(x: Tensor) -> Tensor:
+    """[N] -> [N]"""
+    value = x.float()
+    scale = _scale(value.abs().amax(), E5M2_MAX)
+    return (e5m2(value / scale) * scale).to(x.dtype)
+
+
+def _scale(amax: Tensor, largest: float = E4M3_MAX) -> Tensor:
+    scale = amax.float() / largest
     return torch.where(scale == 0, 1.0, scale)

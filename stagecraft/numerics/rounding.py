@@ -1,4 +1,4 @@
-"""Rounding to E2M1 and E4M3, to nearest or stochastically, and the counter-based noise that stochastic rounding uses.
+"""Rounding to E2M1, E4M3 and E5M2, to nearest or stochastically, and the counter-based noise that stochastic rounding uses.
 
 Everything here works on float32 tensors of any shape and is written so that a compiler fuses it into the caller's loop.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 E2M1_MAX = 6.0  # largest of {0, 0.5, 1, 1.5, 2, 3, 4, 6}
 E4M3_MAX = 448.0
 E4M3_MIN = 2.0**-9  # smallest positive, a subnormal
+E5M2_MAX = 57344.0
 
 
 def e2m1(magnitude: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -31,6 +32,11 @@ def e2m1(magnitude: Tensor, noise: Tensor | None = None) -> Tensor:
 def e4m3(value: Tensor) -> Tensor:
     """Round float32 values to E4M3 (no infinities), ties to even, saturating at +-448; float32 out."""
     return value.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float()
+
+
+def e5m2(value: Tensor) -> Tensor:
+    """Round float32 values to E5M2, ties to even, saturating at +-57344; float32 out."""
+    return value.clamp(-E5M2_MAX, E5M2_MAX).to(torch.float8_e5m2).float()
 
 
 def noise(counter: Tensor, seed: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def test_transformer_engine_parses_every_config_of_the_file(tmp_path, name):
     for layer in linear_layers(tiny(), mtp=True):
         matched = get_quant_config_or_none(layer, read)
         training = TEQuantizationParams.parse_from_config(matched).training_recipe
-        expected = {"nvfp4": ("nvfp4", None), "mxfp8": (None, "mxfp8")}.get(format_of(matched), (None, None))
+        expected = {"nvfp4": ("nvfp4", None), "mxfp8": (None, "mxfp8"), "fp8": (None, "tensorwise")}.get(format_of(matched), (None, None))
         assert (training.fp4_quantization_recipe, training.fp8_quantization_recipe) == expected
         # Without it Transformer Engine ignores the format, as no autocast is entered around the model.
         assert training.override_nonquantized_autocast == (expected != (None, None))
@@ -103,8 +103,9 @@ def test_what_cannot_be_done_is_an_error():
         return SimpleNamespace(config=config, match_input=SimpleNamespace(module_path="decoder.layers.0.mixer.in_proj"))
 
     assert format_of(asked(fp4_quantization_recipe="nvfp4", override_nonquantized_autocast=True)) == "nvfp4"
-    with pytest.raises(ValueError, match="in_proj: no emulation of"):
-        format_of(asked(fp8_quantization_recipe="blockwise", override_nonquantized_autocast=True))
+    for other in ({"fp8_quantization_recipe": "blockwise"}, {"fp8_quantization_recipe": "tensorwise"}):  # E4M3 alone is not "hybrid"
+        with pytest.raises(ValueError, match="in_proj: no emulation of"):
+            format_of(asked(**other, override_nonquantized_autocast=True))
     with pytest.raises(ValueError, match="would ignore"):
         format_of(asked(fp4_quantization_recipe="nvfp4"))
     with pytest.raises(ValueError, match="evaluation is not quantised"):
@@ -129,6 +130,12 @@ def test_the_ladder_on_three_machines():
     assert Hardware("B200", (10, 0), False).multiplies("nvfp4") is False  # our own layers on a Blackwell GPU emulate
     with pytest.raises(UserError, match=r"precision: H100 has no nvfp4 products \(Mamba input\), and Transformer Engine emulates none"):
         actual(Hardware("H100", (9, 0), True), torch.bfloat16)
+
+
+def test_hopper_has_fp8():
+    rungs = ladder(tiny(), "fp8", Hardware("H100", (9, 0), True), mtp=True, dtype=torch.bfloat16)
+    assert {rung.actual for rung in rungs if rung.requested == "fp8"} == {"fp8 in hardware"}
+    refuse_emulation(rungs, Hardware("H100", (9, 0), True))
 
 
 def test_emulation_is_refused_with_one_line_where_the_profile_rules_it_out():

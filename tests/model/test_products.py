@@ -40,6 +40,25 @@ def test_nvfp4_forward_multiplies_the_rounded_operands():
     assert (expected - x @ w.t()).norm() > 0.05 * expected.norm()
 
 
+def test_fp8_multiplies_e4m3_values_and_e5m2_gradients():
+    def cast(tensor, dtype):
+        scale = tensor.abs().max() / torch.finfo(dtype).max
+        return (tensor / scale).to(dtype).float() * scale
+
+    x, w, bounds = torch.randn(40, 64), torch.randn(3, 48, 64) * torch.tensor([1.0, 100.0, 0.01])[:, None, None], [0, 8, 8, 40]
+    dy = torch.linspace(-1, 1, 40 * 48).view(40, 48)
+    xq, dyq = cast(x, torch.float8_e4m3fn), cast(dy, torch.float8_e5m2)
+    wq = [cast(each, torch.float8_e4m3fn) for each in w]
+    parts = [(wq[expert], slice(start, end)) for expert, (start, end) in enumerate(pairwise(bounds))]
+    expected = (torch.cat([xq[rows] @ each.t() for each, rows in parts]), torch.cat([dyq[rows] @ each for each, rows in parts]),
+                torch.stack([dyq[rows].t() @ xq[rows] for _, rows in parts]))
+    for ours, theirs in zip(gradients(lambda x, w: GroupedProduct.apply(x, w, bounds, "fp8"), x, w), expected):
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(gradients(lambda x, w: LinearProduct.apply(x, w, "fp8"), x, w[0]),
+                            (xq @ wq[0].t(), dyq @ wq[0], dyq.t() @ xq)):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_nvfp4_gradients_are_those_of_the_product_on_average():
     torch.manual_seed(0)
     x, w = torch.randn(64, 64), torch.randn(32, 64)

@@ -25,6 +25,7 @@ OPERATIONS = {
     "stack": lambda x: nvfp4.quantize_dequantize(torch.stack([x, 3 * x]), two_dimensional=True),
     "mxfp8": mxfp8.quantize_dequantize,
     "fp8": fp8.quantize_dequantize,
+    "fp8, gradients": fp8.quantize_dequantize_gradient,
     "least squares": lambda x: least_squares.best_scales(x).float(),
 }
 

@@ -66,6 +66,23 @@ def test_fp8_is_a_cast_in_units_of_the_scale(x):
     assert ((fp8.dequantize(elements, scale) - x.float()).abs() <= x.float().abs() / 16 + scale * 2.0**-10).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(x=tensors())
+def test_fp8_of_gradients_is_the_nearest_of_e5m2s_values(x):
+    """All 253 finite codes, in float64, times the scale."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2).double()
+    scale = x.float().abs().max() / 57344
+    values = codes[codes.isfinite()].unique() * (scale.double() if scale > 0 else 1.0)
+    y, x = fp8.quantize_dequantize_gradient(x.float()).double().flatten(), x.double().flatten()
+    nearest = (x[:, None] - values).abs().amin(1)
+    assert ((y - x).abs() <= nearest + x.abs() * 2.0**-22 + scale * 2.0**-38).all()
+
+
+def test_fp8_of_a_stack_is_that_of_each():
+    stack = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0, 0.0])[:, None, None]
+    assert torch.equal(fp8.quantize_dequantize_each(stack), torch.stack([fp8.quantize_dequantize(each) for each in stack]))
+
+
 def test_fp8_saturates_at_a_calibrated_amax():
     x = torch.tensor([1.0, -5.0, 0.3])
     assert torch.equal(fp8.quantize_dequantize(x, amax=torch.tensor(2.0))[:2], torch.tensor([1.0, -2.0]))
