@@ -86,8 +86,8 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         mamba_state_dim=a.ssm_state_size, mamba_head_dim=a.mamba_head_dim, mamba_num_groups=a.n_groups, mamba_num_heads=a.mamba_num_heads,
         is_hybrid_model=True, use_cpu_initialization=ON_CPU,
         transformer_impl="transformer_engine" if transformer_engine else "local", moe_grouped_gemm=transformer_engine,
-        params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype == torch.bfloat16, bias_dropout_fusion=False, gradient_accumulation_fusion=False,
-        persist_layer_norm=False, calculate_per_token_loss=True, quant_recipe=recipe,
+        params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype == torch.bfloat16, bias_dropout_fusion=False,
+        gradient_accumulation_fusion=False, persist_layer_norm=False, calculate_per_token_loss=True, quant_recipe=recipe,
         **({"mtp_num_layers": mtp_depths, "mtp_loss_scaling_factor": mtp_loss_scale, "mtp_use_repeated_layer": True} if mtp_depths else {}),
         **parallel)
 
