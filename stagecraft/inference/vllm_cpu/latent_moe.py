@@ -21,7 +21,7 @@ from stagecraft.inference.vllm_cpu.linear import plain, product
 from stagecraft.inference.vllm_cpu.loops import library, too_large
 from stagecraft.native import at
 
-MOST = 1024  # tokens; beyond, the products of an expert's tokens are matrices large enough for a library
+MOST = 1024  # tokens; beyond, the products of an expert's tokens are matrices large enough for a library (benchmarks/expert_loop.py)
 
 
 def experts(logits: Tensor, bias: Tensor, x: Tensor, up: Tensor, down: Tensor, chosen: int, renormalize: bool, scale: float) -> Tensor:
