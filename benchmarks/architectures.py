@@ -153,7 +153,8 @@ def figure_of(bits: dict[str, list[float]], rates: Rates, lengths: Sequence[int]
         mean = statistics.fmean(bits[name])
         right.errorbar(means[-1], mean, yerr=[[mean - low], [high - mean]], fmt=marker, color=line.get_color(), capsize=3)
     left.set(xlabel="tokens of context", ylabel="tokens per CPU second", xscale="log", ylim=(0, None))
-    left.set_xticks(lengths, [str(length) for length in lengths], minor=False)
+    left.set_xticks(lengths, [str(length) for length in lengths])
+    left.minorticks_off()
     right.set(xlabel=f"tokens per CPU second after {lengths[-1]} tokens", ylabel="held-out bits per byte")
     figure.legend(loc="outside upper center", ncols=len(bits), frameon=False)
     return figure

@@ -15,8 +15,8 @@ from tests.evaluate.conftest import PARAMS
 
 
 def test_families_share_the_prompts_evenly(corpus):
-    chosen = choose(corpus, replace(PARAMS, tasks=replace(PARAMS.tasks, prompts=7)))
-    assert sorted(Counter(row["family"] for row in chosen.rows).values()) == [3, 4]
+    chosen = choose(corpus, replace(PARAMS, tasks=replace(PARAMS.tasks, prompts=8)))
+    assert sorted(Counter(row["family"] for row in chosen.rows).values()) == [2, 3, 3]
     everything = choose(corpus, replace(PARAMS, tasks=replace(PARAMS.tasks, prompts=1000)))
     assert len(everything.rows) == 20
 
