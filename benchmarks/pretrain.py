@@ -1,9 +1,9 @@
 """Speed of a pre-training step: tokens per second of ours and of transformers' NemotronHForCausalLM, same weights, rows and optimizer.
 
-    python -m benchmarks.pretrain [--sizes 0.5,1,3] [--steps 12] [--profile]
+    python -m benchmarks.pretrain [--sizes 0.5,1,3] [--steps 12] [--dtype float32] [--profile]
 
 Sizes are multiples of the widths of the profile in force (params.yaml). Every contender is a process of one thread; they take their steps
-in turn, unquantised in float32 with AdamW, without MTP, which transformers does not train. Before the first step their losses on the same
+in turn, unquantised in `--dtype` with AdamW, without MTP, which transformers does not train. Before the first step their losses on the same
 rows must agree: the work is the same. Seconds are the processes' own (CPU), so other work on the machine counts little; ratios are medians
 over pairs of neighbouring steps. `--profile` prints where the time of the profile's own step goes, and the rate of a large product as the
 limit.
@@ -41,6 +41,7 @@ from stagecraft.engine.trainer import Batch, Optimization, Trainer
 from stagecraft.model.config import Architecture
 
 OURS, QUANTISED, THEIRS = CONTENDERS = ("ours", "ours, NVFP4 recipe", "transformers")
+TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # of the first losses, nats
 WARM_UP = 3  # steps that compile and allocate
 WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "mamba_num_heads", "moe_intermediate_size", "moe_latent_size",
           "moe_shared_expert_intermediate_size")
@@ -65,7 +66,7 @@ def new_trainer(params: Params, **options: Any) -> Trainer:
     """Ours, from the profile's seed."""
     parallel.initialize(params.seed)
     return Trainer(params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length,
-                   **{"expert_bias_rate": params.expert_bias_rate, "aux_loss": params.aux_loss, **options})
+                   dtype=getattr(torch, params.dtype), expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss, **options)
 
 
 def ours(params: Params, precision: str) -> Callable[[], float]:
@@ -82,7 +83,7 @@ def theirs(params: Params) -> Callable[[], float]:
     with tempfile.TemporaryDirectory() as directory:
         save_file(new_trainer(params, precision="bf16").weights(), Path(directory) / "model.safetensors", {"format": "pt"})
         write_json(Path(directory) / "config.json", params.architecture.to_hf())
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).train()
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, params.dtype)).train()
     parallel.shutdown()
     optimizer = torch.optim.AdamW(model.parameters(), lr=params.lr / max(1, params.warmup_steps), weight_decay=params.weight_decay,
                                   betas=(0.9, 0.95), fused=True)
@@ -139,7 +140,7 @@ def race(params: Params, steps: int) -> dict[str, list[float]]:
         turn.send(False)
     for process in processes:
         process.join()
-    if abs(first[OURS] - first[THEIRS]) > 1e-3:
+    if abs(first[OURS] - first[THEIRS]) > TOLERANCE[params.dtype]:
         raise RuntimeError(f"the first losses are {first}: not the same work")
     return seconds
 
@@ -200,6 +201,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="0.5,1,3")
     parser.add_argument("--steps", type=int, default=12, help="measured, after three that are not")
+    parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="of weights and activations, in all contenders")
     parser.add_argument("--profile", action="store_true", help="where the time of the profile's own step goes, instead of the race")
     args = parser.parse_args()
     base, console = load(Params, "pretrain"), Console(width=140)
@@ -214,7 +216,7 @@ def main() -> int:
     for column in ("widths", "contender", "CPU s/step", "tokens per CPU second", "x transformers", "x ours unquantised"):
         table.add_column(column, justify="left" if column == "contender" else "right")
     for size in args.sizes.split(","):
-        params = replace(base, architecture=scaled(base.architecture, float(size)), optimizer="adamw", processes=1)
+        params = replace(base, architecture=scaled(base.architecture, float(size)), optimizer="adamw", processes=1, dtype=args.dtype)
         seconds = race(params, args.steps)
         for name in CONTENDERS:
             median = statistics.median(seconds[name])
