@@ -66,7 +66,8 @@ def new_trainer(params: Params, **options: Any) -> Trainer:
     """Ours, from the profile's seed."""
     parallel.initialize(params.seed)
     return Trainer(params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length,
-                   dtype=getattr(torch, params.dtype), expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss, **options)
+                   **{"dtype": getattr(torch, params.dtype), "expert_bias_rate": params.expert_bias_rate, "aux_loss": params.aux_loss,
+                      **options})
 
 
 def ours(params: Params, precision: str) -> Callable[[], float]:
