@@ -66,7 +66,7 @@ def main() -> int:
                      long_context=replace(params.long_context, steps=0, alternating_steps=0))
     torch.set_num_threads(1)
     dtype, device = getattr(torch, params.dtype), torch.cuda.current_device()
-    trainer = new_trainer(params, precision=params.precision, dtype=dtype, mtp_depths=params.mtp_depths,
+    trainer = new_trainer(params, precision=params.precision, mtp_depths=params.mtp_depths,
                           mtp_loss_scale=params.mtp_loss_scale)
     batches = [Batch(*(tensor.to(device) for tensor in (batch.tokens, batch.labels, batch.loss_mask))) for batch in rows_of(params)]
     seconds(lambda: trainer.step(batches), WARM_UP)
