@@ -153,19 +153,16 @@ def table_of(found: dict[str, list[Figures]], title: str) -> Table:
 
 
 def figure_of(found: dict[str, list[Figures]]) -> Figure:
-    """Bars by family, one for each model: loss to the left, share said exactly to the right; the lines are standard errors."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, name, label, scale in zip(figure.subplots(1, 2), ("loss", "exact"), ("held-out loss (nats per answer token)",
-                                                                               "answers said exactly (%)"), (1, 100)):
-        for at, (stage, own) in enumerate(found.items()):
-            spread = [mean_and_error([scale * getattr(each, name)[family] for each in own]) for family in FAMILIES]
-            places = [place + 0.4 * at - 0.2 for place in range(len(FAMILIES))]
-            axes.bar(places, [mean for mean, _ in spread], 0.38, yerr=[error for _, error in spread], capsize=3, label=stage)
-        names = [f"{family}\n{length[0]:.0f} in\n{length[1]:.0f} out" for family in FAMILIES
-                 for length in [next(iter(found.values()))[0].lengths[family]]]
-        axes.set_xticks(range(len(FAMILIES)), names)
-        axes.set_ylabel(label)
-    axes.legend(frameon=False)
+    """What the second stage does to the held-out loss, a bar for each family; the lines are standard errors."""
+    first, second = found.values()
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    spread = [mean_and_error([after.loss[family] - before.loss[family] for before, after in zip(first, second)]) for family in FAMILIES]
+    names = [f"{family}\n{length[0]:.0f} in\n{length[1]:.0f} out" for family in FAMILIES for length in [first[0].lengths[family]]]
+    axes.bar(names, [mean for mean, _ in spread], yerr=[error for _, error in spread], capsize=3,
+             color=["C0" if mean < 0 else "C1" for mean, _ in spread])
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylabel("change of held-out loss\n(nats per answer token)")
     return figure
 
 
