@@ -8,7 +8,7 @@ python -m benchmarks.rl PROJECT healing     accepted drafts before RL, after it 
 python -m benchmarks.rl PROJECT rlhf        a reward model of our own: its accuracy, and the policy's win rate over SFT
 python -m benchmarks.rl PROJECT trl --trl-python VENV/bin/python   speed beside TRL's GRPOTrainer (VENV: trl and what it needs)
 
-`--seeds` and `--steps` make them smaller. Runs are kept below PROJECT/.work/benchmark, and not done twice; nothing else changes.
+`--seeds` and `--steps` make them smaller; `--kl` is for rlhf. Runs are kept below PROJECT/.work/benchmark, and not done twice; nothing else changes.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Benchmark:
     project: Path
     seeds: int
     steps: int
+    kl: float
     trl_python: str
 
     @property
@@ -151,7 +152,7 @@ def rlhf(given: Benchmark) -> None:
     before = [text for text, _ in greedy_answers(given.tuned, given.corpus, rows)]
     print(f"{'seed':>4} {'judge right':>11} {'win rate':>9} {'exact match, sft':>16} {'after':>6} {'verified, first step':>20} {'last':>6}")
     for seed in range(given.seeds):
-        metrics, where = given.run(f"rlhf-{seed}", seed=seed, kl=1.0e-4, preferences=preferences)
+        metrics, where = given.run(f"rlhf-{seed}", seed=seed, kl=given.kl, preferences=preferences)
         aligned, params = where / "artifacts" / "aligned", load(Params, "rl", where / "params.yaml")
         after = [text for text, _ in greedy_answers(aligned, given.corpus, rows)]
         asked = [row["messages"][-1]["content"] for row in rows]
@@ -210,9 +211,10 @@ def main() -> None:
     parser.add_argument("what", choices=BENCHMARKS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0, help="of each run; 0: what params.yaml says")
+    parser.add_argument("--kl", type=float, default=1.0e-4, help="of rlhf: weight of the divergence from the fine-tuned model")
     parser.add_argument("--trl-python", default=sys.executable, help="of trl: a Python that can import it, and what this project needs")
     given = parser.parse_args()
-    BENCHMARKS[given.what](Benchmark(given.project, given.seeds, given.steps, given.trl_python))
+    BENCHMARKS[given.what](Benchmark(given.project, given.seeds, given.steps, given.kl, given.trl_python))
 
 
 if __name__ == "__main__":
