@@ -8,7 +8,7 @@ python -m benchmarks.rl PROJECT healing     accepted drafts before RL, after it 
 python -m benchmarks.rl PROJECT rlhf        a reward model of our own: its accuracy, and the policy's win rate over SFT
 python -m benchmarks.rl PROJECT trl --trl-python VENV/bin/python   speed beside TRL's GRPOTrainer (VENV: trl and what it needs)
 
-`--seeds` and `--steps` make them smaller; `--kl` is for rlhf. Runs are kept below PROJECT/.work/benchmark, and not done twice; nothing else changes.
+`--seeds` and `--steps` make them smaller. Runs are kept below PROJECT/.work/benchmark, and not done twice; nothing else changes.
 """
 
 from __future__ import annotations
