@@ -41,5 +41,4 @@ def runs_transformer_engine(formats: Collection[str], dtype: torch.dtype) -> boo
     """Whether its layers serve: a GPU that multiplies these formats, activations of 16 bits, the package installed."""
     if ON_CPU or not HAVE_TE or dtype == torch.float32:
         return False
-    capability = torch.cuda.get_device_capability()
-    return all(capability >= NATIVE_FROM[precision] for precision in formats)
+    return all(map(Hardware("this GPU", torch.cuda.get_device_capability(), True).multiplies, formats))

@@ -92,6 +92,5 @@ def format_in(module: nn.Module) -> str | None:
     engine = getattr(module, "te_quant_params", None)
     if engine is None:
         return getattr(module, "precision", None)
-    recipe = engine.training_recipe
-    found = {"fp4_quantization_recipe": recipe.fp4_quantization_recipe, "fp8_quantization_recipe": recipe.fp8_quantization_recipe}
-    return next((name for name, asked in ASKED.items() if found.items() & asked.items()), None)
+    asks = vars(engine.training_recipe).items()
+    return next((name for name, asked in ASKED.items() if asked.items() <= asks), None)
