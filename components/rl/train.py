@@ -91,7 +91,7 @@ def _finished(weights: dict[str, Tensor], trainer: Trainer) -> dict[str, Tensor]
 def update(trainer: Trainer, loss: PolicyLoss, packs: list[Batch], params: Params) -> dict[str, float]:
     """One optimizer step over the packs; a step whose groups all agree changes nothing."""
     if not packs:
-        trainer.steps_done += 1
+        trainer.pass_over()
         return {"loss": 0.0, "grad_norm": 0.0, **dict.fromkeys(PolicyLoss.REPORTED, 0.0)}
     result = trainer.step(packs, loss)
     spoken = max(result.sums["spoken"], 1)

@@ -94,7 +94,7 @@ def _load(checkpoint: Path, trainer: Trainer) -> dict[str, Any]:
     except FAILURES as error:
         raise UserError(f"unreadable checkpoint: {type(error).__name__}: {str(error)[:200]}", where=str(checkpoint),
                         mend="delete this directory to go on from the one before it") from error
-    trainer.go_on_from(state["step"])
+    trainer.go_on_from(state["step"], state["updates"])
     return state["extra"]
 
 

@@ -83,7 +83,7 @@ class Saver:
             UserError: one of the two cannot be written, as on a full disk; what was there is untouched.
         """
         self.finish()
-        state = {"step": trainer.steps_done, "scheduler": trainer.scheduler.state_dict(), "extra": extra or {}}
+        state = {"step": trainer.steps_done, "updates": trainer.updates, "scheduler": trainer.scheduler.state_dict(), "extra": extra or {}}
         temporary = self.directory / f".step-{trainer.steps_done:08d}.tmp"
 
         def begin() -> None:

@@ -116,7 +116,7 @@ class Trainer:
                  **options: Any):
         self.architecture, self.optimization = architecture, optimization
         self.config = transformer_config(architecture, **parallel.sizes(), **options)
-        self.module = build_model(architecture, self.config, max_sequence_length)
+        self.module = build_model(architecture, self.config, max_sequence_length).to(torch.cuda.current_device())
         self.mtp = bool(self.config.mtp_num_layers)
         if weights is not None:
             self.load_weights(weights)
@@ -174,6 +174,11 @@ class Trainer:
         tokens = sums.pop("tokens")
         return StepResult(sums.pop("loss") / max(tokens, 1), norm, self.optimizer.param_groups[0]["lr"], int(tokens),
                           mtp_losses, sums, self.diagnostics.end(), skipped=not finite)
+
+    def pass_over(self) -> None:
+        """Count a step that has nothing to teach: the schedule goes on, weights and moments stay."""
+        self.scheduler.step(1)
+        self.steps_done += 1
 
     def _run(self, batches: Sequence[Batch], loss: LossFunction | None, forward_only: bool) -> list[dict[str, Tensor]]:
         """Through the pipeline; what each microbatch reports, on the last stage."""
@@ -257,12 +262,17 @@ class Trainer:
         """What the optimizer steps for a parameter: float32 values that megatron-core keeps of a bfloat16 one, or itself."""
         return getattr(parameter, "main_param", parameter)
 
-    def go_on_from(self, step: int) -> None:
-        """Count `step` steps as done."""
+    @property
+    def updates(self) -> int:
+        """How many of the steps changed the weights: Adam corrects its moments by this count."""
+        return max((group.get("step", 0) for part in self._optimizers() for group in part.param_groups), default=0)
+
+    def go_on_from(self, step: int, updates: int) -> None:
+        """Count `step` steps as done, `updates` of which changed the weights."""
         self.steps_done = step
         for part in self._optimizers():
             for group in part.param_groups:
-                group["step"] = step
+                group["step"] = updates
 
     def _optimizers(self) -> list[FusedAdam]:
         return [part.optimizer for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer])]

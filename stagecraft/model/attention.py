@@ -1,6 +1,7 @@
-"""Causal self-attention by PyTorch's fused kernel, for hosts without Transformer Engine; packed sequences do not see each other.
+"""Causal self-attention by PyTorch's fused kernel; packed sequences do not see each other.
 
-megatron-core's own DotProductAttention materialises the score matrix, and knows neither packing nor context parallelism.
+megatron-core's own DotProductAttention materialises the score matrix, and knows neither packing nor context parallelism; Transformer
+Engine's does so too where flash-attn is not installed.
 """
 
 from __future__ import annotations

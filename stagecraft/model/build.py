@@ -33,6 +33,7 @@ from megatron.core.transformer.transformer_layer import MoETransformerLayer, Tra
 from torch import Tensor
 
 from stagecraft.contract.errors import UserError
+from stagecraft.model.attention import ScaledDotProductAttention
 from stagecraft.model.config import Architecture
 from stagecraft.model.cross_entropy import cross_entropy
 from stagecraft.model.hardware import runs_transformer_engine
@@ -132,7 +133,7 @@ def layer_spec(architecture: Architecture, parts: Parts) -> ModuleSpec:
     attention = ModuleSpec(module=TransformerLayer, submodules=TransformerLayerSubmodules(
         input_layernorm=norm,
         self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=SelfAttentionSubmodules(
-            linear_qkv=column, core_attention=parts.attention, linear_proj=row)),
+            linear_qkv=column, core_attention=ScaledDotProductAttention, linear_proj=row)),
         self_attn_bda=get_bias_dropout_add))
     moe = ModuleSpec(module=MoELayer, metainfo={"fuse_pre_mlp_layernorm": False}, submodules=MoESubmodules(
         experts=parts.experts, shared_experts=partial(SharedExpertMLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))))

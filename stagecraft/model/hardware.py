@@ -38,7 +38,10 @@ class Hardware:
 
 
 def runs_transformer_engine(formats: Collection[str], dtype: torch.dtype) -> bool:
-    """Whether its layers serve: a GPU that multiplies these formats, activations of 16 bits, the package installed."""
-    if ON_CPU or not HAVE_TE or dtype == torch.float32:
+    """Whether its layers serve: formats that the GPU multiplies, activations of 16 bits, the package installed.
+
+    Where nothing is quantised ours are the faster ones (docs/performance.md): it keeps every expert's weights apart.
+    """
+    if ON_CPU or not HAVE_TE or not formats or dtype == torch.float32:
         return False
     return all(map(Hardware("this GPU", torch.cuda.get_device_capability(), True).multiplies, formats))

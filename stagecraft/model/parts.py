@@ -8,25 +8,23 @@ from typing import Any
 
 import stagecraft.megatron_cpu  # noqa: F401
 
-from stagecraft.model.attention import ScaledDotProductAttention
 from stagecraft.model.experts import GroupedExperts
 from stagecraft.model.layers import DuplicatedLinear, QuantizedColumnParallelLinear, QuantizedRowParallelLinear, RMSNorm
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Classes, or what builds them; linear layers by how tensor parallelism cuts them, attention between QKV and output."""
+    """Classes, or what builds them; linear layers by how tensor parallelism cuts them."""
 
     norm: Any
     column: Any
     row: Any
     duplicated: Any
-    attention: Any
     experts: Any
 
 
 LOCAL = Parts(norm=RMSNorm, column=QuantizedColumnParallelLinear, row=QuantizedRowParallelLinear, duplicated=DuplicatedLinear,
-              attention=ScaledDotProductAttention, experts=GroupedExperts)
+              experts=GroupedExperts)
 
 
 def of_transformer_engine() -> Parts:
@@ -41,5 +39,5 @@ def of_transformer_engine() -> Parts:
     if not te.HAVE_TE:
         raise ImportError("Transformer Engine is not installed")
     return Parts(norm=te.TENorm, column=te.TEColumnParallelLinear, row=te.TERowParallelLinear, duplicated=te.TELinear,
-                 attention=te.TEDotProductAttention, experts=partial(TEGroupedMLP, submodules=GroupedMLPSubmodules(
+                 experts=partial(TEGroupedMLP, submodules=GroupedMLPSubmodules(
                      linear_fc1=te.TEColumnParallelGroupedLinear, linear_fc2=te.TERowParallelGroupedLinear)))

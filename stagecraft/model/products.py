@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stagecraft.model.losses import GRADIENTS, LOSSES
@@ -98,11 +99,21 @@ class LinearProduct(torch.autograd.Function):
         return dx, a.t() @ b, None, None
 
 
+def _ends(x: Tensor, w: Tensor, bounds: list[int]) -> Tensor | None:
+    """Where the groups end, int32 [experts], if one kernel multiplies them: its rows must be multiples of 16 bytes."""
+    if not x.is_cuda or x.dtype != torch.bfloat16 or any(size % 8 for size in w.shape[1:]):
+        return None
+    if torch.cuda.get_device_capability(x.device) < (9, 0):
+        return None
+    return torch.tensor(bounds[1:], dtype=torch.int32, device=x.device)
+
+
 class GroupedProduct(torch.autograd.Function):
     """y = x w[e]^T for the rows of expert e: x [rows, in] sorted by expert, w [experts, out, in], bounds[e]..bounds[e + 1] its rows.
 
     With a quantised precision every group's rows must be a multiple of 16 (32 for MXFP8), zero rows included, so that blocks of
-    the weight gradient stay within one expert. Weights have one tensor scale per expert, activations one for all rows.
+    the weight gradient stay within one expert. Weights have one tensor scale per expert, activations one for all rows. In bfloat16 on
+    Hopper and later one kernel multiplies all groups, a call of its own for each elsewhere.
     """
 
     @staticmethod
@@ -110,6 +121,9 @@ class GroupedProduct(torch.autograd.Function):
         xq, wq = _forward_operands(x, w, precision, layer)
         ctx.precision, ctx.bounds, ctx.layer = precision, bounds, layer
         ctx.save_for_backward(x, w, wq)
+        ctx.ends = _ends(xq, wq, bounds)
+        if ctx.ends is not None:
+            return F.grouped_mm(xq, wq.transpose(1, 2), offs=ctx.ends)
         y = x.new_empty(x.shape[0], w.shape[1])
         for expert, (start, end) in enumerate(pairwise(bounds)):
             if start < end:
@@ -120,9 +134,11 @@ class GroupedProduct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, w, wq = ctx.saved_tensors
         dy = dy.contiguous()
-        dx, dw = torch.empty_like(x), torch.zeros_like(w)
         a, b = _data_gradient_operands(dy, w, wq, ctx.precision, ctx.layer)
         c, d = _weight_gradient_operands(dy, x, ctx.precision, ctx.layer)
+        if ctx.ends is not None:
+            return F.grouped_mm(a, b, offs=ctx.ends), F.grouped_mm(c.t(), d, offs=ctx.ends), None, None, None
+        dx, dw = torch.empty_like(x), torch.zeros_like(w)
         for expert, (start, end) in enumerate(pairwise(ctx.bounds)):
             if start < end:
                 torch.mm(a[start:end], b[expert], out=dx[start:end])

@@ -87,6 +87,7 @@ def computed_once(x: Tensor) -> Tensor:
 
 def _compile(function: Kernel, args: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> Kernel:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache_directory()))
+    from torch._inductor import config as inductor
     from torch._inductor import standalone_compile
     from torch.export import Dim, export
 
@@ -100,7 +101,9 @@ def _compile(function: Kernel, args: tuple[Tensor | None, ...], sizes: tuple[int
     shapes = (varying, *[{}] * (len(given) - 1))
     # `export` raises if the graph would hold for some sizes only.
     graph = export(OnTensors(), tuple(given), dynamic_shapes={"tensors": shapes}).graph_module
-    return standalone_compile(graph, given, dynamic_shapes="from_graph")
+    # On a GPU TorchInductor divides approximately and flushes subnormals unless told otherwise.
+    with inductor.patch({"eager_numerics.division_rounding": True, "eager_numerics.disable_ftz": True}):
+        return standalone_compile(graph, given, dynamic_shapes="from_graph")
 
 
 def _example(arg: Tensor, sizes: tuple[int, ...]) -> Tensor:

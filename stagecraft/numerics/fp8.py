@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stagecraft.numerics.backend import kernel
-from stagecraft.numerics.rounding import E4M3_MAX, E5M2_MAX, e4m3, e5m2
+from stagecraft.numerics.rounding import E4M3_MAX, E5M2_MAX, e4m3, e5m2, quotient
 
 
 def quantize_dequantize(x: Tensor, *, amax: Tensor | None = None) -> Tensor:
@@ -72,5 +72,5 @@ def _flat_gradient(x: Tensor) -> Tensor:
 
 
 def _scale(amax: Tensor, largest: float = E4M3_MAX) -> Tensor:
-    scale = amax.float() / largest
+    scale = quotient(amax, largest)
     return torch.where(scale == 0, 1.0, scale)

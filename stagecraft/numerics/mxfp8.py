@@ -16,6 +16,7 @@ from stagecraft.numerics.rounding import E4M3_MAX, e4m3
 BLOCK = 32
 BIAS = 127
 _MANTISSA = 0x7FFFFF
+_MANTISSA_OF_448 = 0x600000
 _SUBNORMAL_POWER = 0x400000
 
 
@@ -71,9 +72,10 @@ def _rows(x: Tensor) -> Tensor:
 
 def _exponent(amax: Tensor) -> Tensor:
     """Biased exponent (int32, 0..254; 255 is NaN) of the smallest power of two at or above amax / 448."""
-    bits = (amax / E4M3_MAX).view(torch.int32)
-    power = torch.where(bits <= _MANTISSA, _SUBNORMAL_POWER, 0)  # mantissa of a power of two: of 2^-127 among the subnormals
-    return (bits >> 23) + ((bits & _MANTISSA) > power).to(torch.int32)
+    bits = amax.view(torch.int32)
+    exponent = bits >> 23
+    power = exponent - 8 + ((bits & _MANTISSA) > _MANTISSA_OF_448).to(torch.int32)  # 448 = 1.75 * 2^8
+    return torch.where(exponent == 255, exponent, power.clamp(min=0))
 
 
 def _power(exponent: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stagecraft.numerics import backend
 from stagecraft.numerics.backend import computed_once, kernel
-from stagecraft.numerics.rounding import E2M1_MAX, E4M3_MAX, E4M3_MIN, e2m1, noise, seed_tensor
+from stagecraft.numerics.rounding import E2M1_MAX, E4M3_MAX, E4M3_MIN, e2m1, noise, quotient, seed_tensor
 
 BLOCK = 16
 MAX = E2M1_MAX * E4M3_MAX  # 2688: what a block and a tensor scale of one can reach
@@ -142,7 +142,7 @@ def round_static(x: Tensor, tensor_scale: Tensor) -> Tensor:
 
 def tensor_scale_of(amax: Tensor) -> Tensor:
     """FP32 tensor scale of a largest magnitude (any shape)."""
-    return amax.float() / MAX
+    return quotient(amax, MAX)
 
 
 def block_scales(amax: Tensor, tensor_scale: Tensor) -> Tensor:

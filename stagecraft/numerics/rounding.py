@@ -39,6 +39,11 @@ def e5m2(value: Tensor) -> Tensor:
     return value.clamp(-E5M2_MAX, E5M2_MAX).to(torch.float8_e5m2).float()
 
 
+def quotient(amax: Tensor, largest: float) -> Tensor:
+    """amax / largest in float32, rounded once on every device: PyTorch and TorchInductor multiply by a rounded reciprocal on GPUs."""
+    return (amax.double() / largest).float()
+
+
 def noise(counter: Tensor, seed: Tensor) -> Tensor:
     """Uniform float32 noise in [0, 1) on a grid of 2^-24, a pure function of (counter, seed).
 

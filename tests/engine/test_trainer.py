@@ -112,6 +112,28 @@ def test_resumed_steps_equal_uninterrupted_ones_bit_for_bit(tmp_path, options):
         assert torch.equal(tensor, straight.weights()[name]), name
 
 
+def test_steps_that_changed_nothing_are_none_of_adams_after_a_resume(tmp_path):
+    straight = new_trainer(precision="bf16", mtp_depths=0)
+    straight.pass_over()
+    straight.step([batch(0)])
+    straight.step([batch(1)], lambda logits, batch: (logits.sum() * math.nan, batch.loss_mask.sum(), {}))
+    checkpoints.save(tmp_path, straight)
+    resumed = new_trainer(precision="bf16", mtp_depths=0)
+    checkpoints.resume(tmp_path, resumed)
+    assert (resumed.steps_done, resumed.updates) == (3, 1)
+    assert resumed.step([batch(2)]) == straight.step([batch(2)])
+    for name, tensor in resumed.weights().items():
+        assert torch.equal(tensor, straight.weights()[name]), name
+
+
+def test_a_step_passed_over_moves_the_schedule_alone():
+    trainer, other = (new_trainer(precision="bf16", mtp_depths=0) for _ in range(2))
+    before = trainer.weights()
+    trainer.pass_over()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.weights().items())
+    assert trainer.step([batch(0)]).lr == [other.step([batch(step)]).lr for step in range(2)][1]
+
+
 def test_a_checkpoint_from_before_the_first_step_can_be_resumed(tmp_path):
     trainer = new_trainer(precision="bf16", mtp_depths=0)
     checkpoints.save(tmp_path, trainer)

@@ -33,7 +33,7 @@ def test_without_a_gpu_the_layers_are_ours():
 
 
 @pytest.mark.parametrize(("capability", "formats", "serves"), [
-    ((9, 0), set(), True), ((9, 0), {"fp8"}, True), ((9, 0), {"nvfp4", "mxfp8"}, False), ((8, 0), {"fp8"}, False),
+    ((9, 0), set(), False), ((9, 0), {"fp8"}, True), ((9, 0), {"nvfp4", "mxfp8"}, False), ((8, 0), {"fp8"}, False),
     ((10, 0), {"nvfp4", "mxfp8"}, True), ((10, 3), {"fp8"}, True)])
 def test_a_gpu_has_its_layers_for_the_formats_it_multiplies(monkeypatch, capability, formats, serves):
     monkeypatch.setattr("stagecraft.model.hardware.ON_CPU", False)

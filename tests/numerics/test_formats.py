@@ -75,7 +75,7 @@ def test_fp8_of_gradients_is_the_nearest_of_e5m2s_values(x):
     values = codes[codes.isfinite()].unique() * (scale.double() if scale > 0 else 1.0)
     y, x = fp8.quantize_dequantize_gradient(x.float()).double().flatten(), x.double().flatten()
     nearest = (x[:, None] - values).abs().amin(1)
-    assert ((y - x).abs() <= nearest + x.abs() * 2.0**-22 + scale * 2.0**-38).all()
+    assert ((y - x).abs() <= nearest + x.abs() * 2.0**-22 + scale * 2.0**-38 + 2.0**-149).all()  # float32 ends there
 
 
 def test_fp8_of_a_stack_is_that_of_each():
