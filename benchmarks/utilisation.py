@@ -79,7 +79,7 @@ def main() -> int:
     flops = sum(training_flops(nemotron_h(params.architecture), params.sequence_length, params.mtp_depths).values())
     name = "CPU, one thread" if ON_CPU else torch.cuda.get_device_name()
     engine = "Transformer Engine's layers" if trainer.config.transformer_impl == "transformer_engine" else "our layers"
-    console.print(f"{engine}, {params.precision}; Mamba-2 by {'mamba_ssm' if find_spec('mamba_ssm') else 'PyTorch'}")
+    console.print(f"{engine}, {params.precision}; scan: {'mamba_ssm' if find_spec('mamba_ssm') and not ON_CPU else 'ours'}")
     console.print(f"{name}: {params.dtype} product of {GEMM} x {GEMM}: {rate / 1e12:,.3f} TFLOP/s")
     console.print(f"{tokens:,} tokens per step, {flops / 1e9:.3f} GFLOP per token: {step:.3f} s, {tokens / step:,.0f} tokens/s, "
                   f"{tokens / step * flops / 1e12:,.3f} TFLOP/s, {tokens / step * flops / rate:.1%} of that product's")
