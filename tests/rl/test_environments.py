@@ -18,8 +18,9 @@ from stagecraft.environments.items import write_call
 from stagecraft.environments.library import ENVIRONMENTS
 from stagecraft.inference.engine import Completion
 from tests.environments.test_http import ours
+from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
-from tests.rl.test_staleness import copy, curve
+from tests.rl.test_staleness import curve
 from tests.stages.test_training_stages import run, start
 
 ROOM = 6000

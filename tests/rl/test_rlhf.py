@@ -17,8 +17,9 @@ from components.rl.rollouts import Sample
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, parse, read_profile
 from stagecraft.data.tasks import FAMILIES
+from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
-from tests.rl.test_staleness import copy, curve
+from tests.rl.test_staleness import curve
 from tests.stages.test_training_stages import run
 
 PROFILE = Path(__file__).parents[2] / "params.yaml"

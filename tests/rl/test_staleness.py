@@ -2,23 +2,15 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 
 import pytest
 
-from tests.rl.conftest import change
-from tests.stages.test_training_stages import project, run, start
+from tests.rl.conftest import copy
+from tests.stages.test_training_stages import run, start
 
 pytestmark = pytest.mark.slow
-
-
-def copy(tuned, where, **changes):
-    project(where)
-    shutil.copytree(tuned / "artifacts", where / "artifacts")
-    change(where, "rl", malformed_penalty=5.0, **changes)
-    return where
 
 
 def curve(where):
@@ -38,9 +30,9 @@ def kill_at_step(where, number):
 
 
 @pytest.mark.parametrize("staleness", [1, 0])
-def test_a_kill_loses_no_finished_rollouts_and_changes_no_bit(tuned, tmp_path, staleness):
-    straight = copy(tuned, tmp_path / "straight", staleness=staleness)
-    metrics = run("rl", straight)
+def test_a_kill_loses_no_finished_rollouts_and_changes_no_bit(tuned, unbroken, tmp_path, staleness):
+    straight = unbroken(staleness)
+    metrics = json.loads((straight / "metrics" / "rl.json").read_text())
     rows = curve(straight)
     assert [row["staleness"] for row in rows] == [0, *[staleness] * 3] and metrics["staleness"] == staleness * 0.75
     assert max(row["taught"] for row in rows[:-1]) > 0  # weights change, so a mistake shows

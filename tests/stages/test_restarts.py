@@ -18,12 +18,10 @@ from tests.stages.test_training_stages import ROOT, project, run
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """A project whose pre-training was never interrupted."""
-    where = project(tmp_path_factory.mktemp("straight") / "project")
-    run("curate", where)
-    return where, run("pretrain", where)
+@pytest.fixture
+def straight(finished):
+    """A project whose pre-training was never interrupted, and the metrics of that."""
+    return finished[0], finished[1]["pretrain"]
 
 
 @pytest.fixture
@@ -78,12 +76,14 @@ def test_killed_while_it_saves_it_goes_on_with_the_same_bits(straight, fresh):
     deadline = time.monotonic() + 600
     while not list((fresh / ".work" / "pretrain").glob("*/checkpoints/.step-0000000[46].tmp")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert list((fresh / ".work" / "pretrain").glob("*/checkpoints/step-*"))
     run("pretrain", fresh)
     weights = "artifacts/base/model.safetensors"
     assert (fresh / weights).read_bytes() == (straight[0] / weights).read_bytes()
+    assert training_stages.same_curves("pretrain", fresh, straight[0])
 
 
 def test_killed_in_its_long_context_phase_it_goes_on_with_the_same_bits(straight, fresh, tmp_path):

@@ -45,7 +45,11 @@ def answer_of(text: str) -> str:
 
 
 def comparisons(count: int, seed: str, families: Sequence[str]) -> Iterator[Comparison]:
-    """Distinct requests of the task families with two answers each: good, flawed or spoilt ones, scored by whether they verify."""
+    """Distinct requests of the task families with two answers each, scored by whether they verify.
+
+    Wrong ones are flawed, spoilt, cut short, of another request, or words at random: a policy that strays says such things, and of what it
+    never saw a judge has no opinion that is worth following.
+    """
     random, seen = Random(seed), set()
     while len(seen) < count:
         family = random.choice(families)
@@ -53,9 +57,12 @@ def comparisons(count: int, seed: str, families: Sequence[str]) -> Iterator[Comp
         if task.prompt in seen:
             continue
         seen.add(task.prompt)
-        right, wrong = [task.good], [text for text in (task.flawed, _spoilt(task.good, random)) if not _is_right(task, text)]
-        if random.random() < _SAME or not wrong:
-            pair = [random.choice(random.choice([right, wrong or right]))] * 2
+        words = answer_of(task.good).split()
+        tried = (task.flawed, _spoilt(task.good, random), " ".join(words[:random.randrange(len(words))]), FAMILIES[family](random).good,
+                 " ".join(random.choices([*words, *task.prompt.split()], k=random.randint(1, 2 * len(words)))))
+        right, wrong = [task.good], [text for text in tried if not _is_right(task, text)]
+        if random.random() < _SAME:
+            pair = random.choices(random.choice([right, wrong]), k=2)
         else:
             pair = [random.choice(right), random.choice(wrong)]
             random.shuffle(pair)
