@@ -69,6 +69,6 @@ def player(tuned, tmp_path_factory):
         path = where / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in demonstrations(name, 200, seed=0)))
         files.append(str(path))
-    change(where, "sft", steps=80, decay_steps=30, pack_tokens=2048, data={"tasks": False, "files": files, "bad_rows": "fail"})
+    change(where, "sft", steps=120, decay_steps=40, pack_tokens=2048, data={"tasks": False, "files": files, "bad_rows": "fail"})
     run("sft", where)
     return where
