@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from stagecraft.numerics import backend, nvfp4
 
 KINDS = {"rows": {}, "rows, stochastic": {"stochastic": True, "seed": 1}, "columns": {"dim": -2},
          "columns, stochastic": {"dim": -2, "stochastic": True, "seed": 1}, "tiles": {"two_dimensional": True}}
+MODES = ("eager", "compiled")  # of which the second is our kernel for a tensor on a GPU
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -33,17 +35,10 @@ def seconds(work: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def contenders(x: Tensor, options: dict) -> dict[str, Callable[[], Tensor]]:
-    """What rounds `x`, by name."""
-    from stagecraft.numerics import nvfp4_triton
-
-    in_full = {"dim": -1, "two_dimensional": False, "stochastic": False, "seed": 0, "tensor_amax": None, **options}
-
-    def plain() -> Tensor:
-        with backend.use("eager"):
-            return nvfp4.quantize_dequantize(x, **options)
-
-    return {"plain": plain, "Triton": lambda: nvfp4_triton.quantize_dequantize(x, **in_full)}
+def rounded(mode: str, x: Tensor, options: dict) -> Tensor:
+    """`x` to NVFP4 and back."""
+    with backend.use(mode):
+        return nvfp4.quantize_dequantize(x, **options)
 
 
 def main() -> int:
@@ -63,15 +58,14 @@ def main() -> int:
     copy = statistics.median(seconds(x.clone) for _ in range(args.rounds))
     table.add_row("copy", f"{moved / copy:,.0f}", "", "")
     for kind, options in KINDS.items():
-        ours = contenders(x, options)
-        if not torch.equal(ours["plain"](), ours["Triton"]()):
+        if not torch.equal(*(rounded(mode, x, options) for mode in MODES)):
             raise RuntimeError(f"{kind}: the Triton kernel's bits are not those of plain PyTorch")
-        times: dict[str, list[float]] = {name: [] for name in ours}
+        times: dict[str, list[float]] = {mode: [] for mode in MODES}
         for _ in range(args.rounds):
-            for name, work in ours.items():
-                times[name].append(seconds(work))
-        rate = {name: moved / statistics.median(each) for name, each in times.items()}
-        table.add_row(kind, f"{rate['plain']:,.0f}", f"{rate['Triton']:,.0f}", f"{rate['Triton'] / rate['plain']:.1f}")
+            for mode in MODES:
+                times[mode].append(seconds(partial(rounded, mode, x, options)))
+        plain, triton = (moved / statistics.median(times[mode]) for mode in MODES)
+        table.add_row(kind, f"{plain:,.0f}", f"{triton:,.0f}", f"{triton / plain:.1f}")
     Console(width=100).print(table)
     return 0
 

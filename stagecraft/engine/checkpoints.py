@@ -91,10 +91,10 @@ def _load(checkpoint: Path, trainer: Trainer) -> dict[str, Any]:
             for moment, tensor in moments.items():
                 tensor.copy_(loaded["optimizer"][name][moment])
         trainer.scheduler.load_state_dict(state["scheduler"])
+        trainer.go_on_from(state["step"], state["updates"])
     except FAILURES as error:
         raise UserError(f"unreadable checkpoint: {type(error).__name__}: {str(error)[:200]}", where=str(checkpoint),
                         mend="delete this directory to go on from the one before it") from error
-    trainer.go_on_from(state["step"], state["updates"])
     return state["extra"]
 
 

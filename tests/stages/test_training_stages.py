@@ -50,7 +50,7 @@ def run(stage: str, where: Path) -> dict:
 
 
 def same_curves(stage: str, where: Path, other: Path) -> bool:
-    """Step, loss and learning rate; the columns after them are times."""
+    """The first three columns, of which step is one; times come after them."""
     first, second = ([line.split(",")[:3] for line in (root / "plots" / stage / "train.csv").read_text().splitlines()]
                      for root in (where, other))
     return first == second
@@ -87,16 +87,18 @@ def test_each_stage_leaves_an_artifact_with_its_figures(finished):
 
 
 @pytest.mark.slow
-def test_fine_tuning_killed_and_run_again_gives_the_same_bits(finished, tmp_path):
-    """Pre-training's kills are in test_restarts.py, those of reinforcement learning in tests/rl."""
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_killed_and_run_again_gives_the_same_bits(finished, tmp_path, stage):
+    """Pre-training's kills are in test_restarts.py."""
     straight, _ = finished
+    made = {"sft": "sft", "rl": "aligned"}[stage]
     where = project(tmp_path / "project")
-    shutil.copytree(straight / "artifacts", where / "artifacts", ignore=shutil.ignore_patterns("sft", "aligned"))
-    kill_after_a_checkpoint("sft", where)
-    run("sft", where)
-    assert same_curves("sft", where, straight)
-    weights = "artifacts/sft/model.safetensors"
-    assert (where / weights).read_bytes() == (straight / weights).read_bytes()
+    shutil.copytree(straight / "artifacts", where / "artifacts", ignore=shutil.ignore_patterns(made))
+    kill_after_a_checkpoint(stage, where)
+    run(stage, where)
+    for name in ("model.safetensors", *(["rollouts.jsonl"] if stage == "rl" else [])):
+        assert (where / "artifacts" / made / name).read_bytes() == (straight / "artifacts" / made / name).read_bytes(), name
+    assert same_curves(stage, where, straight)
 
 
 @pytest.mark.slow
@@ -126,6 +128,22 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_one_line(finished, tmp_path)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2 and "Traceback" not in output
     assert "pretrain.architecture.vocab_size" in output and "640" in output
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_training(finished, tmp_path):
+    """Its ranks find each other and rank 0's work, as the two ranks do that the stage starts itself: the same bits."""
+    straight, metrics = finished
+    where = project(tmp_path / "project")
+    shutil.copytree(straight / "artifacts" / "corpus", where / "artifacts" / "corpus")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "components.pretrain"]
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = json.loads((where / "metrics" / "pretrain.json").read_text())
+    for key in ("loss_first", "loss_last", "heldout_loss"):
+        assert again[key] == metrics["pretrain"][key], key
+    assert (where / "artifacts/base/model.safetensors").read_bytes() == (straight / "artifacts/base/model.safetensors").read_bytes()
 
 
 def test_torchrun_on_a_stage_of_one_process_is_one_line(tmp_path):
