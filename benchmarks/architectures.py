@@ -11,7 +11,8 @@ Three base models of the pretrain section of the profile in force, its schedule 
 
 All see the same rows, seed by seed; what is compared is held-out bits per byte, paired by seed. Then vLLM answers with the models of the
 first seed, one process for each, in turn, `--rounds` times: `--batch` sequences of one length, the time of prefilling taken off. Rates are
-per CPU second of one thread, so that other work on the machine counts little; intervals are Student's over seeds and rounds.
+per CPU second of one thread, so that other work on the machine counts little; intervals are Student's over seeds and rounds, those of
+ratios on the scale of logarithms.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.schedules import shortened
-from components.evaluate.statistics import t_interval
+from components.evaluate.statistics import geometric, t_interval
 from components.pretrain.params import Params
 from stagecraft.contract.errors import exit_on_user_error
 from stagecraft.contract.params import load
@@ -118,6 +119,14 @@ def interval(values: Sequence[float], shown: str) -> str:
     return f"{mean:{shown}} [{low:{shown}}, {high:{shown}}]"
 
 
+def ratio(values: Sequence[float]) -> str:
+    """Geometric mean of ratios with the interval of their logarithms."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    estimate, (low, high) = geometric(values, CONFIDENCE)
+    return f"{estimate.value:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def table_of(architectures: dict[str, Architecture], bits: dict[str, list[float]], rates: Rates, lengths: Sequence[int]) -> Table:
     """Sizes, held-out bits per byte and decoding rates, each with what it is against the first."""
     table = Table("", *architectures)
@@ -138,7 +147,7 @@ def table_of(architectures: dict[str, Architecture], bits: dict[str, list[float]
         table.add_section()
         row(f"tokens/CPU s after {length}", [interval(rates[name][index], ".0f") for name in architectures])
         ratios = {name: [a / b for a, b in zip(rates[BASE][index], rates[name][index])] for name in architectures}
-        row("  the first's, times", ["" if name == BASE else interval(ratios[name], ".2f") for name in architectures])
+        row("  the first's, times", ["" if name == BASE else ratio(ratios[name]) for name in architectures])
     return table
 
 
@@ -174,6 +183,8 @@ def main() -> int:
     parser.add_argument("--svg", type=Path, help="where to write the figure")
     parser.add_argument("--decode", type=Path, help=argparse.SUPPRESS)  # the child that holds the engine
     options = parser.parse_args()
+    if min(options.steps, options.seeds, options.rounds, options.batch, options.processes, *options.lengths) < 1 or options.tokens < 2:
+        parser.error("steps, seeds, rounds, lengths, sequences and processes are 1 or more, tokens of an answer 2 or more")
     if options.decode:
         print(json.dumps(decode(options.decode, options.lengths, options.batch, options.tokens)))
         return 0

@@ -40,6 +40,7 @@ from stagecraft.data.blend import read_blend
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import parallel
 from stagecraft.engine.datasets import batch_of, open_blend
+from stagecraft.engine.phases import read_at
 from stagecraft.engine.trainer import Optimization, Trainer
 
 BASE, *_ = RECIPES = ("bf16", "nvfp4", "nvfp4-everywhere")
@@ -71,19 +72,20 @@ def _train(params: Params, corpus: Path, work: Path) -> dict[str, Run]:
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer),
               "seed": params.seed, "cache": work}
-    rows = open_blend(read_blend(corpus, params.blend), samples=params.steps * params.global_batch,
-                      sequence_length=params.sequence_length, **common)
+    schedule = [phase for phase in params.phases if phase.start < params.steps]
+    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length, **common)
+            for phase in schedule}
     trainers = {}
     for name in RECIPES:
         parallel.initialize(params.seed)
         trainers[name] = Trainer(
             params.architecture, Optimization.of(params), max_sequence_length=params.sequence_length, precision=name,
-            mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate,
-            aux_loss=params.aux_loss)
+            dtype=getattr(torch, params.dtype), mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale,
+            expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss)
     runs = {name: Run() for name in RECIPES}
     for step in range(params.steps):
-        starts = range(step * params.global_batch, (step + 1) * params.global_batch, params.micro_batch)
-        batches = [batch_of(rows, range(at, at + params.micro_batch)) for at in starts]
+        phase, first, batch = read_at(step, schedule)
+        batches = [batch_of(rows[phase], range(at, at + phase.micro)) for at in range(first, first + batch, phase.micro)]
         for name in RECIPES[step % 3:] + RECIPES[:step % 3]:
             started = time.process_time()
             result = trainers[name].step(batches)

@@ -5,8 +5,8 @@
 Sizes are multiples of the widths of the profile in force (params.yaml). Every contender is a process of one thread; they take their steps
 in turn, unquantised in `--dtype` with AdamW, without MTP, which transformers does not train. Before the first step their losses on the same
 rows must agree: the work is the same. Seconds are the processes' own (CPU), so other work on the machine counts little; ratios are medians
-over pairs of neighbouring steps. `--profile` prints where the time of the profile's own step goes, and the rate of a large product as the
-limit.
+over pairs of neighbouring steps. `--profile` prints where the time goes, by parts of the model, in the profile's own step (recipe, MTP and
+optimizer included) and in ours of the race at the profile's widths, and what a large product's rate lets either gain at most.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.step_profile import show
 from components.pretrain.params import Params
 from stagecraft.contract.errors import exit_on_user_error
 from stagecraft.contract.files import write_json
@@ -50,6 +51,11 @@ WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "mamba_nu
 def scaled(architecture: Architecture, factor: float) -> Architecture:
     """The architecture with all widths times `factor`; depth, experts, vocabulary and sizes of heads stay."""
     return replace(architecture, **{name: max(1, int(getattr(architecture, name) * factor)) for name in WIDTHS})
+
+
+def raced(params: Params, factor: float, dtype: str) -> Params:
+    """What the race runs at one size."""
+    return replace(params, architecture=scaled(params.architecture, factor), optimizer="adamw", processes=1, dtype=dtype)
 
 
 def rows_of(params: Params) -> list[Batch]:
@@ -157,44 +163,13 @@ def gemm_rate(size: int = 1024, repeats: int = 5) -> float:
     return 2 * size**3 / min(times[1:])
 
 
-PARTS = {
-    "dense products": ("aten::mm", "aten::addmm"),
-    "batched products (Hadamard transform)": ("aten::bmm",),
-    "convolution, scan and gate of Mamba-2, in C++": ("ConvScan",),
-    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention_for_cpu_backward"),
-    "compiled kernels (rounding to NVFP4 and MXFP8)": ("## Call CompiledFxGraph",),
-    "copies, fills, concatenations": ("aten::copy_", "aten::fill_", "aten::cat", "aten::index", "aten::index_select"),
-}
-
-
-def profile(params: Params, rate: float) -> Table:
-    """Where the time of the profile's own step (recipe, MTP and optimizer included) goes; `rate` in FLOP per second is the limit."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as record
-
-    torch.set_num_threads(1)
-    trainer = new_trainer(params, precision=params.precision, mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale)
-    batches = rows_of(params)
-    for _ in range(WARM_UP):
-        trainer.step(batches)
-    with record(activities=[ProfilerActivity.CPU], with_flops=True) as events:
-        trainer.step(batches)
-    products = sum(event.flops for event in events.key_averages() if event.key in ("aten::mm", "aten::addmm", "aten::bmm"))
-    times = {event.key: (event.self_cpu_time_total, event.count) for event in events.key_averages()}
-    total = sum(taken for taken, _ in times.values())
-    table = Table(title=f"one step of the profile in force: {total / 1e6:.3f} s under the profiler; "
-                        f"its {products / 1e9:.1f} GFLOP of products take {products / rate:.3f} s at the rate above")
-    for column in ("part", "share", "calls"):
-        table.add_column(column, justify="left" if column == "part" else "right")
-    left, calls = total, sum(count for _, count in times.values())
-    for part, keys in PARTS.items():
-        found = [value for key, value in times.items() if key.startswith(keys)]
-        taken, count = sum(value for value, _ in found), sum(count for _, count in found)
-        left, calls = left - taken, calls - count
-        table.add_row(part, f"{taken / total:.1%}", str(count))
-    table.add_row("the rest: element-wise, reductions, routing, dispatch", f"{left / total:.1%}", str(calls))
+def profile(params: Params, raced: Params, rate: float, console: Console) -> None:
+    """Where the time of the profile's own step goes, and that of ours in the race; `rate` in FLOP per CPU second is the limit."""
+    own = new_trainer(params, precision=params.precision, mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale)
+    show(own, rows_of(params), "the profile's own step", rate, console)
     parallel.shutdown()
-    return table
+    show(new_trainer(raced, precision="bf16"), rows_of(raced), "ours of the race", rate, console)
+    parallel.shutdown()
 
 
 def main() -> int:
@@ -203,21 +178,21 @@ def main() -> int:
     parser.add_argument("--sizes", default="0.5,1,3")
     parser.add_argument("--steps", type=int, default=12, help="measured, after three that are not")
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32", help="of weights and activations, in all contenders")
-    parser.add_argument("--profile", action="store_true", help="where the time of the profile's own step goes, instead of the race")
+    parser.add_argument("--profile", action="store_true", help="where the time of our steps goes, instead of the race")
     args = parser.parse_args()
     base, console = load(Params, "pretrain"), Console(width=140)
     torch.set_num_threads(1)
     rate = gemm_rate()
     console.print(f"float32 product of 1024 x 1024: {rate / 1e9:.0f} GFLOP per CPU second")
     if args.profile:
-        console.print(profile(base, rate))
+        profile(base, raced(base, 1.0, args.dtype), rate, console)
         return 0
     tokens = base.global_batch * base.sequence_length
     table = Table(title=f"steps of {tokens} tokens, {args.steps} in turn: medians")
     for column in ("widths", "contender", "CPU s/step", "tokens per CPU second", "x transformers", "x ours unquantised"):
         table.add_column(column, justify="left" if column == "contender" else "right")
     for size in args.sizes.split(","):
-        params = replace(base, architecture=scaled(base.architecture, float(size)), optimizer="adamw", processes=1, dtype=args.dtype)
+        params = raced(base, float(size), args.dtype)
         seconds = race(params, args.steps)
         for name in CONTENDERS:
             median = statistics.median(seconds[name])

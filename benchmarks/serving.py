@@ -1,7 +1,8 @@
-"""A server under load, and over a long time: `vllm bench serve` at rising numbers of clients, and memory over many requests.
+"""A server as it starts, under load, and over a long time: `vllm bench serve` at rising numbers of clients, and memory over many requests.
 
+`python -m benchmarks.serving start MODEL`: time and processor time until it is healthy, and its memory then.
 `python -m benchmarks.serving curve MODEL`: throughput and latency at 1, 8, 32, 64 clients, with and without drafts.
-`python -m benchmarks.serving soak MODEL --requests 10000`: resident memory of the server's processes as requests go by.
+`python -m benchmarks.serving soak MODEL --requests 10000`: memory of the server's processes as requests go by.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +27,8 @@ from stagecraft.inference.server import Server
 # `vllm bench serve` itself: its command line asks for a distribution named vllm, which the CPU build is not.
 BENCH = ("import argparse; from vllm.benchmarks import serve; p = argparse.ArgumentParser(); serve.add_cli_args(p); "
          "serve.main(p.parse_args())")
-COLUMNS = ("request_throughput", "output_throughput", "median_ttft_ms", "p99_ttft_ms", "median_itl_ms", "p99_itl_ms", "median_e2el_ms",
-           "p99_e2el_ms")
+COLUMNS = ("request_throughput", "output_throughput",
+           *(f"{part}_{what}_ms" for what in ("ttft", "itl", "e2el") for part in ("median", "p95", "p99")))
 SAMPLES = 20
 
 
@@ -55,10 +57,21 @@ def curve(server: Server, options: argparse.Namespace) -> None:
               + " ".join(f"{found[name]:12.1f}" for name in COLUMNS[2:]), flush=True)
 
 
-def resident(server: Server) -> float:
-    """MB of all the server's processes."""
+def processes(server: Server) -> list[psutil.Process]:
+    """All of the server's."""
     own = psutil.Process(server.pid)
-    return sum(process.memory_info().rss for process in [own, *own.children(recursive=True)]) / 1e6
+    return [own, *own.children(recursive=True)]
+
+
+def memory(server: Server) -> float:
+    """MB of all the server's processes; what several share counts once."""
+    return sum(process.memory_full_info().pss for process in processes(server)) / 1e6
+
+
+def started(server: Server, seconds: float) -> None:
+    busy = sum(sum(process.cpu_times()[:2]) for process in processes(server))
+    print(f"drafts of {server.settings.draft_tokens}: healthy after {seconds:.1f} s, {busy:.1f} s of processor time, "
+          f"{memory(server):.0f} MB", flush=True)
 
 
 async def soak(server: Server, options: argparse.Namespace) -> None:
@@ -74,7 +87,7 @@ async def soak(server: Server, options: argparse.Namespace) -> None:
                     model=server.settings.name, messages=[{"role": "user", "content": f"request {number}"}], max_tokens=options.tokens,
                     temperature=0.0, extra_body={"ignore_eos": True})
                 if (number + 1) % step == 0:
-                    rows.append((number + 1, resident(server)))
+                    rows.append((number + 1, memory(server)))
                     print(f"{number + 1:8} requests: {rows[-1][1]:8.1f} MB", flush=True)
 
         await asyncio.gather(*(work() for _ in range(max(options.concurrency))))
@@ -85,7 +98,7 @@ async def soak(server: Server, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["curve", "soak"])
+    parser.add_argument("what", choices=["start", "curve", "soak"])
     parser.add_argument("model", type=Path, help="a checkpoint directory")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 64], help="clients at once; of a soak the last counts")
     parser.add_argument("--requests", type=int, default=64, help="of a level, at least one a client; or of the soak (default: 64)")
@@ -95,8 +108,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         for drafts in options.draft_tokens:
+            begun = time.monotonic()
             with Server(options.model, replace(settings(drafts), startup_seconds=900.0), Path(scratch) / "log") as server:
-                if options.what == "curve":
+                if options.what == "start":
+                    started(server, time.monotonic() - begun)
+                elif options.what == "curve":
                     curve(server, options)
                 else:
                     asyncio.run(soak(server, options))

@@ -40,7 +40,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.stages import mean_and_error, shown
-from components.sft.params import Data, Modes, Params
+from components.sft.params import Data, Modes, Params, Stage
 from components.sft.train import Conversation, train
 from stagecraft.checkpoint.canonical import read_checkpoint
 from stagecraft.contract.errors import exit_on_user_error
@@ -57,7 +57,7 @@ from stagecraft.environments.demonstrations import demonstrations
 from stagecraft.model.config import Architecture
 
 FAMILIES = ("needle", "policy", "sql", "warehouse", "text")
-STAGES = {"token mean": 0, "then conversation mean": 1}  # share of `--second`
+STAGES = {"token mean": "tokens", "then conversation mean": "conversations"}  # whose mean the loss is in the last `--second` steps
 LONGEST = 512  # tokens of a conversation
 GIVEN, CONTINUED = 48, 192  # tokens of a text that the prompt has, and that the answer has
 
@@ -184,8 +184,9 @@ def main() -> int:
                      decay_steps=args.steps * profile.decay_steps // profile.steps, processes=1,
                      layout=Layout(tensor=1, pipeline=1, context=1, expert=1),
                      modes=Modes(off=0.0, low=0.0, cut=0.0), checkpoint_every=args.steps)
-    jobs = {(seed, stage): replace(params, seed=seed, conversation_mean_steps=args.second * second)
-            for seed in range(args.seeds) for stage, second in STAGES.items()}
+    jobs = {(seed, stage): replace(params, seed=seed, later_stages=[Stage(
+        steps=args.second, loss_mean=mean, pack_tokens=params.pack_tokens, packs_per_step=params.packs_per_step, modes=params.modes)])
+            for seed in range(args.seeds) for stage, mean in STAGES.items()}
     found: dict[str, list[Figures]] = {stage: [] for stage in STAGES}
     console = Console(width=180)
     with get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:

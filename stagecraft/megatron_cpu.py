@@ -1,8 +1,9 @@
 """megatron-core 0.19.2 on a host without CUDA: there "cuda" means "cpu". Import this before anything of megatron.
 
 Everything that rebinds an attribute of torch or megatron-core sits in this file, each entry with the upstream place and the
-reason; tests/model/test_megatron_cpu.py fails once an entry is no longer needed. On a host with CUDA only the seams that
-replace Transformer Engine act, and those only where Transformer Engine is missing.
+reason; tests/model/test_megatron_cpu.py fails once an entry is no longer needed. What vLLM's processes want as well is in
+stagecraft/gloo.py. On a host with CUDA only the seams that replace Transformer Engine act, and those only where Transformer Engine is
+missing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+from stagecraft.gloo import share_device
 
 ON_CPU = not torch.cuda.is_available()
 
@@ -171,6 +174,7 @@ def _import_megatron() -> None:
 
         return
     _cuda_means_cpu()
+    share_device()
     with _without_compile(), _triton_at_import():
         import megatron.core
         import megatron.core.models.hybrid.hybrid_model

@@ -31,7 +31,7 @@ def library(package: Path) -> ctypes.CDLL | None:
     if os.environ.get("STAGECRAFT_NUMERICS") == "eager":
         return None
     try:
-        return ctypes.CDLL(str(_built(package.name, sorted(package.glob("*.cpp")))))
+        return ctypes.CDLL(str(_built(package)))
     except (OSError, subprocess.CalledProcessError) as error:
         why = getattr(error, "stderr", "") or str(error)
         reason = why.strip().splitlines()[-1]
@@ -39,15 +39,16 @@ def library(package: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _built(name: str, sources: list[Path]) -> Path:
+def _built(package: Path) -> Path:
     """The shared library of these sources, these flags, this compiler and this CPU; built under a name of its own, then renamed."""
+    sources, texts = sorted(package.glob("*.cpp")), [path.read_text() for path in sorted(package.glob("*.[ch]pp"))]
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise OSError(f"there is no {os.environ.get('CXX', 'g++')}")
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), platform.machine())
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\0".join([*(source.read_text() for source in sources), *FLAGS, version, cpu]).encode()).hexdigest()[:16]
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stagecraft" / "native" / f"{name}-{key}.so"
+    key = hashlib.sha256("\0".join([*texts, *FLAGS, version, cpu]).encode()).hexdigest()[:16]
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stagecraft" / "native" / f"{package.name}-{key}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:

@@ -15,14 +15,15 @@ from stagecraft.contract.files import write_atomic, write_json
 
 
 def write_figures(out: Path, figures: dict[str, Any], scores: dict[str, Score], overlaps: dict[str, Overlap],
-                  not_run: dict[str, str]) -> None:
-    """evaluation.json: the figures with the protocol they were measured by, what of the tasks was found in training text, and which
-    benchmarks could not run, with the reason."""
+                  unsearched: list[str], not_run: dict[str, str]) -> None:
+    """evaluation.json: the figures with the protocol they were measured by, what of the tasks was found in training text, which files
+    were trained on and not searched, and which benchmarks could not run, with the reason."""
     protocol = scores["base"].protocol
     write_json(out / "evaluation.json", {
         "figures": figures, "models": {name: asdict(score.model) for name, score in scores.items()},
         "protocol": asdict(protocol), "protocol_digest": protocol.digest,
-        "contamination": {name: asdict(overlap) for name, overlap in overlaps.items()}, "not_run": not_run,
+        "contamination": {name: asdict(overlap) for name, overlap in overlaps.items()},
+        "contamination_not_searched": unsearched, "not_run": not_run,
     })
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ sends requests of unlike arguments one group after the other; as a message they 
 EPISODE = "episode"
 """Member of that message with the row of an environment: the request is a conversation (episodes.py)."""
 
+_FUNCTION = re.compile(r"!function ([\w.]+)\.\w+")  # the module of one that a YAML names
 _TURN = 1_000_003  # between the seeds of two turns: more than any task repeats
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of everything that a YAML leaves to its defaults
@@ -95,7 +97,8 @@ def divide(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def describe(task: Benchmark) -> dict[str, Any]:
     """All that a figure of the task depends on besides the model, as plain data: its file, the code it names, and the rows."""
-    return {"file": sha256(TASKS / f"{task.config.task}.yaml"), "code": source_digest(TASKS), "repeats": task.repeats,
+    file = TASKS / f"{task.config.task}.yaml"
+    return {"file": sha256(file), "code": source_digest(_FUNCTION.findall(file.read_text())), "repeats": task.repeats,
             "rows": {split: rows.to_list() for split, rows in task.dataset.items()}}
 
 

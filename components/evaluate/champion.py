@@ -1,7 +1,7 @@
 """The last gate: a model that passed its own evaluation against the champion that the registry has, prompt by prompt.
 
 The registry keeps what a champion answered, not the champion: so this needs its record alone, and the records must be of one
-protocol. The registry calls `objections` by name, for it may import no component.
+protocol. The registry calls these functions by name, for it may import no component.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from components.evaluate.protocol import differing
 from components.evaluate.statistics import paired
 
 
-def objections(challenger: dict[str, Any], champion: dict[str, Any] | None) -> list[str]:
+def of_another_protocol(challenger: dict[str, Any], champion: dict[str, Any] | None) -> str | None:
+    """Why the two records are no comparison; None if they are one."""
+    fields = ["all of it"] if champion is None else differing(challenger["protocol"], champion["protocol"])
+    return f"it was measured by another protocol (in {', '.join(fields)})" if fields else None
+
+
+def objections(challenger: dict[str, Any], champion: dict[str, Any] | None, gone: bool = False) -> list[str]:
     """Why a challenger may not replace the champion; none if it may.
 
     No task family or benchmark may be worse than the champion by more than `family_max_loss`: the lower confidence bound of the
@@ -22,11 +28,13 @@ def objections(challenger: dict[str, Any], champion: dict[str, Any] | None) -> l
     Args:
         challenger: its `record` in promotion.json: {"protocol", "scores": name -> score of each prompt, "rules"}.
         champion: the champion's record; None if the registry has none.
+        gone: the champion's model lies no longer where it was registered.
     """
     rules = challenger["rules"]
-    fields = ["all of it"] if champion is None else differing(challenger["protocol"], champion["protocol"])
-    if fields:
-        return [] if rules["other_protocol"] == "replace" else [f"it was measured by another protocol ({', '.join(fields)} differ)"]
+    if other := of_another_protocol(challenger, champion):
+        if rules["other_protocol"] == "replace" or (rules["other_protocol"] == "replace_gone" and gone):
+            return []
+        return [f"{other}; to replace it without a comparison, set evaluate.gate.other_protocol to replace"]
     found = []
     for name, scores in challenger["scores"].items():
         difference = paired(scores, champion["scores"][name], rules["family_confidence"])

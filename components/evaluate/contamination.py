@@ -1,4 +1,4 @@
-"""How much of what is asked stands in what was trained on: 13 words in a row, or a prompt as a whole line, signs and all.
+"""How much of what is asked stands in what was trained on: 13 words in a row, or a shorter prompt as whole lines, signs and all.
 
 Curation keeps the held-out tasks out of the text it makes; this looks again, at what really went into training, and at every task
 and document of the evaluation, which curation may never have heard of.
@@ -28,7 +28,7 @@ class Overlap:
 
     Attributes:
         texts: of the set.
-        found: those that share 13 words in a row with a training text, or are a line of one.
+        found: those that share 13 words in a row with a training text, or are shorter and stand in one as whole lines.
         rows: which they are.
     """
 
@@ -45,15 +45,18 @@ def check(corpus: Path, sets: Mapping[str, Sequence[str]]) -> dict[str, Overlap]
         sets: name -> texts.
     """
     index = EvaluationIndex.build(sets)
-    wanted = {_plain(text) for texts in sets.values() for text in texts}
-    shared, lines = [np.empty(0, np.uint64)], set()
+    divided = [_lines(text) for texts in sets.values() for text in texts if not grams(scan(text)).size]
+    short, counts = {" ".join(lines) for lines in divided if lines}, {len(lines) for lines in divided if lines}
+    shared, standing = [np.empty(0, np.uint64)], set()
     for text in training_texts(corpus):
         shared.append(index.shared(scan(text)))
-        lines.update(wanted.intersection(map(_plain, text.split("\n"))))
+        lines = _lines(text)
+        for count in counts:
+            standing.update(short.intersection(" ".join(lines[start:start + count]) for start in range(len(lines) - count + 1)))
     seen = np.unique(np.concatenate(shared))
     overlaps = {}
     for name, texts in sets.items():
-        rows = [row for row, text in enumerate(texts) if _plain(text) in lines or np.isin(grams(scan(text)), seen).any()]
+        rows = [row for row, text in enumerate(texts) if " ".join(_lines(text)) in standing or np.isin(grams(scan(text)), seen).any()]
         overlaps[name] = Overlap(len(texts), len(rows), rows)
     return overlaps
 
@@ -71,5 +74,6 @@ def training_texts(corpus: Path) -> Iterator[str]:
             yield "\n".join([*(message["content"] for message in row["messages"]), row.get("demonstration", "")])
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+def _lines(text: str) -> list[str]:
+    """The lines that are not blank, in lower case with single blanks."""
+    return [line for line in (" ".join(line.split()) for line in text.lower().split("\n")) if line]

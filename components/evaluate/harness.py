@@ -18,18 +18,26 @@ def run(model: LM, tasks: dict[str, Benchmark]) -> dict[str, dict[str, Any]]:
     """Ask every prompt of every task and judge every answer.
 
     Returns:
-        task -> {"version", "metric", "digest" (of configuration, code and rows), "prompts": texts, with all else that an agentic task
-        is made of, "strata": names or nulls, "scores": for each prompt the scores of its repeats, "answers": the first answer to each
-        prompt}.
+        task -> {"version", "metric", "digest" (of configuration, code and rows), "prompts": as `prompts` gives them, "strata": names or
+        nulls, "scores": for each prompt the scores of its repeats, "answers": the first answer to each prompt}.
     """
     found = evaluate(model, {"tasks": tasks, "groups": {}}, bootstrap_iters=0, log_samples=True, apply_chat_template=True,
                      fewshot_as_multiturn=True)
     return {name: _gather(task, found["samples"][name]) for name, task in tasks.items()}
 
 
+def prompts(task: Benchmark) -> list[str]:
+    """Every prompt's text, with all else that an agentic task is made of."""
+    return [_text(task, document) for document in task.eval_docs if not document["_repeat"]]
+
+
+def _text(task: Benchmark, document: dict[str, Any]) -> str:
+    return "\n".join([task.doc_to_text(document), *filter(None, [document.get("material")])])
+
+
 def _gather(task: Benchmark, samples: list[dict[str, Any]]) -> dict[str, Any]:
     judged = samples[0]["filter"]  # of several filters the first counts
-    prompts: list[str] = []
+    asked: list[str] = []
     strata: list[str | None] = []
     scores: list[list[float]] = []
     answers: list[str] = []
@@ -38,9 +46,9 @@ def _gather(task: Benchmark, samples: list[dict[str, Any]]) -> dict[str, Any]:
         if document["_repeat"]:
             scores[-1].append(score)
             continue
-        prompts.append("\n".join([task.doc_to_text(document), *filter(None, [document.get("material")])]))
+        asked.append(_text(task, document))
         strata.append(str(document[task.stratum]) if task.stratum else None)
         scores.append([score])
         answers.append(sample["resps"][0][0])
-    return {"version": task.version, "metric": task.metric, "digest": digest_of([HARNESS, describe(task)]), "prompts": prompts,
+    return {"version": task.version, "metric": task.metric, "digest": digest_of([HARNESS, describe(task)]), "prompts": asked,
             "strata": strata, "scores": scores, "answers": answers}

@@ -114,7 +114,8 @@ class Gate:
         min_exact_match: what the promoted model must reach.
         family_max_loss: by how much any task family or benchmark may fall behind the registered champion.
         family_confidence: of that, one-sided.
-        other_protocol: a champion that was measured in another way is kept (`refuse`) or replaced, with a line that says so (`replace`).
+        other_protocol: a champion that was measured in another way is kept (`refuse`), replaced, with a line that says so (`replace`), or
+            replaced if its model lies no longer where it was registered, so that nobody could serve it (`replace_gone`).
     """
 
     candidates: Annotated[list[str], Field(min_length=1)]
@@ -126,7 +127,7 @@ class Gate:
     min_exact_match: Share
     family_max_loss: Share
     family_confidence: Annotated[float, Field(gt=0.5, lt=1)]
-    other_protocol: Literal["refuse", "replace"]
+    other_protocol: Literal["refuse", "replace_gone", "replace"]
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.candidates if name not in ("aligned", "fp8", "nvfp4")]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import digest_of, sha256
+from stagecraft.inference.hardware import built_for_gpus
+
+JUDGES = ("stagecraft.environments", "components.evaluate.tasks")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Protocol:
 
     Attributes:
         engine, engine_version: the inference engine's distribution and version.
+        plugin: digest of what our plugin puts in the place of the engine's numerics on a CPU; "" elsewhere.
         compute_dtype: what it computes in.
         hardware: processor or accelerator, by name.
         threads, max_num_seqs: of one engine; batching changes the order of sums, and with it the last bits.
@@ -40,13 +46,14 @@ class Protocol:
         prompt_template: digest of the chat template.
         prompts: digest of the prompts as token ids: template and tokenizer together.
         tasks: digest of the task rows, their verifiers' specifications included.
-        verifiers: digest of the code that judges answers.
+        verifiers: digest of the code that judges the answers to the task rows.
         text: digest of the held-out documents.
         benchmarks: digest of the tasks that lm-eval ran: its version, their configuration, code and rows, and the limits on answers.
     """
 
     engine: str
     engine_version: str
+    plugin: str
     compute_dtype: str
     hardware: str
     threads: int
@@ -141,6 +148,39 @@ def hardware() -> str:
         return platform.processor() or platform.machine()
 
 
-def source_digest(package: Path) -> str:
-    """Digest of a package's Python sources."""
-    return digest_of({path.relative_to(package).as_posix(): sha256(path) for path in sorted(package.rglob("*.py"))})
+def source_digest(modules: Iterable[str]) -> str:
+    """Digest of the sources of modules that judge answers, and of all that they import, at whatever depth, of what judges (`JUDGES`)."""
+    digests: dict[str, str] = {}
+    waiting = [*modules]
+    while waiting:
+        name = waiting.pop()
+        if name in digests or (found := _source(name)) is None:
+            continue
+        digests[name] = sha256(found)
+        for node in ast.walk(ast.parse(found.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                waiting += [name for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)) if _judges(name)]
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names if _judges(alias.name)]
+    return digest_of(digests)
+
+
+def plugin_digest() -> str:
+    """Digest of the CPU plugin's sources, which replace numerics of vLLM's; "" for a vLLM built for GPUs, which they leave alone."""
+    if built_for_gpus():
+        return ""
+    package = _source("stagecraft.inference.vllm_cpu").parent
+    return digest_of({path.name: sha256(path) for path in sorted(package.iterdir()) if path.suffix in (".py", ".cpp", ".hpp")})
+
+
+def _judges(module: str) -> bool:
+    return module.startswith(JUDGES)
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module; None for a name that is something in one."""
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec else None

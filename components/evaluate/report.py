@@ -8,7 +8,7 @@ from typing import Any
 
 from components.evaluate.contamination import Overlap
 from components.evaluate.gate import Verdict
-from components.evaluate.statistics import Estimate, wilson
+from components.evaluate.statistics import Estimate, Paired, wilson
 from components.evaluate.summary import Comparison, Score
 from components.evaluate.workload import DOCUMENTS, TASKS
 from stagecraft.contract.page import inline_svg, render_page
@@ -19,7 +19,7 @@ STAGES = {"base": "pretrain", "sft": "sft", "aligned": "rl", "fp8": "quantize", 
 
 def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verdict: Verdict, results: dict[str, dict[str, Any]],
            rows: list[dict[str, Any]], manifests: dict[str, dict[str, Any]], curation: dict[str, Any], figures: dict[str, str],
-           confidence: float, overlaps: dict[str, Overlap], not_run: dict[str, str]) -> str:
+           confidence: float, overlaps: dict[str, Overlap], unsearched: list[str], not_run: dict[str, str]) -> str:
     """The page as HTML that is well-formed XML too.
 
     Args:
@@ -29,12 +29,13 @@ def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verd
         figures: title -> SVG file's text.
         confidence: of the intervals shown.
         overlaps: evaluation set -> what of it was found in training text; empty if nobody looked.
+        unsearched: files that were trained on besides the corpus.
         not_run: benchmark -> why this machine could not run it.
     """
     return render_page(
-        Path(__file__).with_name("report.html.j2"), {"percent": _percent, "signed": _signed, "number": _number},
-        scores=scores, comparisons=comparisons, verdict=verdict, confidence=confidence, overlaps=overlaps, not_run=not_run,
-        asked=overlaps.get(TASKS), read=overlaps.get(DOCUMENTS),
+        Path(__file__).with_name("report.html.j2"), {"percent": _percent, "signed": _signed, "interval": _interval, "number": _number},
+        scores=scores, comparisons=comparisons, verdict=verdict, confidence=confidence, overlaps=overlaps, unsearched=unsearched,
+        not_run=not_run, asked=overlaps.get(TASKS), read=overlaps.get(DOCUMENTS),
         intervals={name: wilson(round(s.exact_match.value * s.exact_match.n), s.exact_match.n, confidence) for name, s in scores.items()},
         examples=_examples(results, rows), tasks=curation.get("tasks", {}), protocol=asdict(next(iter(scores.values())).protocol),
         digest=next(iter(scores.values())).protocol.digest, documents=next(iter(results.values()))["texts"],
@@ -63,9 +64,12 @@ def _percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} ± {100 * estimate.stderr:.1f}"
 
 
-def _signed(estimate: Estimate | Any, scale: float = 1.0, digits: int = 1) -> str:
-    value = estimate.value if isinstance(estimate, Estimate) else estimate.difference
-    return f"{scale * value:+.{digits}f} ± {scale * estimate.stderr:.{digits}f}".replace("-", "−")
+def _signed(found: Paired, scale: float, digits: int) -> str:
+    return f"{scale * found.difference:+.{digits}f} ± {scale * found.stderr:.{digits}f}".replace("-", "−")
+
+
+def _interval(bounds: tuple[float, float], scale: float, digits: int) -> str:
+    return " to ".join(f"{scale * bound:+.{digits}f}" for bound in bounds).replace("-", "−")
 
 
 def _number(value: float) -> str:

@@ -44,6 +44,8 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     for name, reason in not_run.items():
         log.note(f"{name} was not run: {reason}")
     overlaps = contamination.check(inputs["corpus"], workload.texts(results["base"]["benchmarks"])) if params.contamination else {}
+    if unsearched := manifests["sft"]["params"].get("data", {}).get("files", []) if params.contamination else []:
+        log.note(f"trained on besides the corpus, and not searched for what is asked: {', '.join(unsearched)}")
     for name, overlap in overlaps.items():
         if overlap.found:
             log.note(f"{name}: {overlap.found} of {overlap.texts} share text with the training corpus")
@@ -54,7 +56,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     log.note(f"gate: {verdict.reason}")
 
     figures = summary.metrics(scores, comparisons)
-    write_figures(out, figures, scores, overlaps, not_run)
+    write_figures(out, figures, scores, overlaps, unsearched, not_run)
     write_verdict(out, verdict, scores, results, params.gate)
     write_answers(out, results)
     with plots.style():
@@ -65,7 +67,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     write_atomic(out / "report.html", report.render(
         scores=scores, comparisons=comparisons, verdict=verdict, results=results, rows=workload.rows, manifests=manifests,
         curation=json.loads((inputs["corpus"] / "report.json").read_text()), figures={t: p.read_text() for t, p in drawn.items()},
-        confidence=params.gate.confidence, overlaps=overlaps, not_run=not_run))
+        confidence=params.gate.confidence, overlaps=overlaps, unsearched=unsearched, not_run=not_run))
     protocol = scores["base"].protocol
     log.record(engine=f"{protocol.engine} {protocol.engine_version}", compute_dtype=protocol.compute_dtype, hardware=protocol.hardware,
                protocol=protocol.digest, weights={name: score.model.precision for name, score in scores.items()})

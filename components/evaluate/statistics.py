@@ -111,12 +111,43 @@ def paired(first: Sequence[float], second: Sequence[float], confidence: float) -
     return Paired(estimate.value, estimate.stderr, (float(low), float(high)), _sign_test(differences, wins, losses), wins, losses, a.size)
 
 
+def paired_ratio(first: Sequence[float], second: Sequence[float], sizes: Sequence[float], confidence: float) -> Paired:
+    """Compare two models by a ratio of sums over the same units, such as bits over bytes of documents, of which less is better.
+
+    Args:
+        first, second: numerators, one for each unit.
+        sizes: denominators, the same for both.
+        confidence: of the interval, by the bootstrap over units.
+
+    Returns:
+        the first one's ratio less the second one's, with a standard error clustered by unit; a win is a unit of which the first has less.
+
+    Raises:
+        ValueError: fewer than two units, or lengths that differ.
+    """
+    a, b, sizes = (np.asarray(each, dtype=np.float64) for each in (first, second, sizes))
+    if a.shape != b.shape:
+        raise ValueError(f"a paired comparison needs the same units, found {a.size} and {b.size}")
+    differences = a - b
+    estimate = ratio(differences, sizes)
+    wins, losses = int((differences < 0).sum()), int((differences > 0).sum())
+    drawn = np.random.default_rng(_SEED).multinomial(a.size, np.full(a.size, 1 / a.size), _RESAMPLES)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile((drawn @ differences) / (drawn @ sizes), [tail, 1 - tail])
+    return Paired(estimate.value, estimate.stderr, (float(low), float(high)), _permuted(differences), wins, losses, a.size)
+
+
 def _sign_test(differences: np.ndarray, wins: int, losses: int) -> float:
+    if np.isin(differences, (-1.0, 0.0, 1.0)).all():
+        return float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+    return _permuted(differences)
+
+
+def _permuted(differences: np.ndarray) -> float:
+    """Two-sided p-value of their sum, were the sign of each as good as the other."""
     moved = differences[differences != 0]
-    if not moved.size:
+    if moved.size < 2:  # either sign of one is as far from 0
         return 1.0
-    if np.isin(moved, (-1.0, 1.0)).all():
-        return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
     tested = stats.permutation_test((moved,), np.mean, permutation_type="samples", vectorized=True, n_resamples=_RESAMPLES,
                                     rng=np.random.default_rng(_SEED))
     return float(tested.pvalue)
@@ -131,6 +162,19 @@ def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float
     estimate = mean(values)
     half = float(stats.t.ppf((1 + confidence) / 2, estimate.n - 1)) * estimate.stderr
     return estimate.value - half, estimate.value + half
+
+
+def geometric(values: Sequence[float], confidence: float) -> tuple[Estimate, tuple[float, float]]:
+    """Geometric mean of a few independent rates or ratios, with Student's interval of their logarithms: it stays above zero, and that
+    of the inverse ratios is the inverse.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    logs = np.log(values)
+    estimate, (low, high) = mean(logs), t_interval(logs, confidence)
+    value = math.exp(estimate.value)
+    return Estimate(value, value * estimate.stderr, estimate.n), (math.exp(low), math.exp(high))
 
 
 def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from components.evaluate import statistics
 from components.evaluate.protocol import Model, Protocol, require_same
 from components.evaluate.statistics import Estimate, Paired
 
-EXACT_MATCH = "exact match"
+EXACT_MATCH, BITS = "exact match", "bits per byte"
 COMPARISONS = (("sft", "base"), ("aligned", "sft"), ("fp8", "aligned"), ("nvfp4", "aligned"))
 
 
@@ -67,18 +67,18 @@ class Comparison:
     Attributes:
         exact_match: paired by prompt.
         benchmarks: task -> the same.
-        p_values_adjusted: of `exact_match` and of each benchmark, by name: Holm, over all questions of the report.
+        bits_per_byte: paired by document; positive means the first predicts text less well.
+        p_values_adjusted: of all of these by name: Holm, over all questions of the report.
         detectable: of the same, the smallest true difference that 80% of such evaluations would find.
-        bits_per_byte: difference paired by document; positive means the first predicts text less well.
     """
 
     first: str
     second: str
     exact_match: Paired
     benchmarks: dict[str, Paired]
+    bits_per_byte: Paired
     p_values_adjusted: dict[str, float]
     detectable: dict[str, float]
-    bits_per_byte: Estimate
 
     @property
     def name(self) -> str:
@@ -116,15 +116,15 @@ def compare(results: dict[str, dict[str, Any]], confidence: float) -> dict[str, 
             require_same(results[first]["protocol"], results[second]["protocol"], (first, second))
             ours, theirs = _per_prompt(results[first]), _per_prompt(results[second])
             found[first, second] = {name: statistics.paired(ours[name], theirs[name], confidence) for name in ours}
+            found[first, second][BITS] = _paired_texts(results[first]["texts"], results[second]["texts"], confidence)
     adjusted = statistics.holm({(*pair, name): each.p_value for pair, several in found.items() for name, each in several.items()})
     comparisons = []
     for (first, second), several in found.items():
         comparisons.append(Comparison(
             first=first, second=second, exact_match=several[EXACT_MATCH],
-            benchmarks={name: each for name, each in several.items() if name != EXACT_MATCH},
+            benchmarks={name: each for name, each in several.items() if name not in (EXACT_MATCH, BITS)}, bits_per_byte=several[BITS],
             p_values_adjusted={name: adjusted[first, second, name] for name in several},
-            detectable={name: statistics.minimum_detectable_difference(each.stderr, confidence) for name, each in several.items()},
-            bits_per_byte=_paired_texts(results[first], results[second])))
+            detectable={name: statistics.minimum_detectable_difference(each.stderr, confidence) for name, each in several.items()}))
     return {comparison.name: comparison for comparison in comparisons}
 
 
@@ -141,24 +141,38 @@ def metrics(scores: dict[str, Score], comparisons: dict[str, Comparison]) -> dic
     for name, each in scores.items():
         figures[name] = {
             "bits_per_byte": each.bits_per_byte.value, "bits_per_byte_stderr": each.bits_per_byte.stderr,
-            "exact_match": each.exact_match.value, "exact_match_stderr": each.exact_match.stderr, "unfinished": each.unfinished.value,
+            "exact_match": each.exact_match.value, "exact_match_stderr": each.exact_match.stderr,
+            "unfinished": each.unfinished.value, "unfinished_stderr": each.unfinished.stderr,
+            "answer_tokens": each.answer_tokens.value, "answer_tokens_stderr": each.answer_tokens.stderr,
             "families": {family: {"exact_match": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
                          for family, estimate in each.families.items()},
             "sources": {source: {"bits_per_byte": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
                         for source, estimate in each.sources.items()},
-            "benchmarks": {name: {"score": found.mean.value, "stderr": found.mean.stderr, "n": found.mean.n,
-                                  **{f"pass_at_{k}": estimate.value for k, estimate in found.pass_at_k.items()}}
-                           for name, found in each.benchmarks.items()},
+            "benchmarks": {task: {**_scored(found.mean), **_passed(found.pass_at_k),
+                                  "strata": {stratum: _scored(part) for stratum, part in found.strata.items()}}
+                           for task, found in each.benchmarks.items()},
+            **_passed(each.pass_at_k),
         }
-        for k, estimate in each.pass_at_k.items():
-            figures[name] |= {f"pass_at_{k}": estimate.value, f"pass_at_{k}_stderr": estimate.stderr}
     figures["comparisons"] = {
         name: {"exact_match": each.exact_match.difference, "stderr": each.exact_match.stderr, "p_value": each.exact_match.p_value,
                "p_value_adjusted": each.p_values_adjusted[EXACT_MATCH], "n": each.exact_match.n,
                "minimum_detectable": each.detectable[EXACT_MATCH],
-               "bits_per_byte": each.bits_per_byte.value, "bits_per_byte_stderr": each.bits_per_byte.stderr}
+               "bits_per_byte": each.bits_per_byte.difference, "bits_per_byte_stderr": each.bits_per_byte.stderr,
+               "bits_per_byte_p_value_adjusted": each.p_values_adjusted[BITS], "bits_per_byte_minimum_detectable": each.detectable[BITS],
+               "benchmarks": {task: {"difference": found.difference, "stderr": found.stderr, "p_value": found.p_value, "n": found.n,
+                                     "p_value_adjusted": each.p_values_adjusted[task], "minimum_detectable": each.detectable[task]}
+                              for task, found in each.benchmarks.items()}}
         for name, each in comparisons.items()}
     return figures
+
+
+def _scored(estimate: Estimate) -> dict[str, float]:
+    return {"score": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
+
+
+def _passed(pass_at_k: dict[int, Estimate]) -> dict[str, float]:
+    return {key: value for k, estimate in pass_at_k.items()
+            for key, value in ((f"pass_at_{k}", estimate.value), (f"pass_at_{k}_stderr", estimate.stderr))}
 
 
 def _grouped(items: list[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> dict[str, list[dict[str, Any]]]:
@@ -192,9 +206,9 @@ def _bits_per_byte(texts: list[dict[str, Any]]) -> Estimate:
     return statistics.ratio([text["bits"] for text in texts], [text["bytes"] for text in texts])
 
 
-def _paired_texts(a: dict[str, Any], b: dict[str, Any]) -> Estimate:
-    pairs = list(zip(a["texts"], b["texts"]))
-    return statistics.ratio([first["bits"] - second["bits"] for first, second in pairs], [first["bytes"] for first, _ in pairs])
+def _paired_texts(first: list[dict[str, Any]], second: list[dict[str, Any]], confidence: float) -> Paired:
+    ours, theirs = ([text["bits"] for text in texts] for texts in (first, second))
+    return statistics.paired_ratio(ours, theirs, [text["bytes"] for text in first], confidence)
 
 
 def _pass_at_k(sampled: list[dict[str, Any]]) -> dict[int, Estimate]:

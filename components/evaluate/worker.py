@@ -1,7 +1,7 @@
-"""Evaluates one model in a process of its own: `python -m components.evaluate.worker JOB.json`.
+"""Evaluates one model in a process of its own.
 
 One engine a process: what one model leaves behind in the engine never reaches the next one, a crash takes one model
-with it, and two processes use two cores. Standard output carries progress, one `done N` a line, and nothing else.
+with it, and two processes use two cores.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-import stagecraft.environments
 from components.evaluate.params import Params
-from components.evaluate.protocol import Model, Protocol, engine_version, hardware, precision_of, source_digest
+from components.evaluate.protocol import Model, Protocol, engine_version, hardware, plugin_digest, precision_of, source_digest
 from components.evaluate.text import bits, windows
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.files import digest_of, write_json
@@ -113,13 +113,14 @@ class Evaluator:
         params = self.params
         engine, version = engine_version()
         return Protocol(
-            engine=engine, engine_version=version, compute_dtype=params.dtype, hardware=hardware(), threads=params.threads,
-            max_num_seqs=params.max_num_seqs, max_model_len=params.max_model_len, max_new_tokens=params.tasks.max_new_tokens,
+            engine=engine, engine_version=version, plugin=plugin_digest(), compute_dtype=params.dtype, hardware=hardware(),
+            threads=params.threads, max_num_seqs=params.max_num_seqs, max_model_len=params.max_model_len,
+            max_new_tokens=params.tasks.max_new_tokens,
             temperature=0.0, sampling_temperature=params.pass_at_k.temperature, samples=params.pass_at_k.samples, stop=self.stop,
             seed=params.seed, window=params.text.window, overlap=params.text.overlap,
             benchmarks=digest_of([self.params.benchmarks.max_new_tokens, {name: found["digest"] for name, found in benchmarks.items()}]),
             prompt_template=digest_of(self.tokenizer.chat_template), prompts=digest_of(self.prompts), tasks=digest_of(self.rows),
-            verifiers=source_digest(Path(stagecraft.environments.__file__).parent), text=digest_of(self.documents),
+            verifiers=source_digest([verify.__module__]), text=digest_of(self.documents),
         )
 
     def _judge(self, row: dict[str, Any], completion: Any) -> dict[str, Any]:
@@ -163,22 +164,21 @@ def evaluate(job: dict[str, Any], progress: Callable[[int], None]) -> dict[str, 
         evaluator.engine.close()
 
 
-def main(job_path: Path) -> int:
-    job = json.loads(job_path.read_text())
-    pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # engines print to standard output; the pipe is for progress alone
+def run(job: Path, output: Path, progress: Connection) -> None:
+    """What the process does.
 
-    def progress(done: int) -> None:
-        print(f"done {done}", file=pipe, flush=True)
-
-    write_json(Path(job["result"]), evaluate(job, progress))
-    return 0
+    Args:
+        job: a file with what is to be done, and where the result goes.
+        output: receives what engines print, and errors.
+        progress: receives numbers of things done.
+    """
+    with output.open("w") as stream:
+        for standard in (sys.stdout, sys.stderr):
+            os.dup2(stream.fileno(), standard.fileno())
+    told = json.loads(job.read_text())
+    exit_on_user_error(lambda: write_json(Path(told["result"]), evaluate(told, progress.send)))
 
 
 def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     for begin in range(0, len(items), size):
         yield items[begin:begin + size]
-
-
-if __name__ == "__main__":
-    exit_on_user_error(lambda: main(Path(sys.argv[1])))

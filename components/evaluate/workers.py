@@ -1,25 +1,31 @@
-"""Runs one worker process per model, a few at a time; what is finished stays finished, whatever happens to the rest."""
+"""Runs one worker process per model, a few at a time; what is finished stays finished, whatever happens to the rest.
+
+They are forked from one that has imported vLLM, which takes longer than many a small model's evaluation.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict
+from multiprocessing import forkserver, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from components.evaluate.params import Params
+from components.evaluate.worker import run
 from components.evaluate.workload import Workload
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.runlog import RunLog
 
 LAST_LINES = 15
+PRELOADED = ["stagecraft.inference.preloaded", *(f"components.evaluate.{name}" for name in ("worker", "engine_lm", "harness"))]
 
 
 def run_all(models: dict[str, tuple[Path, str]], workload: Workload, params: Params, log: RunLog) -> dict[str, dict[str, Any]]:
@@ -40,8 +46,10 @@ def run_all(models: dict[str, tuple[Path, str]], workload: Workload, params: Par
     if finished:
         log.note(f"already evaluated before the interruption: {', '.join(finished)}")
     amounts = {name: _amount(name, workload, params) for name in models}
-    running: list[subprocess.Popen] = []
+    running: list[BaseProcess] = []
     lock = Lock()
+    if len(finished) < len(models):
+        _preload(params.threads)
     pool = ThreadPoolExecutor(params.processes)
     with log.bar("evaluate", sum(amounts.values()), unit="item", done=sum(amounts[name] for name in finished)) as bar:
 
@@ -55,7 +63,7 @@ def run_all(models: dict[str, tuple[Path, str]], workload: Workload, params: Par
             # Keys in their order, not sorted: that of a tool's arguments is part of the prompt.
             write_atomic(job, json.dumps({"name": name, "path": str(path.resolve()), "digest": digest,
                                           "result": str(results[name].resolve()), "params": asdict(params), **workload.as_dict()}))
-            _run(name, job, params.threads, running, advance)
+            _run(name, job, running, advance)
 
         try:
             for future in as_completed([pool.submit(work, name) for name in models if name not in finished]):
@@ -67,17 +75,30 @@ def run_all(models: dict[str, tuple[Path, str]], workload: Workload, params: Par
     return {name: json.loads(results[name].read_text()) for name in models}
 
 
-def _run(name: str, job: Path, threads: int, running: list[subprocess.Popen], advance: Callable[[int], None]) -> None:
-    output = job.with_name(f"{name}.log")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    with output.open("w") as stream:
-        process = subprocess.Popen([sys.executable, "-m", "components.evaluate.worker", str(job)], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=stream, text=True, env=environment)
-        running.append(process)
-        with process.stdout:
-            for line in process.stdout:
-                advance(int(line.removeprefix("done ")))
-        status = process.wait()
+def _preload(threads: int) -> None:
+    """Start the process that workers are forked from; OpenMP reads its number of threads when it is loaded, there."""
+    before = dict(os.environ)
+    os.environ.update(OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
+    try:
+        get_context("forkserver").set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _run(name: str, job: Path, running: list[BaseProcess], advance: Callable[[int], None]) -> None:
+    output, context = job.with_name(f"{name}.log"), get_context("forkserver")
+    progress, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(job, output, theirs), name=name)  # no daemon: an engine may start processes
+    process.start()
+    running.append(process)
+    theirs.close()
+    with progress, suppress(EOFError):
+        while True:
+            advance(progress.recv())
+    process.join()
+    status = process.exitcode
     if status == 0:
         return
     lines = output.read_text(errors="replace").splitlines()

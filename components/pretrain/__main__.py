@@ -11,7 +11,8 @@ def dry_run() -> None:
     """The command line of the dry run."""
     parser = argparse.ArgumentParser(prog="python -m components.pretrain --dry-run", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", required=True)
-    parser.add_argument("--ranks", type=int, metavar="N", help="of the whole job (default: the profile's processes)")
+    parser.add_argument("--ranks", type=int, metavar="N",
+                        help="of the whole job (default: the profile's processes, or, if that is 1, the fewest that all phases can use)")
     options = parser.parse_args()
 
     from components.pretrain.dry_run import main

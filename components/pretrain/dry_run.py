@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from math import lcm
 from pathlib import PurePath
 
 from stagecraft.megatron_cpu import on_meta
@@ -34,21 +35,26 @@ ORDER = "tp-cp-ep-dp-pp"  # of ranks, megatron-core's default
 
 
 def main(ranks: int | None) -> None:
-    """Print it; `ranks` defaults to the profile's `processes`.
+    """Print it; `ranks` defaults to the profile's `processes`, or, where torchrun gives the ranks, to the fewest that all phases can use.
 
     Raises:
         UserError: the profile or the layout is impossible.
     """
     params = load(Params, "pretrain")
-    for line in report(params, ranks or params.processes):
+    for line in report(params, ranks or (params.processes if params.processes > 1 else fewest_ranks(params))):
         print(line)
+
+
+def fewest_ranks(params: Params) -> int:
+    """The fewest ranks that the layouts of all phases divide; what batches these cannot share, more cannot either."""
+    layouts = [params.layout_of(phase) for phase in params.phases]
+    return lcm(*(size for layout in layouts for size in (layout.model, layout.pipeline * layout.expert)))
 
 
 def report(params: Params, ranks: int) -> Iterator[str]:
     """The lines: parameters, schedule, ranks, memory, precision of every module, recipe."""
     a = params.architecture
-    for phase in params.phases:
-        params.layout_of(phase).data(ranks)
+    params.check_ranks(ranks)
     total, mtp = count_on_meta(params)
     yield (f"# {PurePath(params_path()).name}: {total / 1e9:.2f}B parameters, {count_parameters(a).active / 1e9:.2f}B active, "
            f"MTP +{mtp / 1e9:.2f}B")

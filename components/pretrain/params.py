@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from stagecraft.contract.params import params
-from stagecraft.engine.layout import Layout
+from stagecraft.engine.layout import Layout, divide
 from stagecraft.engine.merge_params import Merging
 from stagecraft.engine.phase_params import BatchRamp, LongContext
 from stagecraft.engine.phases import Phase, phases
@@ -54,6 +54,18 @@ class Params(Schedule):
     def layout_of(self, phase: Phase) -> Layout:
         """How the ranks divide the model and the rows of a phase."""
         return self.long_context.layout if phase.start >= self.steps else self.layout
+
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse a number of ranks over which some phase, be it the last, cannot be divided.
+
+        Raises:
+            UserError: it names what cannot.
+        """
+        for phase in self.phases:
+            section = "pretrain.long_context" if phase.start >= self.steps else "pretrain"
+            data = self.layout_of(phase).data(ranks, f"{section}.layout")
+            for batch in sorted(phase.batches):
+                divide(batch // phase.micro, data, f"{section}.global_batch / micro_batch")
 
     @property
     def tokens(self) -> int:

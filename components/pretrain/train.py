@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import stagecraft.megatron_cpu  # noqa: F401
@@ -19,10 +20,12 @@ from stagecraft.data.blend import read_blend
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.datasets import batch_of, open_blend
+from stagecraft.engine.launch import world_size
 from stagecraft.engine.layout import Layout
 from stagecraft.engine.merging import Merger
 from stagecraft.engine.phases import read_at, rows_read
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
+from stagecraft.engine.watchdog import Watchdog
 from stagecraft.model.hardware import Hardware
 from stagecraft.model.ladder import check, ladder, refuse_emulation
 from stagecraft.model.precision import as_yaml
@@ -40,19 +43,25 @@ class Result:
 
 
 def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Result:
-    """Train on this rank; `log` on rank 0 only."""
+    """Train on this rank; `log` on rank 0 only.
+
+    Raises:
+        UserError: as `Params.check_ranks` and `announce`, before any work; as `loop.run`.
+    """
+    params.check_ranks(world_size())
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(corpus / "tokenizer")
     common = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer),
               "seed": params.seed, "cache": work / "index"}
     trainer = built(params, params.layout)
     announce(params, trainer, log)
+    watchdog = Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds)
     rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length, **common)
             for phase in params.phases}
 
     def run(until: int, between: Callable[[], None] = lambda: None) -> tuple[int, float]:
-        """Go on to step `until` with the trainer there is, which the phases up to then can be divided for."""
-        shares = {(phase, batch): parallel.share(batch // phase.micro, "pretrain: global_batch / micro_batch")
+        """Go on to step `until` with the trainer there is, in whose layout all phases up to then are."""
+        shares = {(phase, batch): parallel.share(batch // phase.micro, "pretrain.global_batch / micro_batch")
                   for phase in params.phases for batch in phase.batches if phase.start < until}
 
         def step() -> StepResult:
@@ -62,11 +71,11 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
             return trainer.step([batch_of(rows[phase], range(at, at + phase.micro)) for at in starts])
 
         return loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log, until=until,
-                        keep=params.keep_checkpoints, max_skipped=params.max_skipped_steps, hang_seconds=params.hang_seconds,
-                        between=between, extra=lambda: {"rows": rows_read(trainer.steps_done, params.phases)})
+                        keep=params.keep_checkpoints, max_skipped=params.max_skipped_steps, beat=watchdog.beat, between=between,
+                        extra=lambda: {"rows": rows_read(trainer.steps_done, params.phases)})
 
     def heldout(rows: int) -> float:
-        return evaluate(trainer, params, corpus, common, rows)
+        return evaluate(trainer, params, corpus, common, rows, watchdog.beat)
 
     # A kill may come as late as the next checkpoint's step, while the last one is still being written: then it is two back.
     merger = Merger(params.merge, work / "merging", trainer.module, reach=2 * params.checkpoint_every)
@@ -88,22 +97,23 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
             log.step(params.steps, curve="merged", heldout_loss_last=last, heldout_loss_merged=merged, merged=merger.merged)
         return merged if merger.merged else last
 
-    tokens, seconds = run(params.steps, look)
-    if params.long_context.steps:
-        if params.long_context.layout != params.layout:
-            del trainer, merger
-            parallel.leave_groups()
-            trainer = built(params, params.long_context.layout)
-        further = run(params.steps + params.long_context.steps)
-        tokens, seconds = tokens + further[0], seconds + further[1]
-        heldout_loss = heldout(params.heldout_rows)
-    else:
-        heldout_loss = settle()
-    for settled in log.curve("merged") if log else ():
-        log.note(f"held-out loss {settled['heldout_loss_last']:.4f} of the last weights, {settled['heldout_loss_merged']:.4f} merged: "
-                 + ("the merged ones go on" if settled["merged"] else "the last ones go on"))
-        log.record(merged=bool(settled["merged"]), **{key: settled[key] for key in ("heldout_loss_last", "heldout_loss_merged")})
-    weights = trainer.weights()
+    with watchdog:
+        tokens, seconds = run(params.steps, look)
+        if params.long_context.steps:
+            if params.long_context.layout != params.layout:
+                del trainer, merger
+                parallel.leave_groups()
+                trainer = built(params, params.long_context.layout)
+            further = run(params.steps + params.long_context.steps)
+            tokens, seconds = tokens + further[0], seconds + further[1]
+            heldout_loss = heldout(params.heldout_rows)
+        else:
+            heldout_loss = settle()
+        for settled in log.curve("merged") if log else ():
+            log.note(f"held-out loss {settled['heldout_loss_last']:.4f} of the last weights, {settled['heldout_loss_merged']:.4f} merged: "
+                     + ("the merged ones go on" if settled["merged"] else "the last ones go on"))
+            log.record(merged=bool(settled["merged"]), **{key: settled[key] for key in ("heldout_loss_last", "heldout_loss_merged")})
+        weights = trainer.weights()
     parameters = sum(tensor.numel() for name, tensor in weights.items() if "e_score_correction_bias" not in name)  # which is a buffer
     result = Result(weights, parameters, heldout_loss, bytes_per_token(corpus, tokenizer), tokens / seconds)
     parallel.shutdown()
@@ -111,26 +121,32 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
 
 
 def built(params: Params, layout: Layout) -> Trainer:
-    """The model before its first step, divided over the ranks."""
-    parallel.initialize(params.seed, layout)
+    """The model before its first step, divided over the ranks.
+
+    Raises:
+        UserError: a layer does not compute in the recipe's format.
+    """
+    # The watchdog, which names the rank that is waited for, is to end a rank that waits, not the group's own timeout.
+    parallel.initialize(params.seed, layout, timedelta(seconds=2 * params.hang_seconds) if params.hang_seconds else timedelta(days=365))
     optimization = replace(Optimization.of(params), further_steps=params.long_context.steps, further_lr=params.long_context.lr)
-    return Trainer(
+    trainer = Trainer(
         params.architecture, optimization, max_sequence_length=max(phase.length for phase in params.phases), precision=params.precision,
         dtype=getattr(torch, params.dtype), mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale,
         expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss, diagnose_every=params.diagnose_every)
+    check(trainer.module, trainer.config.quant_recipe)
+    return trainer
 
 
 def announce(params: Params, trainer: Trainer, log: RunLog | None) -> None:
     """Say and record what was asked for and what computes, per class of layer; refuse what `emulate: false` rules out.
 
     Raises:
-        UserError: a format would be emulated, or a layer does not compute in the recipe's format.
+        UserError: a format would be emulated.
     """
     hardware = Hardware.of(trainer.config)
     rungs = ladder(params.architecture, params.precision, hardware, mtp=trainer.mtp, dtype=trainer.config.params_dtype)
     if not params.emulate:
         refuse_emulation(rungs, hardware)
-    check(trainer.module, trainer.config.quant_recipe)
     if log:
         log.note(f"precision {params.precision} on {hardware.name}; class of layers, how many: requested -> actual")
         for rung in rungs:
@@ -140,11 +156,18 @@ def announce(params: Params, trainer: Trainer, log: RunLog | None) -> None:
                    device=hardware.name, processes=dist.get_world_size())
 
 
-def evaluate(trainer: Trainer, params: Params, corpus: Path, common: dict, count: int) -> float:
-    """Mean next-token loss (nats) over the first `count` of `heldout_rows` rows of held-out text, unquantised; the same on every rank."""
+def evaluate(trainer: Trainer, params: Params, corpus: Path, common: dict, count: int,
+             beat: Callable[[int], None] = lambda _: None) -> float:
+    """Mean next-token loss (nats) over the first `count` of `heldout_rows` rows of held-out text, unquantised; the same on every rank.
+
+    `beat` is called before every batch with the steps done.
+    """
     rows = open_blend(read_blend(corpus, "heldout"), samples=params.heldout_rows, sequence_length=params.sequence_length, **common)
     count = min(count, params.heldout_rows)
-    sums = [trainer.loss(batch_of(rows, range(at, min(at + params.micro_batch, count)))) for at in range(0, count, params.micro_batch)]
+    sums = []
+    for at in range(0, count, params.micro_batch):
+        beat(trainer.steps_done)
+        sums.append(trainer.loss(batch_of(rows, range(at, min(at + params.micro_batch, count)))))
     return sum(loss for loss, _ in sums) / sum(count for _, count in sums)
 
 

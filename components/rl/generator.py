@@ -12,11 +12,11 @@ from pathlib import Path
 from torch import Tensor
 
 from components.rl.healing import answers_path
-from components.rl.params import Params
+from components.rl.params import Stage
 from components.rl.prompts import Row, by_difficulty, pick, read_prompts, share
 from components.rl.rlhf.judge import Judge
 from components.rl.rollouts import Draw, Sample, draw_path, read_draw, write_draw
-from components.rl.talks import begin
+from components.rl.talks import begin_all, hear_all
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_json
 from stagecraft.data.chat import encode_prompt
@@ -33,15 +33,17 @@ class Job:
         corpus, model: artifacts, as the stage gets them.
         judge: gives the rewards of a step in the verifiers' place.
         kept: directory for what was drawn; what is there already is not drawn again.
+        answered: steps after which held-out prompts are answered: healing is measured by that.
         first: steps that were done before.
     """
 
-    params: Params
+    params: Stage
     corpus: Path
     model: Path
     judge: Judge | None
     kept: Path
-    first: int
+    answered: tuple[int, ...]
+    first: int = 0
 
 
 class Generator:
@@ -53,7 +55,7 @@ class Generator:
 
     def __init__(self, job: Job, worker: int = 0):
         self.params, self.judge, self.kept, self.heldout = job.params, job.judge, job.kept, job.corpus / "tasks" / "heldout.jsonl"
-        self.worker, self.workers, params = worker, job.params.generators.count, job.params
+        self.answered, self.worker, self.workers, params = job.answered, worker, job.params.generators.count, job.params
         self.tokenizer = load_tokenizer(job.corpus / "tokenizer")
         self.rows = read_prompts(job.corpus / "tasks" / "rl.jsonl", self.tokenizer, params)
         self.engine = Engine(job.model, max_model_len=params.max_prompt_tokens + params.max_new_tokens,
@@ -96,13 +98,13 @@ class Generator:
         return draw
 
     def answer_heldout(self) -> None:
-        """Keep greedy answers to held-out prompts, those of the weights there are now: healing is measured by them. One worker does it.
+        """Keep greedy answers to held-out prompts, those of the weights there are now, if they are wanted. One worker does it.
 
         Raises:
             UserError: none fits.
         """
         path = answers_path(self.kept, self.version)
-        if self.worker or not self.params.healing.steps or path.exists():
+        if self.worker or self.version not in self.answered or path.exists():
             return
         prompts = [prompt for row in read_rows(self.heldout)
                    if len(prompt := encode_prompt(self.tokenizer, row)) <= self.params.max_prompt_tokens][:self.params.healing.heldout]
@@ -121,15 +123,25 @@ class Generator:
         """Talks on this worker's share of the rows, `n` on each. A completion's seed is that of its place among all of them, so that it
         does not depend on how they are shared."""
         own = share(len(rows), self.worker, self.workers)
-        talks = [begin(rows[place], self.tokenizer, self.engine.max_model_len, version, self.params.environment_servers)
-                 for place in own for _ in range(n)]
+        talks = begin_all((rows[place] for place in own for _ in range(n)), self.tokenizer, self.engine.max_model_len, version,
+                          self.params.environment_servers)
         speaking, turn = list(enumerate(talks, own.start * n)), 0
         while speaking:
             seeds = completion_seeds(seed + (turn << 40), len(rows) * n)
+            drawn_with: list[int] = []  # version of the weights, by step of the engine: a token of every completion under way
+
+            def before_step(drawn_with: list[int] = drawn_with) -> None:
+                if between:
+                    between()
+                drawn_with.append(self.version)
+
             heard = self.engine.generate([talk.ids for _, talk in speaking], temperature=self.params.temperature,
                                          max_tokens=self.params.max_new_tokens, stop_token_ids=[self.tokenizer.eos_token_id],
-                                         seed=[seeds[place] for place, _ in speaking], logprobs=True, between=between)
-            speaking = [(place, talk) for (place, talk), (said,) in zip(speaking, heard) if talk.hear(said)]
+                                         seed=[seeds[place] for place, _ in speaking], logprobs=True, between=before_step)
+            for (_, talk), (said,) in zip(speaking, heard):
+                talk.sample.newest = drawn_with[len(said.token_ids) - 1]
+            going_on = hear_all((talk for _, talk in speaking), (said for said, in heard))
+            speaking = [each for each, goes_on in zip(speaking, going_on) if goes_on]
             turn += 1
         return [talk.sample for talk in talks]
 
@@ -137,7 +149,7 @@ class Generator:
         return self.kept / ("solved.json" if self.workers == 1 else f"solved-{worker + 1}-of-{self.workers}.json")
 
     def _try(self) -> None:
-        """Keep which share of the fine-tuned model's tries solves each prompt; measured once, before the first step."""
+        """Keep which share of the tries of the stage's first model solves each prompt; measured once, before the first step."""
         path, asked = self._solved_path(self.worker), asdict(self.params.curriculum)
         if path.exists() and json.loads(path.read_text())["asked"] == asked:
             return

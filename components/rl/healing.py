@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from components.rl.acceptance import Acceptance, Answer, acceptance
-from components.rl.params import Params
+from components.rl.params import Stage
 from components.rl.rollouts import Sample, draw_path, read_draw
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.packing import pack_stream
@@ -22,12 +22,14 @@ from stagecraft.model.config import Architecture
 FROZEN = ("embedding.", "decoder.", "output_layer.")  # Megatron's names of all that is not the MTP block
 
 
-def heal(params: Params, architecture: Architecture, before: Mapping[str, Tensor], weights: Mapping[str, Tensor],
+def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor], weights: Mapping[str, Tensor], first: Path, kept: Path,
          log: RunLog) -> tuple[dict[str, Tensor], dict[str, Acceptance]]:
     """Train the MTP block on what the policy said in the last steps; resumable at every checkpoint.
 
     Args:
+        params: of the last stage.
         before, weights: canonical tensors of the fine-tuned model and of the policy, the latter with the MTP block of the former.
+        first, kept: where the first and the last stage kept what they drew.
 
     Returns:
         the policy's tensors with the healed block; what the drafts were worth `before` reinforcement learning, after it (`rl`) and
@@ -39,10 +41,9 @@ def heal(params: Params, architecture: Architecture, before: Mapping[str, Tensor
                                                  betas=(0.9, 0.999), clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, expert_bias_rate=0.0, aux_loss=0.0,
                       mtp_depths=asked.depths, mtp_loss_scale=1.0)
-    kept = log.work / "rollouts"
-    first, last = (read_answers(kept, version) for version in (0, params.steps))
+    last = read_answers(kept, params.steps)
     trainer.load_weights(before)
-    worth = {"before": acceptance(trainer, first, params.pack_tokens)}
+    worth = {"before": acceptance(trainer, read_answers(first, 0), params.pack_tokens)}
     trainer.load_weights(weights)
     worth["rl"] = acceptance(trainer, last, params.pack_tokens)
     checkpoints.resume(log.work / "healing", trainer)
@@ -62,7 +63,7 @@ def heal(params: Params, architecture: Architecture, before: Mapping[str, Tensor
     return healed, worth
 
 
-def last_rollouts(kept: Path, params: Params) -> list[Sample]:
+def last_rollouts(kept: Path, params: Stage) -> list[Sample]:
     """What the policy said in the last `healing.rollouts` steps."""
     steps = range(max(0, params.steps - params.healing.rollouts), params.steps)
     workers = params.generators.count
@@ -79,7 +80,7 @@ def read_answers(kept: Path, version: int) -> list[Answer]:
     return [(prompt, answer) for prompt, answer in json.loads(answers_path(kept, version).read_text())]
 
 
-def _packs(samples: Sequence[Sample], params: Params) -> list[list[Sample]]:
+def _packs(samples: Sequence[Sample], params: Stage) -> list[list[Sample]]:
     """One pack for every step, in as many shuffled passes as it takes."""
     lengths = [len(sample.prompt) + len(sample.tokens) - 1 for sample in samples]
     packs: list[list[Sample]] = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import asdict, is_dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stagecraft.contract.params import params
+from stagecraft.contract.params import params, parse
 from stagecraft.engine.schedule import AboveZero, Count, Positive
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -22,10 +23,19 @@ class Generators:
 
 @params
 class Curriculum:
-    """Which prompts are trained on, and in which order, by what the fine-tuned model makes of them."""
+    """Which prompts are trained on, and in which order, by what the model that the stage begins with makes of them."""
 
     samples: Count
     drop_above: Share
+
+
+@params
+class EnvironmentServer:
+    """A resource server that plays an environment, and the rows that it knows: a JSONL file in NeMo Gym's format, or "": drawn here."""
+
+    url: str
+    rows: str
+    turns: Positive
 
 
 @params
@@ -63,7 +73,7 @@ class Preferences:
 
 
 @params
-class Params:
+class Stage:
     """GRPO. Sizes in prompts, completions, tokens or steps; learning rates per step."""
 
     seed: Count
@@ -79,7 +89,7 @@ class Params:
     mixture: dict[str, Annotated[float, Field(ge=0)]]
     environments: dict[str, AboveZero]
     environment_prompts: Positive
-    environment_servers: dict[str, str]
+    environment_servers: dict[str, EnvironmentServer]
     curriculum: Curriculum
     steps: Positive
     lr: AboveZero
@@ -106,8 +116,45 @@ class Params:
         if self.generators.count > self.prompts_per_step:
             raise ValueError(f"{self.generators.count} generators have no share each in {self.prompts_per_step} prompts_per_step")
         if unasked := sorted(set(self.environment_servers) - set(self.environments)):
-            raise ValueError(f"environment_servers has an address of {unasked[0]!r}, which environments does not name")
+            raise ValueError(f"environment_servers has {unasked[0]!r}, which environments does not name")
         if self.preferences.enabled and self.environments:
             raise ValueError("preferences compare single answers: leave environments empty")
         if self.in_flight and not self.staleness:
             raise ValueError("in_flight needs staleness 1: with 0 nothing is generated while weights change")
+
+
+@params
+class Params(Stage):
+    """Stages in their order, each with what it says differently; each goes on from the policy of the one before, with its own optimizer.
+
+    Under a group such as `preferences` a stage gives the keys that differ. Its seed, if it gives none, is `seed` + its place.
+    """
+
+    stages: dict[str, dict[str, Any]]
+
+    @property
+    def parts(self) -> dict[str, Stage]:
+        """The parameters of every stage, by name."""
+        own = asdict(self)
+        del own["stages"]
+        found = {}
+        for number, (name, changes) in enumerate(self.stages.items()):
+            merged = {**own, "seed": self.seed + number}
+            for key, value in changes.items():
+                group = isinstance(value, dict) and is_dataclass(getattr(self, key, None))
+                merged[key] = {**own[key], **value} if group else value
+            found[name] = parse(Stage, merged, f"rl.stages.{name}")
+        return found
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stages:
+            raise ValueError("stages is empty: name one, such as {rlvr: {}}")
+        for name, changes in self.stages.items():
+            if not name.isidentifier():
+                raise ValueError(f"stages has the name {name!r}: letters, digits and _ name its directory and figures")
+            if "healing" in changes:
+                raise ValueError(f"stages.{name} has healing, which comes once, after the last stage")
+        judged = [name for name, part in self.parts.items() if part.preferences.enabled and not part.preferences.url]
+        if len(judged) > 1:
+            raise ValueError(f"stages {judged[0]} and {judged[1]} both train a reward model: name an endpoint in all but one")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from components.rl.params import Params
+from components.rl.params import Stage
 from stagecraft.contract.errors import UserError
 from stagecraft.data.chat import encode_prompt
 from stagecraft.data.tasks import read_rows
@@ -19,7 +20,7 @@ from stagecraft.environments.library import environment
 Row = dict[str, Any]
 
 
-def read_prompts(path: Path, tokenizer: Any, params: Params) -> list[Row]:
+def read_prompts(path: Path, tokenizer: Any, params: Stage) -> list[Row]:
     """The task rows whose prompt fits, as many of each family as the mixture gives it, and those of the environments.
 
     A family keeps the share of its rows that its weight is of the largest weight; a family that is not named weighs 1.
@@ -43,7 +44,9 @@ def read_prompts(path: Path, tokenizer: Any, params: Params) -> list[Row]:
         if left[row["family"]] >= 0:
             kept.append(row)
     for name, weight in params.environments.items():
-        drawn = fit(environment_rows(name, round(params.environment_prompts * weight), f"{params.seed}/{name}"))
+        count, server = round(params.environment_prompts * weight), params.environment_servers.get(name)
+        draw = partial(file_rows, Path(server.rows)) if server and server.rows else environment_rows
+        drawn = fit(draw(name, count, f"{params.seed}/{name}"))
         if not drawn:
             raise UserError(f"no prompt of at most {params.max_prompt_tokens} tokens", where=f"rl.environments.{name}",
                             mend="raise rl.max_prompt_tokens or rl.environment_prompts")
@@ -61,12 +64,32 @@ def environment_rows(name: str, count: int, seed: str) -> list[Row]:
         UserError: there is no such environment.
     """
     source, generator = environment(name), random.Random(seed)
+    return [_row(name, number, source.draw(generator)) for number in range(count)]
+
+
+def file_rows(path: Path, name: str, count: int, seed: str) -> list[Row]:
+    """At most `count` rows of a file in NeMo Gym's format, drawn without putting back, in the form of task rows.
+
+    Raises:
+        UserError: the file cannot be read; a row that is none, by its line.
+    """
+    try:
+        lines = [(number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read rows: {error}", where=str(path), mend=f"correct rl.environment_servers.{name}.rows") from None
     rows = []
-    for number in range(count):
-        drawn = source.draw(generator)
-        messages, tools = chat_request(drawn)
-        rows.append({"id": f"{name}-{number:06d}", "family": name, "messages": messages, "tools": tools, "drawn": drawn})
+    for number, line in sorted(random.Random(seed).sample(lines, min(count, len(lines)))):
+        try:
+            rows.append(_row(name, number, json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"no row of NeMo Gym: {type(error).__name__}: {error}", where=f"{path}:{number}",
+                            mend="give it responses_create_params with messages in input") from None
     return rows
+
+
+def _row(name: str, number: int, drawn: Row) -> Row:
+    messages, tools = chat_request(drawn)
+    return {"id": f"{name}-{number:06d}", "family": name, "messages": messages, "tools": tools, "drawn": drawn}
 
 
 def by_difficulty(rows: list[Row], solved: dict[str, float], drop_above: float) -> list[Row]:
@@ -81,7 +104,7 @@ def by_difficulty(rows: list[Row], solved: dict[str, float], drop_above: float) 
     return kept
 
 
-def pick(rows: list[Row], step: int, params: Params) -> list[Row]:
+def pick(rows: list[Row], step: int, params: Stage) -> list[Row]:
     """The prompts of a step: a new shuffle for every pass over the rows.
 
     Under a curriculum the first pass follows the order of difficulty, spread over the steps there are: a step draws its prompts evenly

@@ -13,7 +13,7 @@ import torch
 
 from components.rl.advantage import group_advantages
 from components.rl.loss import Rollout
-from components.rl.params import Params
+from components.rl.params import Stage
 from stagecraft.contract.files import write_atomic
 from stagecraft.data.packing import pack_bins
 from stagecraft.engine.packs import packed_batch
@@ -29,9 +29,9 @@ class Sample:
         mask: 1 for those of `tokens` that the policy drew, 0 for what the environment said in between.
         logprobs: the generator's, of `tokens`; 0 where the mask is.
         finished: it ended by itself.
-        malformed: its thinking cannot be read, or a tool call, or a call was invalid.
+        malformed: its thinking cannot be read, or a tool call, or a call was invalid: of no tool, or against its schema.
         messages: of a conversation with an environment, all of them.
-        version: optimizer steps behind the weights that its batch was begun with.
+        version, newest: optimizer steps behind the weights that its batch was begun with, and behind those of its last token.
     """
 
     id: str
@@ -49,11 +49,13 @@ class Sample:
     reward: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
     advantage: float = 0.0
+    newest: int = 0
 
     def record(self, step: int) -> dict[str, Any]:
         """The sample as a readable line."""
         return {"step": step, "id": self.id, "family": self.family, "prompt": self.asked, "completion": self.text,
                 "finished": self.finished, "reward": self.reward, "parts": self.parts, "advantage": self.advantage,
+                "versions": [self.version, self.newest],
                 **({"messages": self.messages} if self.messages else {})}
 
 
@@ -65,14 +67,18 @@ class Draw:
     seconds: float
 
 
-def weigh(samples: list[Sample], params: Params) -> None:
+def weigh(samples: list[Sample], params: Stage) -> None:
     """Give every sample its advantage: within its group; the penalty in its place where it is malformed and there is one (as NeMo-RL's
     `malformed_thinking_advantage` and `invalid_tool_call_advantage`); 0 where the overlong filter leaves it out."""
     rewards = torch.tensor([float(sample.reward) for sample in samples]).view(-1, params.generations_per_prompt)
     for sample, advantage in zip(samples, group_advantages(rewards).flatten().tolist()):
         sample.advantage = -params.malformed_penalty if sample.malformed and params.malformed_penalty else advantage
-        if params.overlong_filter and not sample.finished:
+        if _left_out(sample, params):
             sample.advantage = 0.0
+
+
+def _left_out(sample: Sample, params: Stage) -> bool:
+    return params.overlong_filter and not sample.finished
 
 
 def merge(shares: Sequence[Draw]) -> Draw:
@@ -99,9 +105,9 @@ def read_draw(path: Path) -> Draw | None:
     return Draw([Sample(**line) for line in lines], seconds[0])
 
 
-def batches(samples: list[Sample], params: Params) -> list[Batch]:
-    """Pack the samples that teach something (advantage other than zero)."""
-    taught = [sample for sample in samples if sample.advantage]
+def batches(samples: list[Sample], params: Stage) -> list[Batch]:
+    """Pack the samples that teach something: an advantage other than zero, or how near the policy is to the reference."""
+    taught = [sample for sample in samples if sample.advantage or (params.kl and not _left_out(sample, params))]
     lengths = [len(sample.prompt) + len(sample.tokens) - 1 for sample in taught]
     return [_batch([taught[index] for index in bin_]) for bin_ in pack_bins(lengths, params.pack_tokens)]
 

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from components.rl.params import Params
+from components.rl.params import Params, Stage
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 
@@ -16,38 +16,56 @@ __all__ = ["Params", "main"]
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
     """Improve the fine-tuned model by what is rewarded, heal its MTP block, export the canonical checkpoint and a sample of rollouts."""
     from components.rl.healing import heal
-    from components.rl.rlhf.serving import judging
-    from components.rl.train import ROLLOUTS, train
+    from components.rl.sequence import ROLLOUTS, STAGES, train_stages
+    from components.rl.train import KEPT
     from stagecraft.checkpoint.canonical import read_checkpoint, write_checkpoint
 
     architecture, weights = read_checkpoint(inputs["sft"])
     if params.healing.steps and not architecture.num_nextn_predict_layers:
         raise UserError("the model has no MTP block to heal", where="rl.healing.steps", mend="set it to 0")
-    with judging(params, architecture, weights, inputs["corpus"], outputs["aligned"] / "reward_model", log) as judge:
-        trained = train(params, architecture, weights, inputs["corpus"], inputs["sft"], judge, log)
-    worth = {}
+    parts, work = params.parts, log.work / STAGES
+    trained = train_stages(params, architecture, weights, inputs, outputs["aligned"] / "reward_model", log)
+    policy, worth = trained.weights, {}
     if params.healing.steps:
-        trained, worth = heal(params, architecture, weights, trained, log)
-    write_checkpoint(outputs["aligned"], architecture, trained.items(), inputs["sft"])
-    for name in ROLLOUTS:
-        (outputs["aligned"] / name).write_bytes((log.work / name).read_bytes())
-        log.table(name.removesuffix(".jsonl"), [json.loads(line) for line in (log.work / name).read_text().splitlines()])
+        first, last = next(iter(parts)), next(reversed(parts))
+        policy, worth = heal(parts[last], architecture, weights, policy, work / first / ROLLOUTS, work / last / ROLLOUTS, log)
+    write_checkpoint(outputs["aligned"], architecture, policy.items(), inputs["sft"])
+    for name in KEPT:
+        lines = "".join((work / part / name).read_text() for part in parts)
+        (outputs["aligned"] / name).write_text(lines)
+        log.table(name.removesuffix(".jsonl"), [json.loads(line) for line in lines.splitlines()])
     curve = log.curve()
-    plot_reward(log)
+    plot_reward(log, parts)
     return {
-        "reward_first": curve[0]["reward"],
-        "reward_last": log.tail_mean("reward", share=0.1),
+        **_ends(curve, "reward"),
         "mismatch_mean": sum(row["mismatch"] for row in curve) / len(curve),
         "mismatch_max": max(row["mismatch"] for row in curve),
-        "completions": params.steps * params.prompts_per_step * params.generations_per_prompt,
+        "completions": sum(part.steps * part.prompts_per_step * part.generations_per_prompt for part in parts.values()),
         "generated_tokens_per_second": sum(row["tokens"] for row in curve) / sum(row["seconds_generate"] for row in curve),
         "staleness": sum(row["staleness"] for row in curve) / len(curve),
         "share_wait": _share(curve, "wait"), "share_update": _share(curve, "update"), "share_handover": _share(curve, "handover"),
-        **({"reward_model_accuracy": judge.accuracy, "verified_first": curve[0]["verified"],
-            "verified_last": log.tail_mean("verified", share=0.1)} if judge else {}),
+        **(_stages(curve, parts) if len(parts) > 1 else {}),
+        **({"reward_model_accuracy": sum(trained.judged.values()) / len(trained.judged),
+            **_ends([row for row in curve if "verified" in row], "verified")} if trained.judged else {}),
         **{f"accepted_length_{when}": each.length for when, each in worth.items()},
         **{f"foreseen_{depth}_{when}": share for when, each in worth.items() for depth, share in enumerate(each.agreement, 1)},
     }
+
+
+def _ends(rows: list[dict[str, float]], key: str) -> dict[str, float]:
+    """The first value of some steps, and the mean of the last tenth: an end less noisy than the last step."""
+    tail = rows[-max(1, len(rows) // 10):]
+    return {f"{key}_first": rows[0][key], f"{key}_last": sum(row[key] for row in tail) / len(tail)}
+
+
+def _stages(curve: list[dict[str, float]], parts: dict[str, Stage]) -> dict[str, float]:
+    """First and last reward of every stage."""
+    found, before = {}, 0
+    for name, part in parts.items():
+        rows = [row for row in curve if before < row["step"] <= before + part.steps]
+        found |= {f"{name}_{key}": value for key, value in _ends(rows, "reward").items()}
+        before += part.steps
+    return found
 
 
 def _share(curve: list[dict[str, float]], part: str) -> float:
@@ -55,8 +73,8 @@ def _share(curve: list[dict[str, float]], part: str) -> float:
     return parts[part] / sum(parts.values())
 
 
-def plot_reward(log: RunLog) -> None:
-    """Mean reward of every step, all families and each."""
+def plot_reward(log: RunLog, parts: dict[str, Stage]) -> None:
+    """Mean reward of every step, all families and each; a line where a further stage begins, whose rewards may be others."""
     from matplotlib.figure import Figure
 
     curve = log.curve()
@@ -67,6 +85,11 @@ def plot_reward(log: RunLog) -> None:
         rewards = [row.get(key, math.nan) for row in curve]  # a step may draw no prompt of a family
         axes.plot(steps, rewards, linewidth=0.8, alpha=0.7, label=key.removeprefix("reward_"))
     axes.plot(steps, [row["reward"] for row in curve], color="black", label="all families")
+    before = 0
+    for name, part in list(parts.items()) if len(parts) > 1 else ():
+        axes.axvline(before + 0.5, color="grey", linewidth=0.8)
+        axes.text(before + 0.5, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="bottom", fontsize=8)
+        before += part.steps
     axes.set_xlabel("step")
     axes.set_ylabel("mean reward of the completions drawn")
     axes.legend(ncols=2, fontsize=8)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from components.rl.params import EnvironmentServer
 from components.rl.prompts import Row
 from components.rl.rollouts import Sample
 from stagecraft.data.chat import continuation, encode_prompt
@@ -16,6 +18,8 @@ from stagecraft.environments.library import environment
 from stagecraft.environments.remote import RemoteEnvironment
 from stagecraft.inference.engine import Completion
 
+_AT_ONCE = 32  # requests to resource servers
+
 
 class Talk(ABC):
     """What was asked, and all tokens since: the policy's own, with a loss, and those of others, without.
@@ -23,7 +27,12 @@ class Talk(ABC):
     Args:
         room: tokens that the whole of it may have.
         version: of the weights that it is begun with.
+
+    Attributes:
+        remote: a server is asked in it.
     """
+
+    remote = False
 
     def __init__(self, row: Row, tokenizer: Any, room: int, version: int):
         self.row, self.tokenizer, self.room = row, tokenizer, room
@@ -66,13 +75,17 @@ class Dialogue(Talk):
     """A conversation with an environment, turn by turn; one that is cut off, in a turn or for want of room, has no reward.
 
     Args:
-        server: address of the resource server that plays the environment; "": it is played in this process.
+        server: plays the environment; None: it is played in this process.
     """
 
-    def __init__(self, row: Row, tokenizer: Any, room: int, version: int, server: str = ""):
+    def __init__(self, row: Row, tokenizer: Any, room: int, version: int, server: EnvironmentServer | None = None):
         super().__init__(row, tokenizer, room, version)
-        source = environment(row["family"])
-        self._conversation = conversation(RemoteEnvironment(server) if server else source, row["drawn"], source.turns)
+        self.remote = server is not None
+        if server:
+            self._conversation = conversation(RemoteEnvironment(server.url), row["drawn"], server.turns)
+        else:
+            source = environment(row["family"])
+            self._conversation = conversation(source, row["drawn"], source.turns)
         self._messages, _ = next(self._conversation)
 
     def _goes_on(self, text: str) -> bool:
@@ -101,15 +114,28 @@ class Dialogue(Talk):
         return False
 
 
-def begin(row: Row, tokenizer: Any, room: int, version: int, servers: Mapping[str, str]) -> Talk:
-    """A talk on a prompt; `servers` has the addresses of environments that are not played in this process.
+def begin(row: Row, tokenizer: Any, room: int, version: int, servers: Mapping[str, EnvironmentServer]) -> Talk:
+    """A talk on a prompt; `servers` play the environments that are not played in this process.
 
     Raises:
         UserError: from a server that does not answer.
     """
     if "drawn" in row:
-        return Dialogue(row, tokenizer, room, version, servers.get(row["family"], ""))
+        return Dialogue(row, tokenizer, room, version, servers.get(row["family"]))
     return Answer(row, tokenizer, room, version)
+
+
+def begin_all(rows: Iterable[Row], tokenizer: Any, room: int, version: int, servers: Mapping[str, EnvironmentServer]) -> list[Talk]:
+    """Talks on prompts, in their order; servers are asked side by side."""
+    with ThreadPoolExecutor(_AT_ONCE if servers else 1) as pool:
+        return list(pool.map(lambda row: begin(row, tokenizer, room, version, servers), rows))
+
+
+def hear_all(talks: Iterable[Talk], said: Iterable[Completion]) -> list[bool]:
+    """`Talk.hear` in each of them, in their order; servers are asked side by side."""
+    talks = list(talks)
+    with ThreadPoolExecutor(_AT_ONCE if any(talk.remote for talk in talks) else 1) as pool:
+        return list(pool.map(lambda talk, each: talk.hear(each), talks, said))
 
 
 def malformed(row: Row, text: str, parts: dict[str, float]) -> bool:

@@ -1,9 +1,10 @@
-"""The loop: take completions, update, hand the weights over; resumable at every checkpoint."""
+"""The loop of one stage: take completions, update, hand the weights over; resumable at every checkpoint."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +13,8 @@ from torch import Tensor
 
 from components.rl.generator import Job
 from components.rl.loss import PolicyLoss
-from components.rl.params import Params
+from components.rl.params import Stage
 from components.rl.reference import Reference
-from components.rl.rlhf.judge import Judge
 from components.rl.rollouts import Sample, batches, means_by_family, weigh
 from components.rl.sources import source_of_completions
 from stagecraft.contract.files import write_atomic
@@ -25,29 +25,36 @@ from stagecraft.model.config import Architecture
 
 # The router keeps its values: a router that moves while the generator samples breaks the agreement of the two.
 FROZEN = ("router",)
-ROLLOUTS = ("rollouts.jsonl", "episodes.jsonl")  # answers to the corpus's prompts, conversations with environments
+KEPT = ("rollouts.jsonl", "episodes.jsonl")  # answers to the corpus's prompts, conversations with environments
 
 
-def train(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, model: Path, judge: Judge | None,
+def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor], job: Job, work: Path, before: int,
           log: RunLog) -> dict[str, Tensor]:
-    """Run GRPO, on verifiers' rewards or those of a judge; returns the canonical tensors, the MTP block as it came."""
+    """Run GRPO, on verifiers' rewards or those of a judge; returns the canonical tensors, the MTP block as it came.
+
+    Args:
+        weights: canonical tensors of `job.model`.
+        job: what the generators are to do, from the stage's first step on.
+        work: directory of this stage alone, kept between runs.
+        before: steps of the stages before, behind which this one's are counted in curve and rollouts.
+    """
     parallel.initialize(params.seed)
     trainer = Trainer(architecture, Optimization(lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps,
                                                  decay_steps=round(params.decay_share * params.steps), betas=(0.9, 0.999),
                                                  clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, expert_bias_rate=0.0, aux_loss=0.0)
-    checkpoints.resume(log.work / "checkpoints", trainer)
-    log.rewind(trainer.steps_done, "train")
-    kept = sum(rewind_rollouts(log.work / name, trainer.steps_done) for name in ROLLOUTS)
-    if trainer.steps_done == params.steps:  # killed while it healed
+    checkpoints.resume(work / "checkpoints", trainer)
+    log.rewind(before + trainer.steps_done, "train")
+    kept = sum(rewind_rollouts(work / name, before + trainer.steps_done) for name in KEPT)
+    if trainer.steps_done == params.steps:  # killed after its last step
         return _finished(weights, trainer)
-    source = source_of_completions(Job(params, corpus, model, judge, log.work / "rollouts", trainer.steps_done), trainer.weights())
+    source = source_of_completions(replace(job, first=trainer.steps_done), trainer.weights())
     reference = Reference(architecture, weights, params.pack_tokens, params.temperature) if params.kl else None
     torch.set_num_threads(params.threads)
     loss = PolicyLoss(params.temperature, params.ratio_clip_low, params.ratio_clip_high, params.importance_limit, params.mismatch_limit,
                       params.kl)
-    with (log.bar("rl", params.steps, done=trainer.steps_done) as bar,
-          (log.work / ROLLOUTS[0]).open("a") as answers, (log.work / ROLLOUTS[1]).open("a") as episodes):
+    with (log.bar(work.name, params.steps, done=trainer.steps_done) as bar,
+          (work / KEPT[0]).open("a") as answers, (work / KEPT[1]).open("a") as episodes):
         while trainer.steps_done < params.steps:
             step = trainer.steps_done
             clock = [time.monotonic()]
@@ -63,22 +70,22 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
             clock.append(time.monotonic())
             seconds = dict(zip(("seconds_wait", "seconds_update", "seconds_handover"), (b - a for a, b in pairwise(clock))))
             drawn = summary(draw.samples, step)
-            log.step(trainer.steps_done, **drawn, **values, seconds_generate=draw.seconds, **seconds)
-            for sample in draw.samples[:max(0, params.rollouts_kept - kept)]:
-                (episodes if sample.messages else answers).write(json.dumps(sample.record(step)) + "\n")
+            log.step(before + trainer.steps_done, **drawn, **values, seconds_generate=draw.seconds, **seconds)
+            share = params.rollouts_kept * (step + 1) // params.steps  # as many of every step
+            for sample in draw.samples[:max(0, share - kept)]:
+                (episodes if sample.messages else answers).write(json.dumps(sample.record(before + step)) + "\n")
                 kept += 1
             answers.flush()
             episodes.flush()
             bar.advance(reward=drawn["reward"], mismatch=values["mismatch"])
             if trainer.steps_done % params.checkpoint_every == 0 and trainer.steps_done < params.steps:
                 source.finish(trainer.steps_done)
-                checkpoints.save(log.work / "checkpoints", trainer)
-                for path in (log.work / "rollouts").glob("*.jsonl"):
+                checkpoints.save(work / "checkpoints", trainer)
+                for path in job.kept.glob("*.jsonl"):
                     if int(path.name[:8]) < min(trainer.steps_done, params.steps - params.healing.rollouts):
                         path.unlink()
     source.close()
-    if params.healing.steps:
-        checkpoints.save(log.work / "checkpoints", trainer)
+    checkpoints.save(work / "checkpoints", trainer)
     return _finished(weights, trainer)
 
 
@@ -88,7 +95,7 @@ def _finished(weights: dict[str, Tensor], trainer: Trainer) -> dict[str, Tensor]
     return result
 
 
-def update(trainer: Trainer, loss: PolicyLoss, packs: list[Batch], params: Params) -> dict[str, float]:
+def update(trainer: Trainer, loss: PolicyLoss, packs: list[Batch], params: Stage) -> dict[str, float]:
     """One optimizer step over the packs; a step whose groups all agree changes nothing."""
     if not packs:
         trainer.pass_over()

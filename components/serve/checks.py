@@ -12,6 +12,7 @@ from typing import Any
 from openai import OpenAI
 from tokenizers import Tokenizer
 
+from components.serve.estimates import estimated
 from stagecraft.data.tokenizer import IM_END
 from stagecraft.environments import verify
 from stagecraft.environments.verifiers import verify_tool_call
@@ -141,15 +142,16 @@ def check_answers(rows: list[dict[str, Any]], answers: list[Answer], tokenizer: 
     """Judge the answers as evaluation does, and see that every well-formed tool call arrives as a tool call.
 
     Returns:
-        `exact_match` over all rows, `tool_calls` (share of rows with tools that came back as a tool call).
+        `exact_match` over all rows, `tool_calls` (share of rows with tools that came back as a tool call; not there without such rows),
+        each with `_stderr` over rows.
 
     Raises:
         CheckFailedError: the model wrote a tool call and the server's parser made something else of it.
     """
-    correct, called = 0, []
+    correct, called = [], []
     for row, answer in zip(rows, answers):
         text = answer.text(tokenizer)
-        correct += verify(row, text, finished=answer.finished).score == 1.0
+        correct.append(verify(row, text, finished=answer.finished).score == 1.0)
         if "tools" not in row:
             continue
         calls = [_read(call.function.name, call.function.arguments) for call in answer.message.tool_calls or []]
@@ -157,7 +159,7 @@ def check_answers(rows: list[dict[str, Any]], answers: list[Answer], tokenizer: 
         written = text.rpartition("</think>")[2]
         if answer.finished and verify_tool_call({"name": "", "arguments": {}}, written)["format"] and calls != [_call(written)]:
             raise CheckFailedError(f"the model wrote {written!r}, the server gave the tool calls {calls}")
-    return {"exact_match": correct / len(rows), "tool_calls": sum(called) / max(1, len(called))}
+    return {**estimated("exact_match", correct), **estimated("tool_calls", called)}
 
 
 def _read(name: str, arguments: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import urllib.request
 from typing import Any
 
@@ -74,6 +75,7 @@ def acceptance(url: str, draft_tokens: int) -> dict[str, Any]:
         `mean_accepted_length`: tokens that one verification step yields on average, 1 + accepted / drafts: the token that the
         verification itself gives counts, as in the published figures; between 1 and 1 + draft_tokens.
         `acceptance_by_position`: share of drafts whose first, second, ... token was accepted. `drafts`: verification steps.
+        Both with `_stderr`, of the steps as independent draws: the server does not count them by answer, whose steps go together.
 
     Raises:
         CheckFailedError: the server has drafted nothing.
@@ -87,8 +89,13 @@ def acceptance(url: str, draft_tokens: int) -> dict[str, Any]:
         raise CheckFailedError(f"{url}/metrics counts no drafts: speculative decoding is not at work")
     accepted = {int(sample.labels["position"]): sample.value for sample in samples
                 if sample.name == f"{_PREFIX}accepted_tokens_per_pos_total"}
+    shares = [accepted.get(position, 0.0) / drafts for position in range(draft_tokens)]
+    # Of the number N of accepted tokens these are P(N > 0), P(N > 1), ...: E N is their sum, E N^2 that of each (2 position + 1) times.
+    mean, square = sum(shares), sum((2 * position + 1) * share for position, share in enumerate(shares))
     return {
         "mean_accepted_length": 1 + counts["accepted_tokens_total"] / drafts,
-        "acceptance_by_position": [accepted.get(position, 0.0) / drafts for position in range(draft_tokens)],
+        "mean_accepted_length_stderr": math.sqrt(max(0.0, square - mean**2) / drafts),
+        "acceptance_by_position": shares,
+        "acceptance_by_position_stderr": [math.sqrt(share * (1 - share) / drafts) for share in shares],
         "drafts": int(drafts),
     }

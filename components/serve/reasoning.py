@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from statistics import fmean, stdev
 from typing import Any
 
 from openai import OpenAI
 from tokenizers import Tokenizer
 
 from components.serve.checks import CheckFailedError, ask
+from components.serve.estimates import estimated
 from components.serve.params import Modes
 from stagecraft.data.tokenizer import IM_END
 from stagecraft.environments import verify
@@ -44,8 +44,8 @@ def compare_modes(client: OpenAI, model: str, rows: Sequence[dict[str, Any]], mo
             raise CheckFailedError(f"asked to think for {modes.budget} tokens at most, the server let the model think for {most}")
         scores = [verify(row, answer.text(tokenizer), finished=answer.finished).score for row, answer in zip(rows, answers)]
         compared.append({"mode": mode, "request": request, "prompts": len(rows),
-                         **_mean("thinking_tokens", [thought for thought, _ in counts]),
-                         **_mean("answer_tokens", [said for _, said in counts]), **_mean("exact_match", scores)})
+                         **estimated("thinking_tokens", [thought for thought, _ in counts]),
+                         **estimated("answer_tokens", [said for _, said in counts]), **estimated("exact_match", scores)})
     return compared
 
 
@@ -67,7 +67,3 @@ def counter(tokenizer: Tokenizer) -> Callable[[Sequence[int]], tuple[int, int]]:
 def metrics(compared: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Mode -> its figures."""
     return {each["mode"]: {key: value for key, value in each.items() if isinstance(value, float)} for each in compared}
-
-
-def _mean(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {name: float(fmean(values)), f"{name}_stderr": float(stdev(values) / len(values) ** 0.5)}

@@ -54,7 +54,9 @@ def inspect(plain: Server, drafting: Server, params: Params, log: RunLog, part_d
     report["mtp"] = {"draft_tokens": drafts, "rounding_nats": rounding,
                      "identical": compare(rows, answers, drafted, max(check.tie, 2 * rounding)),
                      "identical_when_batched": sum(one.tokens == other.tokens for one, other in zip(answers, together)) / len(rows),
-                     **(acceptance(drafting.url, drafts) if drafts else {"mean_accepted_length": 1.0, "acceptance_by_position": []})}
+                     **(acceptance(drafting.url, drafts) if drafts else
+                        {"mean_accepted_length": 1.0, "mean_accepted_length_stderr": 0.0,
+                         "acceptance_by_position": [], "acceptance_by_position_stderr": []})}
     if report["mtp"]["identical"] < 1:
         log.note(f"{report['mtp']['identical']:.1%} of the answers are the same with drafts, {report['mtp']['identical_when_batched']:.1%} "
                  f"in a batch: rounding moves this model's choices by up to {rounding:.2g} nats")

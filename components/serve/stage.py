@@ -28,7 +28,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         `promoted`, `tokens_per_second` (the best concurrency's), `time_to_first_token_ms_p50` and `_p95` (at the lowest concurrency),
         `inter_token_ms`, `mtp_mean_accepted_length` (tokens a verification step yields, 1 + accepted drafts; 1 without drafts),
         `mtp_acceptance_<position>`, `mtp_identical` (share of answers that equal those without drafts token for token),
-        `tokens_per_second_without_mtp`, `exact_match` (over the prompts asked here), `tool_calls`,
+        `tokens_per_second_without_mtp`, `exact_match` (over the prompts asked here), `tool_calls`; shares and lengths with `_stderr`;
         `modes` (by reasoning mode: thinking tokens, answer tokens, exact match, with standard errors).
 
     Raises:
@@ -67,7 +67,9 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         "tokens_per_second_without_mtp": max(level["tokens_per_second"] for level in report["load_without_mtp"]),
         "time_to_first_token_ms_p50": alone["ttft_ms_p50"], "time_to_first_token_ms_p95": alone["ttft_ms_p95"],
         "inter_token_ms": alone["itl_ms_mean"],
-        "mtp_mean_accepted_length": report["mtp"]["mean_accepted_length"], "mtp_identical": report["mtp"]["identical"],
-        **{f"mtp_acceptance_{place}": share for place, share in enumerate(report["mtp"]["acceptance_by_position"], 1)},
+        "mtp_identical": report["mtp"]["identical"],
+        **{f"mtp_{name}": report["mtp"][name] for name in ("mean_accepted_length", "mean_accepted_length_stderr")},
+        **{f"mtp_acceptance_{place}{suffix}": value for suffix in ("", "_stderr")
+           for place, value in enumerate(report["mtp"][f"acceptance_by_position{suffix}"], 1)},
         **report["answers"], "modes": metrics(report["modes"]),
     }

@@ -36,8 +36,19 @@ class Modes:
 
 
 @params
+class Stage:
+    """A part of the run: whose mean the loss is, how conversations are packed, and in which shares they think."""
+
+    steps: Positive
+    loss_mean: Literal["tokens", "conversations"]
+    pack_tokens: Positive
+    packs_per_step: Positive
+    modes: Modes
+
+
+@params
 class Params(Schedule):
-    """Sizes in tokens or packs. Defaults nowhere: the profile is complete."""
+    """Sizes in tokens or packs. Defaults nowhere: the profile is complete. `later_stages` are the last of the steps, in their order."""
 
     seed: Count
     data: Data
@@ -46,14 +57,22 @@ class Params(Schedule):
     layout: Layout
     pack_tokens: Positive
     packs_per_step: Positive
-    conversation_mean_steps: Count
+    later_stages: list[Stage]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All of them; the first is what the parameters themselves say, with the mean over tokens."""
+        first = Stage(steps=self.steps - sum(stage.steps for stage in self.later_stages), loss_mean="tokens", pack_tokens=self.pack_tokens,
+                      packs_per_step=self.packs_per_step, modes=self.modes)
+        return [first, *self.later_stages]
 
     def __post_init__(self) -> None:
         Schedule.__post_init__(self)
-        if self.conversation_mean_steps > self.steps:
-            raise ValueError(f"conversation_mean_steps {self.conversation_mean_steps} is more than the {self.steps} steps there are")
+        if (later := sum(stage.steps for stage in self.later_stages)) >= self.steps:
+            raise ValueError(f"later_stages have {later} of the {self.steps} steps, and leave none to the first")
         if self.layout.context > 1:
             raise ValueError("layout.context must be 1: the boundaries of packed conversations would be lost between its ranks")
         data = max(1, self.processes // self.layout.model)
-        if self.packs_per_step % data:
-            raise ValueError(f"packs_per_step {self.packs_per_step} is no multiple of the {data} data-parallel processes")
+        for stage in self.stages:
+            if stage.packs_per_step % data:
+                raise ValueError(f"packs_per_step {stage.packs_per_step} is no multiple of the {data} data-parallel processes")

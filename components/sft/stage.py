@@ -18,7 +18,8 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 
     architecture, weights = read_checkpoint(inputs["base"])
     try:
-        params.layout.check(architecture, params.pack_tokens, params.optimizer)
+        for stage in params.stages:
+            params.layout.check(architecture, stage.pack_tokens, params.optimizer)
     except ValueError as error:
         raise UserError(str(error), where="sft", mend="choose another layout") from None
     command = ["components.sft.worker", str(log.work), str(inputs["corpus"]), str(inputs["base"])]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from components.sft.params import Params
+from components.sft.params import Params, Stage
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
-from stagecraft.data.conversations import encode_conversation
+from stagecraft.data.conversations import MEND, encode_conversation
 from stagecraft.data.conversations import read_conversations as read_file
 from stagecraft.data.modes import draw_mode, in_mode
 from stagecraft.data.packing import pack_stream
@@ -39,93 +40,119 @@ class Result:
 
 
 class Packs:
-    """The conversations in packs, `packs_per_step` at a time: every step is a random sample, every epoch a new shuffle."""
+    """A stage's conversations in packs, `packs_per_step` at a time: every step is a random sample, every epoch a new shuffle.
 
-    def __init__(self, conversations: list[Conversation], params: Params):
-        self.conversations, self.params = conversations, params
+    Args:
+        seed: of the shuffles.
+        multiple: the length of a pack is one of this.
+    """
+
+    def __init__(self, conversations: list[Conversation], stage: Stage, seed: int, multiple: int = 1):
+        self.conversations, self.stage, self.seed, self.multiple = conversations, stage, seed, multiple
         self.lengths = [len(ids) - 1 for ids, _ in conversations]
         self._steps: list[list[list[int]]] = []
         self.epochs = 0
 
     def __getitem__(self, step: int) -> list[list[int]]:
-        """The packs of a step, as indices of conversations."""
+        """The packs of one of the stage's steps, as indices of conversations."""
         while step >= len(self._steps):
             order = list(range(len(self.conversations)))
-            random.Random(f"{self.params.seed}/{self.epochs}").shuffle(order)
-            found = list(pack_stream(self.lengths, order, self.params.pack_tokens, self.params.packs_per_step))
+            random.Random(f"{self.seed}/{self.epochs}").shuffle(order)
+            found = list(pack_stream(self.lengths, order, self.stage.pack_tokens, self.stage.packs_per_step))
             if not found:
-                raise UserError(f"{len(order)} conversations do not fill one step of {self.params.packs_per_step} packs of "
-                                f"{self.params.pack_tokens} tokens", where="sft", mend="lower pack_tokens or packs_per_step")
+                raise UserError(f"{len(order)} conversations do not fill one step of {self.stage.packs_per_step} packs of "
+                                f"{self.stage.pack_tokens} tokens", where="sft", mend="lower pack_tokens or packs_per_step")
             self._steps += found
             self.epochs += 1
         return self._steps[step]
 
-    def batch(self, pack: list[int], conversation_mean: bool = False) -> Batch:
+    def batch(self, pack: list[int]) -> Batch:
         """One pack as a microbatch; its loss is summed over tokens, or over conversations of the mean over each one's tokens."""
         held = [self.conversations[index] for index in pack]
-        if conversation_mean:
+        if self.stage.loss_mean == "conversations":
             held = [(ids, [each / sum(mask) for each in mask]) for ids, mask in held]
-        return packed_batch(held, multiple=self.params.layout.tensor)
+        return packed_batch(held, multiple=self.multiple)
 
     def spoken(self, step: int) -> int:
         """Tokens with a loss in a step."""
         return sum(sum(self.conversations[index][1]) for pack in self[step] for index in pack)
 
-    def efficiency(self, steps: int) -> float:
-        """Share of the places of the first `steps` steps that hold a token."""
-        used = sum(self.lengths[index] for step in range(steps) for pack in self[step] for index in pack)
-        return used / (steps * self.params.packs_per_step * self.params.pack_tokens)
+    def used(self) -> int:
+        """Places of the stage's steps that hold a token."""
+        return sum(self.lengths[index] for step in range(self.stage.steps) for pack in self[step] for index in pack)
+
+    def places(self) -> int:
+        """Places there are."""
+        return self.stage.steps * self.stage.packs_per_step * self.stage.pack_tokens
 
 
 def train(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, work: Path, log: RunLog | None) -> Result:
     """Fine-tune on this rank; `log` on rank 0 only."""
     torch.set_num_threads(1)
     parallel.initialize(params.seed, params.layout)
-    first, share = parallel.share(params.packs_per_step, "sft: packs_per_step")
-    conversations, skipped = read_conversations(corpus, params)
-    packs = Packs(conversations, params)
-    efficiency = packs.efficiency(params.steps)
-    trainer = Trainer(architecture, Optimization.of(params), max_sequence_length=params.pack_tokens, weights=weights,
-                      mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale)
+    stages = params.stages
+    read = {(stage.modes, stage.pack_tokens): read_conversations(corpus, params, stage) for stage in stages}
+    parts = [Packs(read[stage.modes, stage.pack_tokens][0], stage, params.seed + number, params.layout.tensor)
+             for number, stage in enumerate(stages)]
+    skipped = sorted({row for _, rows in read.values() for row in rows})
+    efficiency = sum(part.used() for part in parts) / sum(part.places() for part in parts)
+    shares = [parallel.share(stage.packs_per_step, "sft: packs_per_step") for stage in stages]
+    trainer = Trainer(architecture, Optimization.of(params), max_sequence_length=max(stage.pack_tokens for stage in stages),
+                      weights=weights, mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale)
     if log:
         if skipped:
             log.note(f"{len(skipped)} bad rows skipped, the first: {skipped[0]}")
-        log.note(f"{len(packs.conversations)} conversations, {params.packs_per_step} packs of {params.pack_tokens} tokens per step, "
-                 f"{efficiency:.1%} full; {packs.epochs} passes begun")
+        for part in parts:
+            log.note(f"{part.stage.steps} steps with the mean over {part.stage.loss_mean}: {len(part.conversations)} conversations, "
+                     f"{part.stage.packs_per_step} packs of {part.stage.pack_tokens} tokens per step, "
+                     f"{part.used() / part.places():.1%} full; {part.epochs} passes begun")
+    ends = list(accumulate(stage.steps for stage in stages))
 
     def step() -> StepResult:
-        at = trainer.steps_done
-        second = at >= params.steps - params.conversation_mean_steps
-        result = trainer.step([packs.batch(pack, second) for pack in packs[at][first:first + share]])
+        number = next(number for number, end in enumerate(ends) if trainer.steps_done < end)
+        packs, (first, share), at = parts[number], shares[number], trainer.steps_done - ends[number] + stages[number].steps
+        result = trainer.step([packs.batch(pack) for pack in packs[at][first:first + share]])
         return replace(result, tokens=packs.spoken(at))
 
     tokens, seconds = loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log)
     # An MTP block that the trainer did not build is taken over unchanged.
-    result = Result({**weights, **trainer.weights()}, len(packs.conversations), len(skipped), efficiency, tokens / seconds)
+    result = Result({**weights, **trainer.weights()}, len(parts[0].conversations), len(skipped), efficiency, tokens / seconds)
     parallel.shutdown()
     return result
 
 
-def read_conversations(corpus: Path, params: Params) -> tuple[list[Conversation], list[str]]:
-    """Every conversation as token ids and loss mask, and the bad rows that were skipped, as "file:line: reason".
+def read_conversations(corpus: Path, params: Params, stage: Stage) -> tuple[list[Conversation], list[str]]:
+    """Every conversation as token ids and loss mask, in the stage's modes, and the bad rows skipped, as "file:line: reason".
 
     Raises:
         UserError: there are none, or a bad row is not to be skipped.
     """
     tokenizer = load_tokenizer(corpus / "tokenizer")
     path = corpus / "tasks" / "sft.jsonl"
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[dict[str, Any], str]] = []  # and "file:line" of those that are a user's
     skipped: list[str] = []
     if params.data.tasks:
-        rows += [{"messages": [*row["messages"], {"role": "assistant", "content": row["demonstration"]}], "tools": row.get("tools")}
+        rows += [({"messages": [*row["messages"], {"role": "assistant", "content": row["demonstration"]}], "tools": row.get("tools")}, "")
                  for row in read_rows(path)]
+    skip_bad = params.data.bad_rows == "skip"
     for name in params.data.files:
-        read = read_file(Path(name), skip_bad=params.data.bad_rows == "skip")
-        rows += read.rows
+        read = read_file(Path(name), skip_bad=skip_bad)
+        rows += [(row, f"{name}:{number}") for row, number in zip(read.rows, read.lines)]
         skipped += [f"{name}:{number}: {reason}" for number, reason in read.skipped]
-    shares = asdict(params.modes)
-    moded = (in_mode(row, draw_mode(params.seed, number, shares), params.seed + number) for number, row in enumerate(rows))
-    conversations = [encode_conversation(tokenizer, row, thinks) for row, thinks in moded]
+    shares, conversations = asdict(stage.modes), []
+    for number, (row, place) in enumerate(rows):
+        try:
+            ids, mask = encode_conversation(tokenizer, *in_mode(row, draw_mode(params.seed, number, shares), params.seed + number))
+            if place and len(ids) - 1 > stage.pack_tokens:
+                raise UserError(f"{len(ids) - 1} tokens do not fit into a pack of {stage.pack_tokens}", where="pack_tokens", mend=MEND)
+        except UserError as error:
+            if not place:
+                raise
+            if not skip_bad:
+                raise UserError(error.what, where=place, mend=MEND) from None
+            skipped.append(f"{place}: {error.what}")
+        else:
+            conversations.append((ids, mask))
     if not conversations:
         raise UserError("no conversations", where=str(path), mend="raise curate.tasks.sft_rows, or name sft.data.files")
     return conversations, skipped

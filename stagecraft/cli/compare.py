@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from stagecraft.cli.model import find
 from stagecraft.cli.serve import settings
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import parse
-from stagecraft.contract.registry import registered
+from stagecraft.contract.registry import MODEL
 from stagecraft.contract.runlog import RunLog
 from stagecraft.contract.terminal import terminal_sink
-from stagecraft.contract.tracking import DEFAULT_URI, connect
 from stagecraft.inference.server import ServerDiedError, check_checkpoint
+from stagecraft.inference.server_settings import fitting
 
 OUT = Path("comparison")
+ARCHITECTURES = "architectures trained for the purpose are compared by python -m benchmarks.architectures"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     chosen = _parser().parse_args(arguments)
     if len(chosen.models) < 2:
-        raise UserError(f"{len(chosen.models)} given", where="stagecraft compare", mend="name two or more to compare")
+        raise UserError(f"{len(chosen.models)} given", where="stagecraft compare",
+                        mend=f"name two or more to compare; {ARCHITECTURES}")
     # The measuring is the evaluate component's; the command line finds it by name, as the runner finds stages.
     side_by_side = importlib.import_module("components.evaluate.side_by_side")
     server = settings(chosen.draft_tokens)
@@ -45,6 +48,9 @@ def main(arguments: Sequence[str]) -> int:
         "seed": chosen.seed, "confidence": chosen.confidence, "together": not chosen.one_at_a_time, "force": chosen.force,
     }, "stagecraft compare")
     subjects = _distinct([side_by_side.Subject(*_resolve(model)) for model in chosen.models])
+    for subject in subjects:
+        if isinstance(subject.where, Path):
+            fitting(server, subject.where, asked=bool(chosen.draft_tokens))
     for directory in (chosen.out, chosen.out / "plots"):
         directory.mkdir(parents=True, exist_ok=True)
     log = RunLog("compare", chosen.out / "plots", chosen.out, [terminal_sink("compare")])
@@ -57,16 +63,24 @@ def main(arguments: Sequence[str]) -> int:
         speed, accuracy = subject["tokens_per_second"], subject["accuracy"]["all prompts"]
         print(f"{name:<24} {100 * accuracy['value']:5.1f}% ± {100 * accuracy['stderr']:.1f}   {speed['value']:8.1f} tokens/s "
               f"({speed['interval'][0]:.1f} to {speed['interval'][1]:.1f})")
-    if comparison["forced"]:
-        print(f"compared by force: {', '.join(comparison['forced'])} differ")
+    if comparison["differing"]:
+        print(f"compared by force: {', '.join(comparison['differing'])} differ")
+    if comparison["untold"]:
+        print(f"not told by an endpoint, so perhaps not the same: {', '.join(comparison['untold'])}")
+    if (overlaps := comparison["contamination"]) is None:
+        print("the prompts were not looked for in training text: no corpus is at hand")
+    else:
+        print("found in the training corpus: " + ", ".join(f"{task} {overlap['found']} of {overlap['texts']}"
+                                                           for task, overlap in overlaps.items()))
     print(f"{chosen.out / 'report.html'}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="stagecraft compare", description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="MODEL",
-                        help="a checkpoint directory, an alias of the registry such as champion, or the http address of an OpenAI endpoint")
+    parser = argparse.ArgumentParser(prog="stagecraft compare", description=__doc__, epilog=f"{ARCHITECTURES}.")
+    parser.add_argument("models", nargs="*", metavar="MODEL",
+                        help="what `stagecraft serve` takes (a checkpoint directory, champion, REVISION:PATH), or the http address of an "
+                             "OpenAI endpoint")
     parser.add_argument("--task", action="append", metavar="NAME",
                         help="a benchmark of components/evaluate/tasks, may be repeated (default: families, the held-out tasks)")
     parser.add_argument("--data", default="", metavar="DIR", help="folder with the data of the real benchmarks")
@@ -85,20 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _resolve(model: str) -> tuple[str, Path | str]:
-    """(name, directory or address) of a model as it was given."""
+def _resolve(model: str) -> tuple[str, Path | str, str | None]:
+    """(name, directory or address, verified digest) of a model as it was given."""
     if model.startswith(("http://", "https://")):
         address = model.rstrip("/").removesuffix("/v1")
-        return address.partition("://")[2], address
-    path = Path(model)
-    if path.is_dir() or "/" in model:
-        check_checkpoint(path)
-        return path.resolve().name, path
-    uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
-    if not uri:
-        raise UserError("no such directory, and there is no registry (MLFLOW_TRACKING_URI is empty)", where=model,
-                        mend="give a directory or an address")
-    return model, registered(connect(uri), model)
+        return address.partition("://")[2], address, None
+    found = find(model)
+    check_checkpoint(found.path)
+    name = Path(model).resolve().name if Path(model).exists() else re.sub(r"[^\w.-]+", "-", model.removeprefix(f"models:/{MODEL}@"))
+    return name, found.path, found.digest
 
 
 def _distinct(subjects: list[Any]) -> list[Any]:

@@ -96,9 +96,13 @@ class Engine:
             said = error.explanation or error
             raise UserError(f"the container engine refuses: {said}", where=image, mend="see the engine's log") from None
         try:
+            told = 0
             for line in container.logs(stream=True):
+                told += len(line)
                 print(line.decode(errors="replace"), end="")
-            return Status.SUCCESS if container.wait()["StatusCode"] == 0 else Status.FAILURE
+            status = container.wait()["StatusCode"]
+            print(container.logs()[told:].decode(errors="replace"), end="")  # podman's stream may end before the last lines are in it
+            return Status.SUCCESS if status == 0 else Status.FAILURE
         finally:
             _end(container)
 

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stagecraft.cli.model import Found, find
+from stagecraft.cli.model import find
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params_path, parse, read_profile
 from stagecraft.inference.hardware import detect
 from stagecraft.inference.keeper import keep_up
-from stagecraft.inference.memory import read_config
 from stagecraft.inference.server import Server, ServerDiedError, check_checkpoint
-from stagecraft.inference.server_settings import Settings
+from stagecraft.inference.server_settings import Settings, fitting
 
 PORT = 8000
 LOG = Path(".work/server.log")
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{chosen.drain_seconds} is no time to finish in", where="--drain-seconds", mend="give 0 or more")
     found, hardware = find(chosen.model, chosen.rev), detect()
     check_checkpoint(found.path)
-    server = Server(found.path, _fitting(settings(chosen.draft_tokens), found, chosen.draft_tokens), LOG, chosen.port, hardware,
+    server = Server(found.path, fitting(settings(chosen.draft_tokens), found.path, bool(chosen.draft_tokens)), LOG, chosen.port, hardware,
                     chosen.drain_seconds)
     told = Told()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,15 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drain-seconds", type=int, default=DRAIN_SECONDS, metavar="S",
                         help=f"what requests under way are given to finish at the end (default: {DRAIN_SECONDS})")
     return parser
-
-
-def _fitting(wanted: Settings, found: Found, asked: int | None) -> Settings:
-    """Without drafts, if the checkpoint has no block to draft with and nobody asked for them by name."""
-    if not wanted.draft_tokens or read_config(found.path).get("num_nextn_predict_layers"):
-        return wanted
-    if asked:
-        raise UserError("the checkpoint has no MTP block to draft with", where=str(found.path), mend="give --draft-tokens 0")
-    return replace(wanted, draft_tokens=0)
 
 
 def _say_up(server: Server) -> None:

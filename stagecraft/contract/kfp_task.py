@@ -105,7 +105,8 @@ def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[
         if not ran:
             log_cached(uri, stage, params, {name: manifest.read(PATHS[name])["digest"] for name in STAGES[stage].inputs}, figures)
         if stage == "evaluate":
-            promote(connect(uri), read_promotion(PATHS["evaluation"]), os.environ.get("MLFLOW_RUN_ID") or os.environ.get(PARENT_VARIABLE))
+            promote(connect(uri), read_promotion(PATHS["evaluation"]), os.environ.get("MLFLOW_RUN_ID") or os.environ.get(PARENT_VARIABLE),
+                    lambda message: emit("note", message=message))
     emit("stage_end", stage=stage, cached=not ran)
     return figures
 

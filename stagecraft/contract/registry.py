@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -37,7 +38,8 @@ def read_promotion(evaluation: Path) -> dict[str, Any]:
         raise UserError(f"no verdict on promotion: {error}", where=str(path), mend="run dvc repro evaluate") from None
 
 
-def promote(client: MlflowClient, verdict: dict[str, Any], run: str | None = None) -> str | None:
+def promote(client: MlflowClient, verdict: dict[str, Any], run: str | None = None,
+            note: Callable[[str], None] = lambda _: None) -> str | None:
     """Register the promoted model, or find it registered, and give it the alias. A null verdict leaves the champion alone.
 
     What the model answered (`record` of the verdict) is kept with the run of its version; a model that comes later is compared with
@@ -47,6 +49,7 @@ def promote(client: MlflowClient, verdict: dict[str, Any], run: str | None = Non
         client: where the registry is.
         verdict: what `read_promotion` returned.
         run: the MLflow run the version is linked to.
+        note: is told of a champion that is replaced without a comparison.
 
     Returns:
         the version that now is the champion by this verdict; None when nothing was promoted.
@@ -66,7 +69,7 @@ def promote(client: MlflowClient, verdict: dict[str, Any], run: str | None = Non
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    _challenge(client, verdict)
+    _challenge(client, verdict, note)
     same = [version for version in client.search_model_versions(f"name = '{MODEL}'")
             if all(version.tags.get(key) == tags[key] for key in ("digest", "protocol_digest", "artifact"))]
     version = same[0].version if same else _register(client, verdict, tags, run)
@@ -91,16 +94,25 @@ def registered(client: MlflowClient, alias: str) -> Path:
     return path
 
 
-def _challenge(client: MlflowClient, verdict: dict[str, Any]) -> None:
+def _challenge(client: MlflowClient, verdict: dict[str, Any], note: Callable[[str], None]) -> None:
     """Compare the promoted model with the champion, if that is another one and the verdict has a record to compare."""
     champion = _aliased(client, ALIAS)
     if champion is None or verdict.get("record") is None or champion.tags.get("digest") == verdict["digest"]:
         return
     # By name, as the runner finds stages: this package may import no component.
-    objections = importlib.import_module("components.evaluate.champion").objections(verdict["record"], _record(client, champion))
-    if objections:
+    rule, record, gone = importlib.import_module("components.evaluate.champion"), _record(client, champion), _gone(champion)
+    if objections := rule.objections(verdict["record"], record, gone):
         raise UserError(f"{verdict['promoted']} does not replace the champion (version {champion.version}): {'; '.join(objections)}",
                         where="registry", mend="the champion stays; train a better model, or loosen evaluate.gate")
+    if other := rule.of_another_protocol(verdict["record"], record):
+        note(f"{verdict['promoted']} replaces the champion (version {champion.version}{', whose model is gone' if gone else ''}) "
+             f"without a comparison: {other}")
+
+
+def _gone(version: ModelVersion) -> bool:
+    """Whether another model lies where a version was registered, or none."""
+    path = Path(urlparse(version.source).path)
+    return not (path / manifest.NAME).is_file() or manifest.read(path)["digest"] != version.tags["digest"]
 
 
 def _register(client: MlflowClient, verdict: dict[str, Any], tags: dict[str, Any], run: str | None) -> str:

@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from stagecraft.contract.errors import UserError
 from stagecraft.data.chat import render_prompt
+from stagecraft.data.messages import plain
 from stagecraft.data.tokenizer import IM_END
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES = ("system", "user", "assistant", "tool")
-_MEND = "mend the line, or set bad_rows to skip"
+MEND = "mend the line, or set bad_rows to skip"
 
 
 @dataclass
 class Read:
-    """Rows of a file, {"messages": [...], "tools": [...]}, and the lines that were skipped: (number, reason)."""
+    """Rows of a file, {"messages": [...], "tools": [...]}, with the numbers of their lines, and the lines that were skipped: (number,
+    reason)."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
     skipped: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -41,10 +44,12 @@ def read_conversations(path: Path, skip_bad: bool) -> Read:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue
-                if reason := _add(line, read.rows):
-                    if not skip_bad:
-                        raise UserError(reason, where=f"{path}:{number}", mend=_MEND)
+                if not (reason := _add(line, read.rows)):
+                    read.lines.append(number)
+                elif skip_bad:
                     read.skipped.append((number, reason))
+                else:
+                    raise UserError(reason, where=f"{path}:{number}", mend=MEND)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read conversations: {error}", where=str(path), mend="give a readable file of JSON lines") from None
     return read
@@ -58,14 +63,15 @@ def _add(line: str, rows: list[dict[str, Any]]) -> str:
         return f"not JSON: {error}"
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
         return "no conversation: an object with a list 'messages' is needed"
-    for place, message in enumerate(row["messages"]):
+    messages = [plain(message) if isinstance(message, dict) else message for message in row["messages"]]
+    for place, message in enumerate(messages):
         if reason := _fault(message, place):
             return f"message {place + 1}: {reason}"
-    if row["messages"][-1]["role"] != "assistant":
+    if messages[-1]["role"] != "assistant":
         return "the last message is not the assistant's"
     if not isinstance(row.get("tools") or [], list):
         return "'tools' is no list"
-    rows.append({"messages": row["messages"], "tools": row.get("tools") or []})
+    rows.append({"messages": messages, "tools": row.get("tools") or []})
     return ""
 
 

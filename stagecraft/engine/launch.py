@@ -21,6 +21,11 @@ def is_launched() -> bool:
     return "RANK" in os.environ
 
 
+def world_size() -> int:
+    """Ranks of the job, before they have found each other."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def ranks(processes: int, command: Sequence[str], logs: Path) -> Iterator[None]:
     """Give this process rank 0 of `processes` and start `python -m <command>` for every other rank.

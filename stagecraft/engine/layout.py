@@ -8,6 +8,18 @@ from stagecraft.engine.schedule import Positive
 from stagecraft.model.config import Architecture
 
 
+def divide(parts: int, ranks: int, where: str) -> int:
+    """How many of a step's `parts` each of `ranks` data-parallel ranks gets.
+
+    Raises:
+        UserError: they cannot be divided evenly.
+    """
+    if parts % ranks:
+        raise UserError(f"{parts} parts of a step cannot be shared evenly by {ranks} data-parallel ranks", where=where,
+                        mend=f"start a number of ranks that divides {parts}, or choose a multiple of {ranks}")
+    return parts // ranks
+
+
 @params
 class Layout:
     """Sizes of the groups that divide the model; the ranks that are left over are data parallel.
@@ -29,18 +41,18 @@ class Layout:
         """Ranks that work on the same rows."""
         return self.tensor * self.pipeline * self.context
 
-    def data(self, ranks: int) -> int:
+    def data(self, ranks: int, where: str = "layout") -> int:
         """Data-parallel ranks out of `ranks`.
 
         Raises:
-            UserError: the layout does not divide them.
+            UserError: the layout, which the profile names as `where`, does not divide them.
         """
         if ranks % self.model:
             raise UserError(f"{ranks} ranks cannot be divided into tensor {self.tensor} x pipeline {self.pipeline} x context "
-                            f"{self.context}", where="layout", mend=f"start a multiple of {self.model} ranks, or divide the model by less")
+                            f"{self.context}", where=where, mend=f"start a multiple of {self.model} ranks, or divide the model by less")
         if (ranks // self.pipeline) % self.expert:
             raise UserError(f"the {ranks // self.pipeline} ranks of a pipeline stage cannot be divided into expert {self.expert}",
-                            where="layout.expert", mend="choose a divisor")
+                            where=f"{where}.expert", mend="choose a divisor")
         return ranks // self.model
 
     def check(self, a: Architecture, tokens: int, optimizer: str) -> None:

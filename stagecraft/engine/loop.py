@@ -8,20 +8,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import stagecraft.megatron_cpu  # noqa: F401
-
-import torch.distributed as dist
-
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints
 from stagecraft.engine.saving import Saver
 from stagecraft.engine.trainer import StepResult, Trainer
-from stagecraft.engine.watchdog import Watchdog
 
 
 def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Path, checkpoint_every: int, log: RunLog | None,
-        until: int | None = None, keep: int = 2, max_skipped: int = 0, hang_seconds: int = 0,
+        until: int | None = None, keep: int = 2, max_skipped: int = 0, beat: Callable[[int], None] = lambda _: None,
         between: Callable[[], None] = lambda: None, extra: Callable[[], dict[str, Any]] = dict) -> tuple[int, float]:
     """Train from the newest whole checkpoint below `work` to the last step of the schedule, or to `until`, where a checkpoint is left.
 
@@ -29,26 +24,28 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
         step: does one optimizer step.
         checkpoint_every: steps between checkpoints, of which the newest `keep` stay; they are written while training goes on.
         max_skipped: steps in a row that may be skipped because loss or gradient is no finite number.
-        hang_seconds: a step that takes longer ends this rank; 0 waits for ever.
+        beat: called before every step with how many are done.
         between: called after every step, before a checkpoint.
-        extra: what a checkpoint says besides.
+        extra: what a checkpoint says besides, such as where the sampler stands; what goes on from it has to say the same there.
 
     Returns:
         (tokens with a loss, over all ranks, seconds) of the steps done now.
 
     Raises:
-        UserError: too many steps in a row were skipped, or a checkpoint cannot be written or read.
+        UserError: too many steps in a row were skipped, a checkpoint cannot be written or read, or it is of another training.
     """
     saver, steps = Saver(work / "checkpoints", keep), trainer.optimization.all_steps
     end = steps if until is None else until
-    checkpoints.resume(saver.directory, trainer, log.note if log else lambda _: None)
+    said = checkpoints.resume(saver.directory, trainer, log.note if log else lambda _: None)
+    if said is not None and said != extra():
+        raise UserError(f"the checkpoint of step {trainer.steps_done} says {said}, this training would be at {extra()} there",
+                        where=str(saver.directory), mend="go on with the blends and batches it was begun with, or delete it to begin anew")
     if log:
         log.rewind(trainer.steps_done)
     started, tokens, skipped = time.monotonic(), 0, 0
-    with Watchdog(work / "ranks", dist.get_rank(), hang_seconds) as watchdog, \
-            log.bar(name, steps, done=trainer.steps_done) if log else nullcontext() as bar:
+    with log.bar(name, steps, done=trainer.steps_done) if log else nullcontext() as bar:
         while trainer.steps_done < end:
-            watchdog.beat(trainer.steps_done)
+            beat(trainer.steps_done)
             result = step()
             saver.poll()
             skipped = skipped + 1 if result.skipped else 0

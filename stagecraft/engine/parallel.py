@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
+from math import ceil
 from typing import Any
 
 from stagecraft.megatron_cpu import ON_CPU
@@ -12,17 +14,18 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
-from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
-from stagecraft.contract.errors import UserError
 from stagecraft.engine.host_memory import keep_pages
-from stagecraft.engine.layout import Layout
+from stagecraft.engine.layout import Layout, divide
 
 ONE = Layout(tensor=1, pipeline=1, context=1, expert=1)
 
 
-def initialize(seed: int, layout: Layout = ONE) -> None:
+def initialize(seed: int, layout: Layout = ONE, patience: timedelta | None = None) -> None:
     """Join the process group (of one, outside torchrun), build the parallel groups and seed every generator.
+
+    Args:
+        patience: with which a rank waits for the others; else PyTorch's, of NCCL ten minutes, and of megatron-core's groups thirty.
 
     Raises:
         UserError: the layout does not divide the number of ranks.
@@ -34,14 +37,15 @@ def initialize(seed: int, layout: Layout = ONE) -> None:
         if "RANK" in os.environ:
             if not ON_CPU:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("gloo" if ON_CPU else "nccl")
+            dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience)
         else:
-            dist.init_process_group("gloo" if ON_CPU else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience, store=dist.HashStore(), rank=0, world_size=1)
     layout.data(dist.get_world_size())
     if not parallel_state.is_initialized():
+        minutes = {"distributed_timeout_minutes": ceil(patience / timedelta(minutes=1))} if patience else {}
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
-            context_parallel_size=layout.context, expert_model_parallel_size=layout.expert, expert_tensor_parallel_size=1)
+            context_parallel_size=layout.context, expert_model_parallel_size=layout.expert, expert_tensor_parallel_size=1, **minutes)
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
@@ -65,17 +69,12 @@ def share(parts: int, where: str) -> tuple[int, int]:
     Raises:
         UserError: they cannot be divided evenly.
     """
-    ranks = parallel_state.get_data_parallel_world_size()
-    if parts % ranks:
-        raise UserError(f"{parts} parts of a step cannot be shared evenly by {ranks} data-parallel ranks", where=where,
-                        mend=f"start a number of ranks that divides {parts}, or choose a multiple of {ranks}")
-    each = parts // ranks
+    each = divide(parts, parallel_state.get_data_parallel_world_size(), where)
     return parallel_state.get_data_parallel_rank() * each, each
 
 
 def leave_groups() -> None:
-    """Leave the parallel groups, and what megatron keeps by the groups, layers and depths of the first model: MTP and balancing losses."""
-    MTPLossLoggingHelper.tracker.clear()
+    """Leave the parallel groups, and what megatron keeps by the groups and layers of the first model: balancing losses."""
     destroy_moe_metrics_tracker()
     if parallel_state.is_initialized():
         parallel_state.destroy_model_parallel()

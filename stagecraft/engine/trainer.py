@@ -16,7 +16,6 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from stagecraft.engine.diagnostics import Diagnostics
 from stagecraft.engine.optimizers import FusedAdam
 from stagecraft.model.build import build_model, transformer_config
 from stagecraft.model.config import Architecture
+from stagecraft.model.mtp import counts
 from stagecraft.model.packing import Packed
 from stagecraft.model.products import set_noise
 
@@ -83,7 +83,7 @@ class Batch:
 class StepResult:
     """What a step did: means over the global batch, the gradient norm before clipping, the learning rate used.
 
-    `skipped`: loss or gradient was no finite number, so that weights and moments are those of before.
+    `skipped`: loss or gradient was no finite number, so that weights, moments and the routers' biases are those of before.
     """
 
     loss: float
@@ -147,7 +147,7 @@ class Trainer:
     def step(self, batches: Sequence[Batch], loss: LossFunction | None = None) -> StepResult:
         """One optimizer step over this rank's microbatches; gradients are means over the tokens of all ranks that have a loss.
 
-        A loss or a gradient that is no finite number leaves the weights alone; the step is counted.
+        A loss or a gradient that is no finite number leaves everything alone; the step is counted.
 
         Args:
             batches: at least one; the same number on every rank.
@@ -159,18 +159,23 @@ class Trainer:
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         self.scheduler.step(1)
+        targets = self._weigh_depths(batches)
         if self.steps_done >= self.optimization.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.optimization.further_lr
+        biases = [(bias, bias.clone()) for name, bias in self.module.named_buffers() if name.endswith("expert_bias")]
         reports = self._run(batches, loss, forward_only=False)
         self.steps_done += 1
         sums, mtp_losses = self._told_by_last_stage((
-            self._reduce(reports, parallel_state.get_data_parallel_group(with_context_parallel=True)), self._mtp_losses(len(batches))))
+            self._reduce(reports, parallel_state.get_data_parallel_group(with_context_parallel=True)), self._mtp_losses(targets)))
         self.optimizer.prepare_grads()
         norm = float(self.optimizer.get_grad_norm())
         finite = math.isfinite(norm) and math.isfinite(sums["loss"])
         if finite:
             self.optimizer.step()
+        else:
+            for bias, before in biases:  # which megatron-core moved with the gradients' reduction
+                bias.copy_(before)
         tokens = sums.pop("tokens")
         return StepResult(sums.pop("loss") / max(tokens, 1), norm, self.optimizer.param_groups[0]["lr"], int(tokens),
                           mtp_losses, sums, self.diagnostics.end(), skipped=not finite)
@@ -182,13 +187,13 @@ class Trainer:
 
     def _run(self, batches: Sequence[Batch], loss: LossFunction | None, forward_only: bool) -> list[dict[str, Tensor]]:
         """Through the pipeline; what each microbatch reports, on the last stage."""
+        parts = [self._part(batch) for batch in batches]  # what is refused is refused by all stages, before any waits for another
         return get_forward_backward_func()(
-            forward_step_func=lambda iterator, model: self._forward(next(iterator), model, loss), data_iterator=iter(batches),
+            forward_step_func=lambda iterator, model: self._forward(next(iterator), model, loss), data_iterator=iter(parts),
             model=[self.model], num_microbatches=len(batches), seq_length=batches[0].tokens.shape[1],
             micro_batch_size=batches[0].tokens.shape[0], forward_only=forward_only)
 
     def _forward(self, batch: Batch, model: torch.nn.Module, loss: LossFunction | None) -> tuple[Tensor, Callable]:
-        batch = self._part(batch)
         options: dict[str, Any] = {"loss_mask": batch.loss_mask} if self.mtp else {}
         labels = batch.labels if loss is None else None
         output = model(batch.tokens, torch.zeros_like(batch.tokens), None, labels=labels, packed_seq_params=batch.packed, **options)
@@ -232,13 +237,24 @@ class Trainer:
         dist.all_reduce(sums, group=group)
         return dict(zip(names, sums.tolist()))
 
-    def _mtp_losses(self, microbatches: int) -> list[float]:
+    def _weigh_depths(self, batches: Sequence[Batch]) -> list[float]:
+        """Give every MTP depth the weight in the step that the next token has, however few targets it has; returns these, by depth."""
+        if not self.mtp:
+            return []
+        found = sum(counts(batch.loss_mask, batch.packed, self.config.mtp_num_layers) for batch in batches)
+        dist.all_reduce(found, group=parallel_state.get_data_parallel_group())
+        tokens, *targets = found.tolist()
+        self.config.mtp.begin([tokens / count if count else 0.0 for count in targets])
+        return targets
+
+    def _mtp_losses(self, targets: list[float]) -> list[float]:
+        """Means over the targets of the step, on the last stage of the pipeline."""
         if not self.mtp or not parallel_state.is_pipeline_last_stage():
             return []
-        MTPLossLoggingHelper.reduce_metrics_in_tracker()
-        losses = (MTPLossLoggingHelper.tracker["loss_values"] / microbatches).tolist()
-        MTPLossLoggingHelper.clean_metrics_in_tracker()
-        return losses
+        device = torch.cuda.current_device()
+        sums = torch.stack([torch.as_tensor(each, dtype=torch.float64, device=device) for each in self.config.mtp.sums])
+        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        return [loss / count if count else 0.0 for loss, count in zip(sums.tolist(), targets)]
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> tuple[float, int]:

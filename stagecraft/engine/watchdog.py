@@ -1,16 +1,19 @@
-"""Ends a rank whose step hangs, with a stack dump and the name of the rank that has gone silent.
+"""Ends a rank whose step hangs, with a stack dump and the name of the rank that is waited for.
 
-Every rank writes a heartbeat file from a thread of its own: a rank that waits for another still does, a rank that is stopped, frozen
-in the kernel or gone does not. So the ranks that wait can tell whom for.
+Every rank writes a heartbeat file from a thread of its own, with the step it is in and the line that its main thread is at. A rank that
+waits for another still does, a rank that is stopped, frozen in the kernel or gone does not; one that is in an endless loop is at another
+line, or in an earlier step, than those that wait. So they can tell whom for.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +21,16 @@ from stagecraft.contract.errors import EXIT_USER_ERROR
 
 EXIT_HANG = 75  # EX_TEMPFAIL of sysexits.h: start again
 assert EXIT_HANG != EXIT_USER_ERROR
+_GROUPS = 4  # of ranks that are at the same line: so many are told of
+
+
+@dataclass(frozen=True)
+class _Beat:
+    """What a rank last said: seconds ago, steps done, and the line of its main thread."""
+
+    age: float
+    step: int
+    place: str
 
 
 class Watchdog:
@@ -25,11 +38,12 @@ class Watchdog:
 
     Args:
         directory: shared by the ranks, for `heartbeat-N` and, when a step hangs, `stack-N.txt`.
+        ranks: how many there are; what an earlier attempt with more of them left is none of ours.
         seconds: from one `beat` to the next, at most; 0 turns it off. A time in which this process was itself stopped does not count.
     """
 
-    def __init__(self, directory: Path, rank: int, seconds: float):
-        self.directory, self.rank, self.seconds = directory, rank, seconds
+    def __init__(self, directory: Path, rank: int, ranks: int, seconds: float):
+        self.directory, self.rank, self.ranks, self.seconds = directory, rank, ranks, seconds
         self._tick = min(5.0, max(0.2, seconds / 8))
         self._done = threading.Event()
         self._last = (0, time.monotonic())
@@ -38,8 +52,11 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self.seconds:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._alive()
+            for path in self.directory.glob("heartbeat-*"):
+                if int(path.name.rpartition("-")[2]) >= self.ranks:
+                    path.unlink(missing_ok=True)
             self.beat(0)
+            self._alive()
             self._thread.start()
         return self
 
@@ -65,15 +82,38 @@ class Watchdog:
                 self._end(step, now - since)
 
     def _alive(self) -> None:
-        (self.directory / f"heartbeat-{self.rank}").touch()
+        frame = sys._current_frames()[threading.main_thread().ident]
+        place = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+        path = self.directory / f"heartbeat-{self.rank}"
+        temporary = self.directory / f".{path.name}"
+        temporary.write_text(json.dumps([self._last[0], place]))
+        temporary.replace(path)
 
     def _end(self, step: int, waited: float) -> None:
         path = self.directory / f"stack-{self.rank}.txt"
         with path.open("w") as stream:
             faulthandler.dump_traceback(stream, all_threads=True)
-        now = time.time()
-        ages = {int(beat.name.rpartition("-")[2]): now - beat.stat().st_mtime for beat in self.directory.glob("heartbeat-*")}
-        silent = [f"rank {rank} has been silent for {age:.0f} s" for rank, age in sorted(ages.items()) if age > self.seconds / 2]
-        print(f"error: rank {self.rank} has waited {waited:.0f} s in step {step + 1}: {', '.join(silent) or 'all ranks are alive'}; "
+        print(f"error: rank {self.rank} has waited {waited:.0f} s in step {step + 1}: {self._waited_for()}; "
               f"its stack is in {path} - start it again: it goes on from the last checkpoint", file=sys.stderr, flush=True)
         os._exit(EXIT_HANG)
+
+    def _waited_for(self) -> str:
+        beats = self._beats()
+        if silent := [f"rank {rank} has been silent for {beat.age:.0f} s" for rank, beat in beats.items() if beat.age > self.seconds / 2]:
+            return ", ".join(silent)
+        last = max(beat.step for beat in beats.values())
+        if behind := {rank: beat for rank, beat in beats.items() if beat.step < last}:
+            return ", ".join(f"rank {rank} is behind, in step {beat.step + 1} at {beat.place}" for rank, beat in behind.items())
+        at: dict[str, list[int]] = {}
+        for rank, beat in beats.items():
+            at.setdefault(beat.place, []).append(rank)
+        fewest = sorted(at.items(), key=lambda item: len(item[1]))[:_GROUPS]
+        return "all ranks are alive and in this step, " + ", ".join(
+            f"rank {ranks[0]}{f' and {len(ranks) - 1} more' if len(ranks) > 1 else ''} at {place}" for place, ranks in fewest)
+
+    def _beats(self) -> dict[int, _Beat]:
+        now, found = time.time(), {}
+        for path in self.directory.glob("heartbeat-*"):
+            step, place = json.loads(path.read_text())
+            found[int(path.name.rpartition("-")[2])] = _Beat(now - path.stat().st_mtime, step, place)
+        return dict(sorted(found.items()))

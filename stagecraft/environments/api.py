@@ -22,11 +22,19 @@ Item = dict[str, Any]
 Tool = Callable[..., Any]
 
 
+class InvalidCallError(Exception):
+    """There is no such tool, or its schema does not allow the arguments. The message is what the policy is answered."""
+
+
 class Session(Protocol):
     """One conversation under way, in this process or behind HTTP."""
 
     def call(self, tool: str, arguments: Any) -> str:
-        """What a tool answers, as text; an invalid call is answered too, by {"error": ...}."""
+        """What a tool answers, as text; what it could not do is an answer too, {"error": ...}.
+
+        Raises:
+            InvalidCallError: the call never reached a tool.
+        """
 
     def reply(self, text: str) -> str | None:
         """What the user says to a message without a call; None if the conversation ends with it."""
@@ -85,10 +93,10 @@ class LocalSession:
     def call(self, tool: str, arguments: Any) -> str:
         """As in `Session`."""
         if tool not in self._handlers or tool not in self._schemas:
-            return json.dumps({"error": f"there is no tool {tool!r}"})
+            raise InvalidCallError(json.dumps({"error": f"there is no tool {tool!r}"}))
         error = next(iter(self._schemas[tool].iter_errors(arguments)), None)
         if error is not None:
-            return json.dumps({"error": error.message[:200]})
+            raise InvalidCallError(json.dumps({"error": error.message[:200]}))
         try:
             return json.dumps(self._handlers[tool](**arguments))
         except ValueError as problem:

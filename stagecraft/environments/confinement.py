@@ -42,12 +42,16 @@ exec(compile(ask["program"], "program", "exec"), {"__name__": "__main__", "given
 
 @dataclass(frozen=True)
 class Limits:
-    """What a confined program may take. Bytes and seconds; those of memory and processor time are for each process."""
+    """What a confined program may take, in bytes and seconds; processor time is for each process.
+
+    Memory is that of all processes together, of which each may take an equal part: no limit but a control group's, which an unprivileged
+    user cannot set, bounds a sum.
+    """
 
     cpu_seconds: int = 5
     wall_seconds: float = 10.0
-    memory: int = 512 * 2**20
-    processes: int = 16
+    memory: int = 2**30
+    processes: int = 4
     file_bytes: int = 2**20  # of any file, the output streams included
     disk_bytes: int = 16 * 2**20
     open_files: int = 64
@@ -88,8 +92,8 @@ def confine(program: str, given: Any = None, files: Mapping[str, str] | None = N
         return Outcome(None, refused="bubblewrap on x86-64 Linux is needed to run code that nobody vouches for")
     user = 2_000_000_000 + secrets.randbelow(100_000_000) if os.geteuid() == 0 else 0
     ask = {"program": program, "given": given, "files": dict(files), "user": user, "limits": {
-        "RLIMIT_AS": limits.memory, "RLIMIT_CPU": limits.cpu_seconds, "RLIMIT_NPROC": limits.processes, "RLIMIT_FSIZE": limits.file_bytes,
-        "RLIMIT_NOFILE": limits.open_files, "RLIMIT_CORE": 0}}
+        "RLIMIT_AS": limits.memory // limits.processes, "RLIMIT_NPROC": limits.processes, "RLIMIT_CPU": limits.cpu_seconds,
+        "RLIMIT_FSIZE": limits.file_bytes, "RLIMIT_NOFILE": limits.open_files, "RLIMIT_CORE": 0}}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as error, tempfile.TemporaryFile() as told, \
             tempfile.TemporaryFile() as denied:
         denied.write(seccomp.program())

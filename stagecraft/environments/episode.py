@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from stagecraft.environments.api import Item, Row, Seeds
+from stagecraft.data.messages import plain
+from stagecraft.environments.api import InvalidCallError, Item, Row, Seeds
 from stagecraft.environments.items import items_of
 from stagecraft.environments.reward import Reward
 
@@ -22,7 +23,7 @@ class Episode:
         messages: all of it, in the OpenAI chat API's form.
         output: what the policy and the tools put out, as items.
         malformed: a turn's thinking or call could not be read, which ended it; its reward is 0.
-        invalid_calls: calls of tools that do not exist or with arguments that the tool refuses.
+        invalid_calls: calls of tools that do not exist or with arguments that a tool's schema does not allow.
         cut: the turns were used up.
     """
 
@@ -37,11 +38,38 @@ class Episode:
 
 
 def chat_request(row: Row) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What a row asks, in the OpenAI chat API's form: (messages, tools)."""
+    """What a row asks, in the OpenAI chat API's form: (messages, tools).
+
+    Raises:
+        ValueError: an item that is no text of a system, a user or an assistant, no call and no output of one.
+    """
     asked = row["responses_create_params"]
+    items = [{"role": "user", "content": asked["input"]}] if isinstance(asked["input"], str) else asked["input"]
     tools = [{"type": "function", "function": {key: tool[key] for key in ("name", "description", "parameters") if key in tool}}
              for tool in asked.get("tools") or []]
-    return [dict(message) for message in asked["input"]], tools
+    messages: list[dict[str, Any]] = []
+    for item in items:
+        kind = item.get("type", "message")
+        if kind == "function_call":  # calls of one turn are items of their own there, and one message here
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": ""})
+            function = {"name": item["name"], "arguments": item["arguments"]}
+            messages[-1].setdefault("tool_calls", []).append({"id": item["call_id"], "type": "function", "function": function})
+        elif kind == "function_call_output":
+            messages.append({"role": "tool", "content": item["output"], "tool_call_id": item["call_id"]})
+        else:
+            messages.append(_chat_message(item))
+    if not messages:
+        raise ValueError("input is empty")
+    return messages, tools
+
+
+def _chat_message(item: Item) -> dict[str, Any]:
+    message = plain(item)
+    role, content = message["role"], message["content"]
+    if role not in ("system", "user", "assistant") or not isinstance(content, str):
+        raise ValueError(f"a message of {role!r} with {type(content).__name__} for content")
+    return {"role": role, "content": content}
 
 
 def converse(environment: Seeds, row: Row, policy: Policy, turns: int) -> Episode:
@@ -80,8 +108,11 @@ def conversation(environment: Seeds, row: Row, turns: int) -> Generator[tuple[li
         episode.output += items
         calls = [item for item in items if item["type"] == "function_call"]
         for item in calls:
-            answer = session.call(item["name"], json.loads(item["arguments"]))
-            episode.invalid_calls += answer.startswith('{"error"')
+            try:
+                answer = session.call(item["name"], json.loads(item["arguments"]))
+            except InvalidCallError as invalid:
+                episode.invalid_calls += 1
+                answer = str(invalid)
             episode.output.append({"type": "function_call_output", "call_id": item["call_id"], "output": answer})
             messages.append({"role": "tool", "content": answer})
         if not calls:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from stagecraft.contract.errors import UserError
-from stagecraft.environments.api import Item, Row
+from stagecraft.environments.api import InvalidCallError, Item, Row
 from stagecraft.environments.items import response
 from stagecraft.environments.reward import Reward
+
+RETRIES, BACKOFF = 4, 0.5  # a server that restarts, or has too much to do
+_UNHEARD = (429, 502, 503, 504)  # from who did not handle the request
+_NOT_TAKEN = (404, 405, 422)  # no such tool; arguments that its schema does not allow (FastAPI's answer)
 
 
 class RemoteEnvironment:
@@ -35,37 +43,65 @@ class RemoteEnvironment:
 
 
 class RemoteSession:
-    """One conversation on a resource server."""
+    """One conversation on a resource server.
+
+    Seeding and verifying are asked again whatever went wrong; a tool, which changes the session, only where it was surely not reached.
+    """
 
     def __init__(self, url: str, row: Row, seconds: float):
         self._url, self._row, self._seconds, self._http = url, row, seconds, requests.Session()
+        again = {"total": RETRIES, "backoff_factor": BACKOFF, "allowed_methods": None, "raise_on_status": False}
+        self._http.mount(url, HTTPAdapter(max_retries=Retry(**again, read=False, status_forcelist=_UNHEARD)))
+        for path in ("seed_session", "verify"):
+            self._http.mount(f"{url}/{path}", HTTPAdapter(max_retries=Retry(**again, status_forcelist=(500, *_UNHEARD))))
 
-    def post(self, path: str, body: Any, strict: bool = True) -> requests.Response:
-        """Send JSON; `strict` makes a status that is no success an error."""
+    def post(self, path: str, body: Any) -> requests.Response:
+        """Seed or verify: send JSON, get a success.
+
+        Raises:
+            UserError: there is none.
+        """
         where = f"{self._url}/{path}"
         try:
             answer = self._http.post(where, json=body, timeout=self._seconds)
         except requests.RequestException as error:
             raise UserError(f"no answer: {type(error).__name__}", where=where, mend="start the resource server") from None
-        if strict and not answer.ok:
+        if not answer.ok:
             raise UserError(f"HTTP {answer.status_code}: {answer.text[:200]}", where=where,
                             mend="check that the row is one of this environment")
         return answer
 
     def call(self, tool: str, arguments: Any) -> str:
-        """As in `Session`; a refusal of the server is an answer to the policy, as in NeMo Gym's own agent."""
+        """As in `Session`; what the server says is an answer to the policy, as in NeMo Gym's own agent, and that it says nothing too."""
         if not tool.replace("_", "").isalnum() or tool in ("verify", "seed_session"):
-            return '{"error": "there is no such tool"}'
-        answer = self.post(tool, arguments, strict=False)
-        return answer.text if answer.ok else '{"error": ' + answer.text + "}"
+            raise InvalidCallError(json.dumps({"error": f"there is no tool {tool!r}"}))
+        try:
+            answer = self._http.post(f"{self._url}/{tool}", json=arguments, timeout=self._seconds)
+        except requests.RequestException as error:
+            return json.dumps({"error": f"no answer: {type(error).__name__}"})
+        if answer.status_code in _NOT_TAKEN:
+            raise InvalidCallError(answer.text)
+        return answer.text
 
     def reply(self, text: str) -> str | None:
         """As in `Session`: the tools and the verdict are all that the contract has."""
         return None
 
     def verify(self, output: list[Item]) -> Reward:
-        """As in `Session`; other numbers in the server's answer, and those in its `parts`, become the parts."""
-        answer = self.post("verify", {**self._row, "response": response(output)}).json()
-        found = {**{key: value for key, value in answer.items() if key not in self._row}, **answer.get("parts", {})}
+        """As in `Session`; other numbers in the server's answer, and those in its `parts`, become the parts.
+
+        Raises:
+            UserError: no answer, or none with a reward.
+        """
+        answer = self.post("verify", {**self._row, "response": response(output)})
+        try:
+            verdict = answer.json()
+            reward = float(verdict["reward"])
+            found = {**{key: value for key, value in verdict.items() if key not in self._row}, **verdict.get("parts", {})}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            reward = math.nan
+        if not math.isfinite(reward):
+            raise UserError(f"no verdict with a reward: {answer.text[:200]}", where=f"{self._url}/verify",
+                            mend="correct the resource server")
         parts = {key: float(value) for key, value in found.items() if key != "reward" and isinstance(value, (bool, int, float))}
-        return Reward(float(answer["reward"]), parts)
+        return Reward(reward, parts)

@@ -68,9 +68,22 @@ def call_confined(files: Mapping[str, str], module: str, function: str, calls: S
     """
     word = secrets.token_hex(8)
     done = confine(_CALL, {"module": module, "function": function, "calls": list(calls), "word": word}, files, _limits())
-    answers: list[Any] = [json.loads(line.removeprefix(word)) for line in done.out.split("\n") if line.startswith(word)][:len(calls)]
+    answers = [_answer(line.removeprefix(word)) for line in done.out.split("\n") if line.startswith(word)][:len(calls)]
     reason = _reason(done) or (None if done.status == 0 else "program_failed")
     return answers + [None] * (len(calls) - len(answers)), reason
+
+
+def _answer(line: str) -> dict[str, Any] | None:
+    """What a call gave; None of a line that is cut at the limit of the output, or that the program wrote itself in another shape."""
+    try:
+        match json.loads(line):
+            case {"value": value, **others} if not others:
+                return {"value": value}
+            case {"raised": str(name), **others} if not others and name.isidentifier():
+                return {"raised": name}
+    except (ValueError, RecursionError):
+        pass
+    return None
 
 
 def _limits() -> Limits:

@@ -1,8 +1,8 @@
 """The system calls that confined code is denied: a classic BPF filter, written by hand because a few lines need no library.
 
-Namespaces and resource limits do not bound System V shared memory, and what opens new namespaces, traces or loads code into the
-kernel is more than a program under test may ask for. A denied call answers EPERM; `clone3`, whose flags a filter cannot see, answers
-ENOSYS, on which the C library falls back to `clone`.
+Namespaces and resource limits do not bound System V's shared memory and messages, nor files without a name, and what opens new
+namespaces, traces or loads code into the kernel is more than a program under test may ask for. A denied call answers EPERM; `clone3`,
+whose flags a filter cannot see, answers ENOSYS, on which the C library falls back to `clone`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import struct
 
 _ARCH = 0xC000003E  # AUDIT_ARCH_X86_64
 _DENIED = {
-    "shmget": 29, "ptrace": 101, "personality": 135, "mount": 165, "umount2": 166, "swapon": 167, "reboot": 169, "init_module": 175,
-    "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open": 298, "name_to_handle_at": 303, "setns": 308,
-    "process_vm_readv": 310, "process_vm_writev": 311, "bpf": 321, "userfaultfd": 323, "io_uring_setup": 425, "open_tree": 428,
-    "fsopen": 430,
+    "shmget": 29, "msgget": 68, "ptrace": 101, "personality": 135, "mount": 165, "umount2": 166, "swapon": 167, "reboot": 169,
+    "init_module": 175, "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open": 298, "name_to_handle_at": 303,
+    "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "memfd_create": 319, "bpf": 321, "userfaultfd": 323,
+    "io_uring_setup": 425, "open_tree": 428, "fsopen": 430, "memfd_secret": 447,
 }
 _CLONE, _CLONE3, _NEW_NAMESPACES = 56, 435, 0x7E020000  # the flags CLONE_NEWNS to CLONE_NEWNET
 _X32 = 0x40000000

@@ -1,7 +1,7 @@
 """A built-in environment as a resource server: `python -m stagecraft.environments.server NAME PORT`, on loopback.
 
-For environment servers apart from the trainer, on a cluster or under NeMo Gym's own agents. A session lives until it is verified, or
-until newer ones push it out.
+For environment servers apart from the trainer, on a cluster or under NeMo Gym's own agents. A session lives until newer ones
+push it out: who lost a verdict on the way may ask for it again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from stagecraft.contract.errors import exit_on_user_error
-from stagecraft.environments.api import Environment, Session
+from stagecraft.environments.api import Environment, InvalidCallError, Session
 from stagecraft.environments.library import environment
 
 _COOKIE, _SESSIONS = "stagecraft_session", 10_000
@@ -43,7 +43,7 @@ def application(served: Environment) -> FastAPI:
 
     @app.post("/verify")
     async def verify(request: Request, body: dict[str, Any] = Body()) -> Response:  # noqa: B008
-        session = sessions.pop(request.cookies.get(_COOKIE, ""), None)
+        session = sessions.get(request.cookies.get(_COOKIE, ""), None)
         if session is None:
             return JSONResponse({"error": "no session: seed one first"}, status_code=409)
         reward = await run_in_threadpool(session.verify, body["response"]["output"])
@@ -54,7 +54,11 @@ def application(served: Environment) -> FastAPI:
         session = sessions.get(request.cookies.get(_COOKIE, ""))
         if session is None:
             return JSONResponse({"error": "no session: seed one first"}, status_code=409)
-        return PlainTextResponse(await run_in_threadpool(session.call, tool, arguments), media_type="application/json")
+        try:
+            answer, status = await run_in_threadpool(session.call, tool, arguments), 200
+        except InvalidCallError as invalid:
+            answer, status = str(invalid), 422
+        return PlainTextResponse(answer, status, media_type="application/json")
 
     return app
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stagecraft.contract.errors import UserError
 from stagecraft.inference import guest
+from stagecraft.inference.imports import without_scikit_learn
 from stagecraft.inference.memory import kv_cache_bytes, read_config
 
 ENVIRONMENT = {
@@ -78,6 +79,7 @@ class Engine:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self._threads, self._group_was_there = threads, torch.distributed.is_initialized()
         with guest.at_work(threads), guest.arrival():
+            without_scikit_learn()
             from safetensors import SafetensorError
             from vllm import LLM
 

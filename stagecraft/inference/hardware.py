@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import psutil
 
+from stagecraft.contract.errors import UserError
+
 _CONTROL = Path("/sys/fs/cgroup")
+_PATIENCE_SECONDS = 30.0
 _QUERY = ["--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
 
 
@@ -31,29 +35,50 @@ class Hardware:
 
 
 def detect() -> Hardware:
-    """The GPUs of the first one's name if `nvidia-smi` lists any, else the CPU."""
-    gpus = _gpus()
+    """The GPUs of the first one's name if vLLM is built for GPUs and `nvidia-smi` lists any, else the CPU.
+
+    Raises:
+        UserError: `nvidia-smi` does not answer.
+    """
+    gpus = _gpus() if built_for_gpus() else []
     if gpus:
         alike = [free for name, free in gpus if name == gpus[0][0]]
         return Hardware("cuda", gpus[0][0], len(alike), min(alike))
     return Hardware("cpu", "CPU", psutil.cpu_count(logical=False) or 1, _free_memory())
 
 
+def built_for_gpus() -> bool:
+    """Whether the installed vLLM is, told as vLLM tells it: by the version, and the CPU's build is a distribution of another name."""
+    try:
+        return "cpu" not in metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def _gpus() -> list[tuple[str, int]]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    listed = subprocess.run([tool, *_QUERY], capture_output=True, text=True, check=False, timeout=30)
+    try:
+        listed = subprocess.run([tool, *_QUERY], capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"no answer within {_PATIENCE_SECONDS:g} seconds", where=tool,
+                        mend="see to the GPU's driver: dmesg | grep NVRM") from None
     rows = [line.rpartition(",") for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
     return [(name.strip(), int(free) << 20) for name, _, free in rows if free.strip().isdigit()]
 
 
 def _free_memory() -> int:
-    """Bytes, within the limit of this control group (v2) where there is one."""
+    """Bytes, within the limit of this control group (v2) where there is one.
+
+    Cached files that are not in use, such as weights that were just verified, make room when it is needed: they are no part of what
+    Kubernetes calls the working set, and none here.
+    """
     free = psutil.virtual_memory().available
     try:
         limit = (_CONTROL / "memory.max").read_text().strip()
         used = int((_CONTROL / "memory.current").read_text())
+        counted = dict(line.split() for line in (_CONTROL / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return free
-    return min(free, max(0, int(limit) - used)) if limit.isdigit() else free
+    return min(free, max(0, int(limit) - max(0, used - int(counted["inactive_file"])))) if limit.isdigit() else free

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,8 +15,9 @@ from stagecraft.inference.hardware import Hardware
 from stagecraft.inference.memory import kv_cache_bytes, read_config, weight_bytes
 
 LOOPBACK = "127.0.0.1"
-# vLLM's two processes without a model: 715 and 771 MB resident on a CPU at 2.7 million parameters.
-ENGINE_BYTES = 1_500_000_000
+# vLLM's two processes on a CPU without a model, what they share counted once: 821 and 929 MB in two runs, and room for requests.
+ENGINE_BYTES = 1_100_000_000
+NO_PREFIX_CACHING = "--no-enable-prefix-caching"
 GPU_SHARE = 0.9  # of a GPU's memory that vLLM may fill: its own default
 
 # The chat template leaves it to the model to open `<think>`; this parser takes what precedes `</think>` for reasoning either way,
@@ -55,18 +57,38 @@ def speculation(draft_tokens: int) -> list[str]:
     """
     if not draft_tokens:
         return []
-    return ["--no-enable-prefix-caching", "--speculative-config",
+    return [NO_PREFIX_CACHING, "--speculative-config",
             json.dumps({"method": "mtp", "num_speculative_tokens": draft_tokens}, separators=(",", ":"))]
+
+
+def fitting(wanted: Settings, model: Path, asked: bool = False) -> Settings:
+    """Without drafts, if the checkpoint has no block to draft with.
+
+    Args:
+        asked: the drafts were asked for by name.
+
+    Raises:
+        UserError: the model's config.json cannot be read, or it lacks the block and drafts were asked for.
+    """
+    if not wanted.draft_tokens or read_config(model).get("num_nextn_predict_layers"):
+        return wanted
+    if asked:
+        raise UserError("the checkpoint has no MTP block to draft with", where=str(model), mend="give --draft-tokens 0")
+    return replace(wanted, draft_tokens=0)
 
 
 def local_arguments(model: Path, settings: Settings, port: int) -> list[str]:
     """vLLM's arguments for one lean server on the loopback interface of this machine, beside which others have room.
 
+    It caches no prefixes: vLLM would keep Mamba states by block for them (`mamba_cache_mode` "align"), and the CPU plugin's short ways
+    through a step (`steady`, `cache_slots`) are for states that stay in their place.
+
     Raises:
         UserError: the model's config.json cannot be read.
     """
     cache = kv_cache_bytes(read_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens)
-    return [*_common(model, settings, port, settings.dtype), "--enforce-eager", "--kv-cache-memory-bytes", str(cache)]
+    prefixes = [] if settings.draft_tokens else [NO_PREFIX_CACHING]  # with drafts `speculation` has said so
+    return [*_common(model, settings, port, settings.dtype), *prefixes, "--enforce-eager", "--kv-cache-memory-bytes", str(cache)]
 
 
 def machine_arguments(model: Path, settings: Settings, port: int, hardware: Hardware, drain_seconds: int) -> list[str]:

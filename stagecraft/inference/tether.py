@@ -13,6 +13,8 @@ import signal
 import sys
 from threading import Thread
 
+from stagecraft.inference.imports import without_scikit_learn
+
 
 def hold() -> None:
     """Kill this process group as soon as standard input ends. The caller must lead a group of its own."""
@@ -24,6 +26,8 @@ def hold() -> None:
 def main() -> None:
     Thread(target=hold, name="tether", daemon=True).start()
     sys.argv = sys.argv[1:]
+    if sys.argv[0].startswith("vllm."):
+        without_scikit_learn()
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 

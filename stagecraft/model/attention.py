@@ -38,8 +38,6 @@ class ScaledDotProductAttention(MegatronModule):
             else:
                 out = self._attend(*(t.permute(1, 2, 0, 3) for t in (query, key, value)))
             return out.permute(2, 0, 1, 3).flatten(2)
-        if not isinstance(packed_seq_params, Packed):
-            raise TypeError("packed sequences come as stagecraft.model.packing.Packed: their boundaries would be lost otherwise")
         layout = packed_seq_params.padded
         rows = [torch.cat([t, t.new_zeros(1, *t.shape[1:])])[layout].transpose(1, 2) for t in (query, key, value)]
         out = self._attend(*rows)  # sequences, heads, longest, d

@@ -38,6 +38,8 @@ from stagecraft.model.config import Architecture
 from stagecraft.model.cross_entropy import cross_entropy
 from stagecraft.model.hardware import runs_transformer_engine
 from stagecraft.model.mamba import GatedRMSNorm, split_conv_scan
+from stagecraft.model.mtp import Depths
+from stagecraft.model.packing import Packed
 from stagecraft.model.parts import LOCAL, Parts, of_transformer_engine
 from stagecraft.model.products import FP8, MXFP8, NVFP4
 from stagecraft.model.stage_recipe import StageRecipe
@@ -99,6 +101,7 @@ def build_model(architecture: Architecture, config: TransformerConfig, max_seque
     config.quant_recipe.layer_offset = sum(map(len, stages[:parallel_state.get_pipeline_model_parallel_rank()]))
     parts = of_transformer_engine() if config.transformer_impl == "transformer_engine" else LOCAL
     bind_modules(norm=parts.norm, duplicated_linear=parts.duplicated)
+    config.mtp = Depths(config.mtp_num_layers or 0)
     return _Model(
         config, layer_spec(architecture, parts), vocab_size=architecture.vocab_size, max_sequence_length=max_sequence_length,
         hybrid_layer_pattern="|".join(stages) + ("/" + architecture.mtp_hybrid_override_pattern) * (config.mtp_num_layers or 0),
@@ -106,7 +109,24 @@ def build_model(architecture: Architecture, config: TransformerConfig, max_seque
 
 
 class _Model(HybridModel):
-    """HybridModel with a cross-entropy of its own where one rank has the whole vocabulary: megatron-core's passes over it ten times."""
+    """HybridModel that takes boundaries of packed sequences only in the form that every one of its layers reads.
+
+    Its cross-entropy is its own where one rank has the whole vocabulary: megatron-core's passes over it ten times.
+    """
+
+    def forward(self, input_ids: Tensor, *args: Any, packed_seq_params: Packed | None = None, **more: Any) -> Tensor:
+        """As HybridModel's.
+
+        Raises:
+            TypeError: boundaries that the Mamba layers would not see (megatron-core's scan goes on over them where there is no `seq_idx`).
+            ValueError: boundaries of another row.
+        """
+        if packed_seq_params is not None:
+            if not isinstance(packed_seq_params, Packed):
+                raise TypeError("packed sequences come as stagecraft.model.packing.Packed: their boundaries would be lost otherwise")
+            if input_ids.shape != packed_seq_params.seq_idx.shape:
+                raise ValueError(f"boundaries of a row of {packed_seq_params.total_tokens} tokens for tokens {list(input_ids.shape)}")
+        return super().forward(input_ids, *args, packed_seq_params=packed_seq_params, **more)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """labels [b, s], logits [s, b, vocabulary] -> [b, s]"""

@@ -27,8 +27,13 @@ def learning(figures: dict[str, dict]) -> Iterator[Verdict]:
     yield "base: at most 2.4 bits per byte", figures["base"]["bits_per_byte"] <= 2.4, f"{figures['base']['bits_per_byte']:.3f}"
     yield "base: below 5% exact match", matched["base"] < 0.05, f"{matched['base']:.1%}"
     yield "sft: at least 35%", matched["sft"] >= 0.35, f"{matched['sft']:.1%}"
-    yield "rl: at least 10 points more", gain >= 0.10, f"{gain:+.1%}"
+    yield "rl: at least 20 points more", gain >= 0.20, f"{gain:+.1%}"
     yield "rl: outside the standard error", gain > error, f"{gain:+.1%} +- {error:.1%}"
+    worse = {family: (found["exact_match"] - figures["aligned"]["families"][family]["exact_match"],
+                      hypot(found["stderr"], figures["aligned"]["families"][family]["stderr"]))
+             for family, found in figures["sft"]["families"].items()}
+    family, (loss, error) = max(worse.items(), key=lambda item: item[1][0] - item[1][1])
+    yield "rl: no family surely more than 3 points worse", loss - error <= 0.03, f"{family} {-loss:+.1%} +- {error:.1%}"
     yield "aligned: at least 50%", matched["aligned"] >= 0.50, f"{matched['aligned']:.1%}"
     loss = matched["nvfp4"] - matched["aligned"]
     yield "nvfp4: within 5 points of aligned", abs(loss) <= 0.05, f"{loss:+.1%}"

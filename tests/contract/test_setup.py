@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ case "$*" in
   *libnuma*) exit {numa} ;;
   *hashlib*) exec {python} "$@" ;;
   *torch.version.cuda*) echo "{cuda}" ;;
+  "-m compileall "*) echo "$@" > compiled.log; exit 1 ;;
   "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; printf '#!/bin/sh\\necho "$@" >> pip.log\\nexit {pip}\\n' > .venv/bin/pip
     chmod +x .venv/bin/pip ;;
   *) exit 9 ;;
@@ -71,6 +73,7 @@ def test_what_is_installed_and_how(project):
         assert option in lock
     for option in ("--no-deps", "--no-build-isolation", "--editable ."):
         assert option in own
+    assert (project / "compiled.log").read_text().endswith(" .venv/lib\n")
 
 
 def test_an_interrupted_build_is_taken_up_again(project):
@@ -112,3 +115,18 @@ def test_the_locks_pin_everything_and_name_no_host():
     assert all(line.count("==") == 1 and "/" not in line and " " not in line for line in lines)
     names = [line.split("==")[0].lower().replace("_", "-") for line in lines]
     assert len(names) == len(set(names))
+
+
+def test_what_packages_read_is_installed_with_them():
+    """In a wheel, too, in which nothing is found that pyproject.toml does not name."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    left = []
+    for path in (path for package in ("stagecraft", "components", "pipelines") for path in (ROOT / package).rglob("*")):
+        if (path.is_dir() or path.suffix in (".py", ".md") or path.name.startswith("Containerfile")
+                or "__pycache__" in path.parts):  # compiled there by whoever imports it: Python, numba
+            continue
+        package = next(folder for folder in path.parents if (folder / "__init__.py").is_file())
+        if not any(path.relative_to(package).match(pattern) and pattern.count("/") == len(path.relative_to(package).parts) - 1
+                   for pattern in patterns):
+            left.append(str(path.relative_to(ROOT)))
+    assert left == []

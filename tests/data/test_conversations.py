@@ -37,7 +37,10 @@ BAD = {
     json.dumps({"messages": [{"role": "user", "content": "a"}]}): "the last message is not the assistant's",
     json.dumps({"messages": [{"role": "bot", "content": "a"}]}): "message 1: its role is none of",
     json.dumps({"messages": ["a"]}): "message 1: its role is none of",
+    json.dumps({"messages": [{"role": ["user"], "content": "a"}]}): "message 1: its role is none of",
     json.dumps({"messages": [{"role": "user", "content": ["a"]}, {"role": "assistant", "content": "b"}]}):
+        "message 1: its content is no text",
+    json.dumps({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}):
         "message 1: its content is no text",
     json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}):
         "message 2: its content is no text",
@@ -64,6 +67,15 @@ def test_bad_lines_are_fatal_or_skipped_and_named(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="cannot read conversations"):
         read_conversations(tmp_path / "binary", skip_bad=True)
+
+
+def test_parts_of_text_and_a_developer_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    parts = [{"type": "text", "text": "What "}, {"type": "text", "text": "now?"}]
+    path.write_text(json.dumps({"messages": [{"role": "developer", "content": "Be short."}, {"role": "user", "content": parts},
+                                             {"role": "assistant", "content": [{"type": "text", "text": "This."}]}]}))
+    assert read_conversations(path, skip_bad=False).rows[0]["messages"] == [
+        {"role": "system", "content": "Be short."}, {"role": "user", "content": "What now?"}, {"role": "assistant", "content": "This."}]
 
 
 def test_every_turn_is_encoded_as_prompted_and_spoken(tokenizer):

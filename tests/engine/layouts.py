@@ -5,6 +5,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stagecraft.megatron_cpu import ON_CPU  # noqa: F401
@@ -16,7 +18,9 @@ from safetensors.torch import load_file
 from stagecraft.engine import checkpoints, parallel
 from stagecraft.engine.layout import Layout
 from stagecraft.engine.packs import packed_batch
+from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from stagecraft.model import products
 from tests.architectures import tiny
 
 SHAPES = tiny(hybrid_override_pattern="M*EME", num_key_value_heads=2)
@@ -63,6 +67,31 @@ def take(trainer: Trainer, steps: int, micro: int) -> list[list[float]]:
     return found
 
 
+def refused(trainer: Trainer) -> str:
+    """What is said to a packed row, if it is not taken."""
+    try:
+        trainer.loss(packed(Batch(*(t[:1] for t in vars(rows_of(99)).values() if t is not None)), 0))
+    except NotImplementedError as error:
+        return str(error)
+    return ""
+
+
+def formats(trainer: Trainer) -> list[str]:
+    """The format of every layer that has one, of all ranks, by its number in the whole model."""
+    own = {f"{name} {module.precision}" for layer in trainer.module.decoder.layers
+           for name, module in layer.named_modules(prefix=str(layer.layer_number)) if hasattr(module, "precision")}
+    return sorted(set().union(*together(lambda: own)))
+
+
+@contextmanager
+def to_nearest() -> Iterator[None]:
+    """Gradients rounded to nearest: the noise of stochastic rounding is each rank's own."""
+    given = products._round
+    products._round = lambda *args, **options: given(*args, **{**options, "stochastic": False})
+    yield
+    products._round = given
+
+
 def run(weights, case: dict, directory: Path) -> tuple[dict, dict]:
     """One case: {"layout": sizes, "options": of the trainer, "micro": rows, "resume": layout to go on in, if any}."""
     parallel.initialize(7, Layout(**case["layout"]))
@@ -70,8 +99,8 @@ def run(weights, case: dict, directory: Path) -> tuple[dict, dict]:
     micro, told = case.get("micro", 1), {}
     told["steps"] = take(trainer, STEPS, micro)
     told["heldout"] = trainer.loss(rows_of(99))
-    told["formats"] = sorted({f"{name} {module.precision}" for layer in trainer.module.decoder.layers
-                              for name, module in layer.named_modules(prefix=str(layer.layer_number)) if hasattr(module, "precision")})
+    told["refused"] = refused(trainer)
+    told["formats"] = formats(trainer)
     if "resume" in case:
         checkpoints.save(directory / "checkpoints", trainer)
         parallel.leave_groups()  # and not the process group: gloo does not come up twice under torchrun
@@ -90,7 +119,8 @@ def main() -> None:
     weights = load_file(directory / "weights.safetensors")
     told = {}
     for name, case in cases.items():
-        found, whole = run(weights, case, directory / name)
+        with to_nearest():
+            found, whole = run(weights, case, directory / name)
         if whole:
             torch.save(whole, directory / f"{name}.pt")
             told[name] = found

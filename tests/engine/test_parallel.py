@@ -1,15 +1,19 @@
-"""Process groups: leaving one leaves nothing of it behind."""
+"""Process groups wait as long as the watchdog needs to name the rank that is waited for."""
 
-import torch
-from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+from datetime import timedelta
+
+from torch.distributed import distributed_c10d
 
 from stagecraft.engine import parallel
 
 
-def test_another_model_may_have_more_mtp_depths():
-    for depths in (1, 2):
-        parallel.initialize(seed=0)
-        for depth in range(depths):
-            MTPLossLoggingHelper.save_metrics_to_tracker(torch.ones(()), torch.zeros(()), torch.ones(()), depth, depths)
-        assert MTPLossLoggingHelper.tracker["loss_values"].tolist() == [1.0] * depths
-        parallel.shutdown()
+def test_every_group_waits_as_long_as_it_is_told(monkeypatch):
+    """The timeouts that torch is given, for the ranks' group and for those that megatron-core makes of it."""
+    parallel.shutdown()
+    told, make = [], distributed_c10d._new_process_group_helper
+    monkeypatch.setattr(distributed_c10d, "_new_process_group_helper",
+                        lambda *args, **options: (told.append((options.get("group_desc"), options["timeout"])), make(*args, **options))[1])
+    parallel.initialize(seed=0, patience=timedelta(seconds=3600))
+    assert len(told) > 10
+    # Megatron gives this one no timeout, and has it for checkpoints of its own optimizers alone.
+    assert {group for group, timeout in told if timeout != timedelta(seconds=3600)} == {"EXPERT_DATA_PARALLEL_GROUP_GLOO"}

@@ -267,18 +267,51 @@ def test_a_disk_that_fills_up_ends_the_training_at_a_step_after_it(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-def test_a_step_without_a_finite_loss_is_skipped_and_too_many_end_the_run(tmp_path):
-    trainer = new_trainer(precision="bf16", mtp_depths=0)
+def test_a_checkpoint_of_another_order_of_rows_is_refused(tmp_path):
+    """As of another blend or batch. A stage's work has a directory of its own then; whoever trains in one of his own has not."""
+    rows = {"phase1 from step 0": 4}
+
+    def go(rows, until):
+        trainer = new_trainer(precision="bf16", mtp_depths=0)
+        loop.run(trainer, lambda: trainer.step([batch(trainer.steps_done)]), name="pretrain", work=tmp_path, checkpoint_every=2, log=None,
+                 until=until, extra=lambda: {"rows": {name: count * trainer.steps_done for name, count in rows.items()}})
+        return trainer.steps_done
+
+    assert go(rows, 2) == 2
+    with pytest.raises(UserError, match=r"checkpoint of step 2 says .*phase1 from step 0': 8.*would be at .*phase2 from step 0': 16"):
+        go({"phase2 from step 0": 8}, 4)
+    assert go(rows, 4) == 4
+
+
+def broken(logits, batch):
+    return logits.sum() * math.nan, batch.loss_mask.sum(), {}
+
+
+def overflowing(logits, batch):
+    """A finite loss, 0, whose gradient is infinite."""
+    return (logits - logits.detach()).square().sum().sqrt(), batch.loss_mask.sum(), {}
+
+
+@pytest.mark.parametrize("loss", [broken, overflowing])
+def test_a_skipped_step_moves_nothing(loss):
+    trainer = new_trainer(precision="bf16", mtp_depths=0, expert_bias_rate=1e-3)
     trainer.step([batch(0)])
-    before = trainer.weights()
-
-    def broken(logits, batch):
-        return logits.sum() * math.nan, batch.loss_mask.sum(), {}
-
-    assert trainer.step([batch(1)], broken).skipped and trainer.steps_done == 2
-    after = trainer.weights()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if "e_score_correction_bias" not in name)
+    before = {name: tensor.clone() for name, tensor in trainer.weights().items()}
+    moments = copy.deepcopy(trainer.moments())
+    result = trainer.step([batch(1)], loss)
+    assert result.skipped and trainer.steps_done == 2
+    assert math.isfinite(result.loss) == (loss is overflowing) and not math.isfinite(result.grad_norm)
+    biases = [tensor for name, tensor in before.items() if "e_score_correction_bias" in name]
+    assert biases and all(bias.any() for bias in biases)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.weights().items())
+    assert all(torch.equal(tensor, moments[name][key]) for name, own in trainer.moments().items() for key, tensor in own.items())
     assert not trainer.step([batch(2)]).skipped
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path):
+    trainer = new_trainer(precision="bf16", mtp_depths=0)
+    for step in range(3):
+        trainer.step([batch(step)])
     losses = iter([None, broken, broken, None, broken, broken, broken])
     with pytest.raises(UserError, match=r"loss nan .* at step 10, after 2 steps in a row"):
         loop.run(trainer, lambda: trainer.step([batch(3)], next(losses)), name="pretrain", work=tmp_path, checkpoint_every=100, log=None,

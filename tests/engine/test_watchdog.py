@@ -1,19 +1,32 @@
 """A hung rank: the ranks that wait for it end, name it, and leave their stacks."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
 RANK = """
 import sys, time, pathlib
 from stagecraft.engine.watchdog import Watchdog
 rank, directory = int(sys.argv[1]), pathlib.Path(sys.argv[2])
-with Watchdog(directory, rank, 6) as watchdog:
+lost, early = (int(value) for value in sys.argv[3:])  # the step in which rank 1 is caught, before or after it says that it is in it
+
+def endless():
+    while True:
+        pass
+
+with Watchdog(directory, rank, 2, 6) as watchdog:
     for step in range(1, 1000):
+        if early and (rank, step) == (1, lost):
+            endless()
         watchdog.beat(step)
+        if (rank, step) == (1, lost):
+            endless()
         print(step, flush=True)
         (directory / f"done-{rank}-{step}").touch()
         while not (directory / f"done-{1 - rank}-{step}").exists():  # each waits for the other
@@ -22,9 +35,10 @@ with Watchdog(directory, rank, 6) as watchdog:
 """
 
 
-def start(rank, directory):
-    return subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+def start(rank, directory, lost=0, early=False):
+    return subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(directory), str(lost), str(int(early))],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
 
 
 def test_a_stopped_rank_is_named_by_the_one_that_waits_for_it(tmp_path):
@@ -39,6 +53,20 @@ def test_a_stopped_rank_is_named_by_the_one_that_waits_for_it(tmp_path):
     assert ranks[0].returncode == 75
     assert "rank 1 has been silent for" in error and "rank 0 has waited" in error and "Traceback" not in error
     assert "<string>" in (tmp_path / "stack-0.txt").read_text()
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["a step behind", "in the same step"])
+def test_a_rank_in_an_endless_loop_is_named_with_its_line(tmp_path, early):
+    (tmp_path / "heartbeat-3").write_text('[1, "of a rank that there was before"]')
+    ranks = [start(rank, tmp_path, lost=3, early=early) for rank in range(2)]
+    try:
+        _, error = ranks[0].communicate(timeout=60)
+    finally:
+        ranks[1].kill()
+    assert ranks[0].returncode == 75
+    assert "silent" not in error and "rank 3" not in error
+    assert re.search(r"rank 1 is behind, in step 3 at <string>:\d+ \(endless\)" if early else
+                     r"all ranks are alive and in this step, .*rank 1 at <string>:\d+ \(endless\)", error), error
 
 
 def test_a_rank_that_was_itself_stopped_goes_on(tmp_path):

@@ -21,7 +21,7 @@ from stagecraft.environments.confinement import Limits, confine
 from stagecraft.environments.sandbox import call_confined, run_confined
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-FEW = Limits(cpu_seconds=1, wall_seconds=3.0, memory=256 * 2**20, processes=8)
+FEW = Limits(cpu_seconds=1, wall_seconds=3.0, memory=512 * 2**20, processes=8)
 
 FORK_BOMB = """
 import os, time
@@ -42,10 +42,45 @@ try:
 except MemoryError:
     print(0)
 """
+FORKED_MEMORY = """
+import os, time
+reads, writes = os.pipe()
+held, made = [], 0
+try:
+    for _ in range(6):
+        if os.fork() == 0:
+            try:
+                while len(held) < 100:
+                    held.append(b"x" * 2**20)
+            except MemoryError:
+                pass
+            os.write(writes, bytes([len(held)]))
+            time.sleep(20)
+            os._exit(0)
+        made += 1
+except OSError:
+    pass
+print(sum(os.read(reads, 1)[0] for _ in range(made)))
+"""
 SHARED_MEMORY = """
 import ctypes
 c = ctypes.CDLL(None)
 print(sum(c.shmget(0, 2**20, 0o1600) >= 0 for _ in range(20)))
+"""
+NAMELESS_FILES = """
+import os
+made = 0
+try:
+    for _ in range(20):
+        made += os.write(os.memfd_create("x"), bytes(2**20)) // 2**20
+except OSError:
+    pass
+print(made)
+"""
+MESSAGES = """
+import ctypes
+c = ctypes.CDLL(None)
+print(sum(c.msgget(0, 0o1600) >= 0 for _ in range(20)))
 """
 DISK_BOMB = """
 written = 0
@@ -144,18 +179,27 @@ def test_files_stay_in_the_working_directory(path):
 
 def test_fork_bomb():
     assert said(FORK_BOMB) < 8
-    assert said(FORK_BOMB, limits=replace(FEW, processes=1000)) == 40
+    assert said(FORK_BOMB, limits=replace(FEW, processes=1000, memory=64 * 2**30)) == 40
 
 
 def test_memory_bomb():
     assert said(MEMORY_BOMB) == 0
-    assert said(MEMORY_BOMB, limits=replace(FEW, memory=2**30)) > 0
+    assert said(MEMORY_BOMB, limits=replace(FEW, memory=8 * 2**30)) > 0
 
 
-def test_shared_memory_has_no_limit_so_it_is_denied(monkeypatch):
-    assert said(SHARED_MEMORY) == 0
+def test_processes_together_have_no_more_memory_than_one_sandbox():
+    """Each child of those that can be made takes what it can, up to 100 MB."""
+    small = replace(FEW, memory=180 * 2**20, processes=4, cpu_seconds=5, wall_seconds=20.0)
+    assert 0 < said(FORKED_MEMORY, limits=small) * 2**20 < small.memory
+    assert said(FORKED_MEMORY, limits=replace(small, memory=20 * 2**30)) * 2**20 > small.memory
+    assert Limits().memory + Limits().disk_bytes <= 1.1 * 2**30
+
+
+@pytest.mark.parametrize("attack", [SHARED_MEMORY, NAMELESS_FILES, MESSAGES])
+def test_memory_outside_every_limit_is_denied(attack, monkeypatch):
+    assert said(attack) == 0
     monkeypatch.setattr(seccomp, "_DENIED", {})
-    assert said(SHARED_MEMORY) == 20
+    assert said(attack) == 20
 
 
 def test_disk_bomb():
@@ -271,6 +315,18 @@ def test_calls_are_answered_one_by_one():
     answers, reason = call_confined(files, "pack.code", "f", [[1], [3], [4], [5], [6]])
     assert answers == [{"value": [1]}, {"raised": "KeyError"}, {"value": [4]}, None, None]
     assert reason == "program_failed" or reason is None
+
+
+@pytest.mark.parametrize("line", [
+    "[1]", "garbage", '{"value": ' + "[" * 200_000, '{"value": 1, "raised": "X"}', '{"raised": ["X"]}', "9" * 5000])
+def test_a_forged_answer_is_none(line):
+    forged = "import sys\ndef f(line):\n    print('\\n' + sys._getframe(1).f_globals['given']['word'] + line)\n    return 7"
+    assert call_confined({"m.py": forged}, "m", "f", [[line], [line]]) == ([None, {"value": 7}], None)
+
+
+def test_an_answer_that_is_cut_at_the_limit_of_the_output_is_none():
+    answers, reason = call_confined({"m.py": "def f(x):\n    return list(range(x))"}, "m", "f", [[3], [10**6], [3]])
+    assert answers == [{"value": [0, 1, 2]}, None, None] and reason == "program_failed"
 
 
 def test_expected_values_are_not_inside():

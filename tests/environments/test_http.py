@@ -1,15 +1,20 @@
 """The contract over HTTP: our environments served and played, and real resource servers of NeMo Gym played by our client.
 
-NeMo Gym needs Python 3.12 and an environment of its own: `STAGECRAFT_GYM_PYTHON` names its interpreter (a venv with nemo-gym 0.4.0).
+NeMo Gym needs Python 3.12 and an environment of its own: the interpreter that `STAGECRAFT_GYM_PYTHON` names, or else one that is made below
+.work, once, where there are a Python 3.12 and the package.
 """
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 
@@ -20,10 +25,33 @@ from stagecraft.contract.errors import UserError
 from stagecraft.environments.episode import converse, script
 from stagecraft.environments.items import write_call
 from stagecraft.environments.library import ENVIRONMENTS
-from stagecraft.environments.remote import RemoteEnvironment
+from stagecraft.environments.remote import RETRIES, RemoteEnvironment
 
-GYM = os.environ.get("STAGECRAFT_GYM_PYTHON", "")
-needs_gym = pytest.mark.skipif(not GYM, reason="STAGECRAFT_GYM_PYTHON names no Python 3.12 with nemo-gym")
+GYM = "nemo-gym==0.4.0"
+ENVIRONMENT = Path(__file__).parents[2] / ".work" / GYM
+IS_3_12 = "import sys; raise SystemExit(sys.version_info[:2] != (3, 12))"
+
+
+@pytest.fixture(scope="module")
+def gym():
+    """Starts a resource server of NeMo Gym, of a module and a class."""
+    python = os.environ.get("STAGECRAFT_GYM_PYTHON") or environment_of_gym()
+    return lambda module, prefix: up(python, str(Path(__file__).with_name("gym_server.py")), module, prefix)
+
+
+def environment_of_gym():
+    python, done = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "done"
+    if not done.exists():
+        found = [shutil.which("python3.12"), *sorted(map(str, Path.home().glob(".pyenv/versions/3.12*/bin/python3.12")))]
+        fitting = [each for each in found if each and not subprocess.run([each, "-c", IS_3_12], capture_output=True).returncode]
+        if not fitting:
+            pytest.skip("there is no Python 3.12 in PATH or pyenv, and STAGECRAFT_GYM_PYTHON names none")
+        subprocess.run([fitting[0], "-m", "venv", "--clear", ENVIRONMENT], check=True)
+        made = subprocess.run([python, "-m", "pip", "install", "--quiet", GYM], capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"pip cannot install {GYM}: {made.stderr.strip().splitlines()[-1]}")
+        done.touch()
+    return str(python)
 
 
 @contextmanager
@@ -51,13 +79,15 @@ def ours(name):
     return up(sys.executable, "-m", "stagecraft.environments.server", name)
 
 
-def test_a_served_environment_judges_as_in_process():
+def test_a_served_environment_judges_as_in_process(monkeypatch):
+    monkeypatch.setattr("stagecraft.environments.remote.BACKOFF", 0.01)
     local = ENVIRONMENTS["warehouse"]
     with ours("warehouse") as url:
         remote = RemoteEnvironment(url)
         for seed in range(3):
             row = json.loads(json.dumps(local.draw(Random(seed))))
-            for texts in [local.reference(row), *local.near_misses(row), [write_call("fly"), *local.reference(row)]]:
+            for texts in [local.reference(row), *local.near_misses(row), [write_call("fly"), *local.reference(row)],
+                          [write_call("look", room="moon"), *local.reference(row)]]:
                 here, there = (converse(each, row, script(texts), 8) for each in (local, remote))
                 assert here.reward == there.reward and here.output == there.output and here.invalid_calls == there.invalid_calls
         first, second = (remote.seed(row) for _ in range(2))  # sessions do not share a world
@@ -71,12 +101,63 @@ def test_a_served_environment_judges_as_in_process():
         remote.seed(row)
 
 
-def gym(module, prefix):
-    return up(GYM, str(Path(__file__).with_name("gym_server.py")), module, prefix)
+@contextmanager
+def small(answers, before=lambda: None):
+    """A server that gives each path the answers in turn, the last one for ever: (status, text), or None for a connection that is closed.
+    Gives its address and how often each path was asked."""
+    asked = Counter()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            path = self.path.strip("/")
+            self.rfile.read(int(self.headers["Content-Length"]))
+            found = answers[path][min(asked[path], len(answers[path]) - 1)]
+            asked[path] += 1
+            before()
+            if found is None:
+                self.close_connection = True
+                return
+            self.send_response(found[0])
+            self.end_headers()
+            self.wfile.write(found[1].encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        finally:
+            server.shutdown()
 
 
-@needs_gym
-def test_a_real_gym_server_of_one_turn():
+def test_a_server_that_fails_for_a_moment_is_asked_again_and_a_tool_only_where_it_was_not_reached(monkeypatch):
+    monkeypatch.setattr("stagecraft.environments.remote.BACKOFF", 0.01)
+    row = {"responses_create_params": {"input": "?"}}
+    with small({"seed_session": [(503, ""), None, (200, "{}")], "verify": [(500, ""), None, (200, '{"reward": 0.5, "x": 1}')],
+                "count": [(503, ""), (200, "1")], "lost": [None], "broken": [(500, "it broke")], "late": [(422, "what?")]}) as (url, asked):
+        episode = converse(RemoteEnvironment(url), row, script(["".join(map(write_call, ("count", "lost", "broken", "late"))), "done"]), 2)
+        outputs = [item["output"] for item in episode.output if item["type"] == "function_call_output"]
+        assert outputs == ["1", '{"error": "no answer: ConnectionError"}', "it broke", "what?"]
+        assert episode.invalid_calls == 1 and (episode.reward.score, episode.reward.parts["x"]) == (0.5, 1)
+        assert asked == {"seed_session": 3, "verify": 3, "count": 2, "lost": 1, "broken": 1, "late": 1}
+    with small({"seed_session": [(503, "")]}) as (url, asked):
+        with pytest.raises(UserError, match="HTTP 503"):
+            RemoteEnvironment(url).seed(row)
+        assert asked["seed_session"] == 1 + RETRIES
+
+
+@pytest.mark.parametrize("verdict", ["<html>", "[1]", "{}", '{"reward": "good"}', '{"reward": NaN}', '{"reward": 1, "parts": 3}'])
+def test_a_wrong_verdict_is_one_line(verdict):
+    with small({"seed_session": [(200, "{}")], "verify": [(200, verdict)]}) as (url, _):
+        with pytest.raises(UserError, match=rf"{url}/verify: no verdict with a reward: .* - correct the resource server"):
+            converse(RemoteEnvironment(url), {"responses_create_params": {"input": "?"}}, script(["hm"]), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("gym")
+def test_a_real_gym_server_of_one_turn(gym):
     row = {"responses_create_params": {"input": [{"role": "user", "content": "Which is a colour? A: red B: seven. Answer in \\boxed{}."}]},
            "options": [{"A": "red"}, {"B": "seven"}], "expected_answer": "A", "grading_mode": "strict_single_letter_boxed", "uuid": "1"}
     with gym("mcqa", "MCQA") as url:
@@ -86,8 +167,9 @@ def test_a_real_gym_server_of_one_turn():
             assert converse(remote, row, script([wrong]), 1).reward.score == 0
 
 
-@needs_gym
-def test_a_real_gym_server_with_state_and_tools():
+@pytest.mark.slow
+@pytest.mark.xdist_group("gym")
+def test_a_real_gym_server_with_state_and_tools(gym):
     row = {"responses_create_params": {"input": [{"role": "user", "content": "Add 1, then 2, then get the count."}]},
            "expected_count": 6, "initial_count": 3}
     with gym("example_session_state_mgmt", "StatefulCounter") as url:

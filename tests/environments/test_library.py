@@ -1,6 +1,7 @@
 """Every built-in environment: equal seeds draw equal rows, the reference gets the full reward, near misses do not."""
 
 import json
+import re
 import shutil
 from random import Random
 
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 from stagecraft.contract.errors import UserError
 from stagecraft.environments.episode import converse, script
+from stagecraft.environments.items import write_call
 from stagecraft.environments.library import ENVIRONMENTS, environment
+from stagecraft.environments.library.sql import ask
 
-IN_SANDBOX = {"code", "software"}
+IN_SANDBOX = {"code", "software", "sql"}
 NAMES = [pytest.param(name, marks=pytest.mark.skipif(name in IN_SANDBOX and shutil.which("bwrap") is None,
                                                      reason="bubblewrap is not installed")) for name in ENVIRONMENTS]
 
@@ -43,7 +46,7 @@ def test_references_score_one_and_near_misses_do_not(name, seed):
 
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
-@pytest.mark.parametrize("name, seed", [("code", 1), ("code", 2), ("software", 1), ("software", 4)])
+@pytest.mark.parametrize("name, seed", [("code", 1), ("code", 2), ("software", 1), ("software", 4), ("sql", 1), ("sql", 2)])
 def test_the_same_where_programs_are_run(name, seed):
     check(name, seed)
 
@@ -75,14 +78,14 @@ def test_an_unknown_environment_is_one_line():
         environment("chess")
 
 
-def test_calls_that_a_tool_does_not_take_are_answered_and_counted():
+def test_calls_that_no_tool_takes_are_counted_and_what_a_tool_cannot_do_is_an_answer():
     env = ENVIRONMENTS["warehouse"]
     row = env.draw(Random(0))
     bad = ['<tool_call>{"name": "look", "arguments": {}}</tool_call>', '<tool_call>{"name": "look", "arguments": {"room": 3}}</tool_call>',
            '<tool_call>{"name": "fly", "arguments": {}}</tool_call>',
            '<tool_call>{"name": "look", "arguments": {"room": "moon"}}</tool_call>']
     episode = played("warehouse", row, ["".join(bad), *env.reference(row)])
-    assert episode.invalid_calls == 4 and episode.reward.score == 1 and episode.reward.parts["valid_calls"] == 0
+    assert episode.invalid_calls == 3 and episode.reward.score == 1 and episode.reward.parts["valid_calls"] == 0
     assert all("error" in json.loads(item["output"]) for item in episode.output[4:8])
 
 
@@ -92,18 +95,32 @@ def test_turns_are_bounded():
     assert episode.cut and episode.turns == 8 and episode.reward.score == 0
 
 
-@pytest.mark.parametrize("sql", [
-    "DELETE FROM people", "INSERT INTO people VALUES (99, 'x', 'y', 1)", "PRAGMA query_only = 0", "ATTACH DATABASE '/tmp/x' AS y",
-    "SELECT load_extension('x')", "CREATE TABLE x (y)", "SELECT zeroblob(1000000000)", "VACUUM INTO '/tmp/stagecraft-escape'",
-    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
-    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"])
-def test_a_query_can_only_read_and_not_for_long(sql):
-    from stagecraft.environments.library.sql import database, select
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+DOUBLED = "".join(f", a{i} AS (SELECT * FROM a{i - 1} UNION ALL SELECT * FROM a{i - 1})" for i in range(1, 30))
 
-    with database(1) as connection:
-        with pytest.raises(ValueError):
-            select(connection, sql)
-        assert len(select(connection, "SELECT * FROM people")) >= 6
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+@pytest.mark.parametrize("sql, error", [
+    *((sql, "not authorized|authorization denied") for sql in (
+        "DELETE FROM people", "INSERT INTO people VALUES (99, 'x', 'y', 1)", "PRAGMA query_only = 0", "ATTACH DATABASE '/tmp/x' AS y",
+        "CREATE TABLE x (y)", "VACUUM INTO '/tmp/stagecraft-escape'", "SELECT load_extension('x')")),
+    ("SELECT zeroblob(1000000000)", "too big"), ("SELECT x'00'", "blob"), ("SELECT 1; SELECT 2", "one statement"),
+    (f"{ENDLESS} SELECT count(*) FROM n", "interrupted"), (f"{ENDLESS} SELECT i FROM n", "more than 1000 rows"),
+    (f"{ENDLESS} SELECT {', '.join(['hex(zeroblob(45000))'] * 60)} FROM n", "or 100000 characters"),
+    (f"SELECT {', '.join('1' * 65)}", "too many columns"), ("SELECT 'it''s", "unrecognized token"),
+    (f"WITH a0 AS (SELECT 1){DOUBLED} SELECT * FROM a29", "takes too much|too_slow")])
+def test_a_query_can_only_read_and_neither_for_long_nor_much(sql, error):
+    """The last one is answered by SQLite's compiler, which asks for memory without end before there is a step to interrupt."""
+    (found,), (whole,) = ask([1], sql), ask([1], "SELECT * FROM people")
+    assert re.search(error, found["error"]) and len(whole["rows"]) >= 6
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_a_query_whose_rows_no_json_can_hold_is_answered_with_an_error():
+    row = ENVIRONMENTS["sql"].draw(Random(0))
+    episode = played("sql", row, [write_call("query", sql="SELECT x'00'"), row["query"]])
+    assert "blob" in json.loads(episode.output[1]["output"])["error"] and episode.reward.score == 1
+    assert played("sql", row, ["SELECT x'00'"]).reward.parts["runs"] == 0
 
 
 def test_a_needle_can_be_further_away_than_a_small_models_context():

@@ -120,18 +120,30 @@ def test_few_shot_examples_come_from_the_training_rows(data):
     assert "#### 1" in model.asked[0][1]["content"]
 
 
+def obey(document):
+    """An answer that meets the constraints that are made."""
+    asked = {name.partition(":")[2]: arguments for name, arguments in zip(document["instruction_id_list"], document["kwargs"])}
+    text = "\n".join(["- so"] * asked["number_bullet_lists"]["num_bullets"]) if "number_bullet_lists" in asked else "so"
+    if "existence" in asked:
+        text += " " + asked["existence"]["keywords"][0]
+    if "end_checker" in asked:
+        text += " " + asked["end_checker"]["end_phrase"]
+    return f'"{text}"' if "quotation" in asked else text
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_made_tasks_are_solved_by_who_knows_the_answer_and_by_no_other(name):
     task = benchmarks.load(name, settings(), 3)
-    if name == "instructions":
-        assert {follow({"instruction_id_list": [key], "kwargs": [arguments]}, [text])["prompt_level"] == wanted
-                for key, arguments, text, wanted in CONSTRAINTS} == {True}
-        return
-    knowing = {json.loads(json.dumps(doc["context"])): " ".join(doc["answers"]) for doc in task.eval_docs}
+    if name == "instructions":  # the longest prompt first: another may be its beginning
+        knowing = {doc["prompt"]: obey(doc) for doc in sorted(task.eval_docs, key=lambda doc: -len(doc["prompt"]))}
+        strata, ignorance = {"1 constraint", "2 constraints"}, " "
+    else:
+        knowing = {json.loads(json.dumps(doc["context"])): " ".join(doc["answers"]) for doc in task.eval_docs}
+        strata, ignorance = {"40 words", "80 words"}, "I do not know"
     found = harness.run(Scripted(knowing), {name: task})[name]
     assert found["scores"] == [[1.0]] * 10
-    assert set(found["strata"]) == {"40 words", "80 words"}
-    nothing = harness.run(Scripted({"": "I do not know"}), {name: benchmarks.load(name, settings(), 3)})[name]
+    assert set(found["strata"]) == strata
+    nothing = harness.run(Scripted({"": ignorance}), {name: benchmarks.load(name, settings(), 3)})[name]
     assert nothing["scores"] == [[0.0]] * 10
     assert nothing["digest"] == found["digest"] != harness.run(
         Scripted({"": ""}), {name: benchmarks.load(name, settings(), 4)})[name]["digest"]
@@ -184,6 +196,11 @@ CONSTRAINTS = [
     ("change_case:english_lowercase", {}, "das haus steht neben dem fluss und ist alt", False),
     ("language:response_language", {"language": "de"}, "Das Haus steht neben dem Fluss.", True),
 ]
+
+
+@pytest.mark.parametrize(("key", "arguments", "text", "wanted"), CONSTRAINTS)
+def test_a_constraint_is_met_or_not(key, arguments, text, wanted):
+    assert follow({"instruction_id_list": [key], "kwargs": [arguments]}, [text])["prompt_level"] == wanted
 
 
 def test_every_constraint_has_a_case():

@@ -42,6 +42,9 @@ def test_another_protocol_is_refused_or_replaced_as_the_rules_say(champion):
     willing = copy.deepcopy(challenger)
     willing["rules"]["other_protocol"] = "replace"
     assert objections(willing, champion) == []
+    willing["rules"]["other_protocol"] = "replace_gone"
+    assert objections(willing, champion, gone=True) == []
+    assert "to replace it without a comparison, set evaluate.gate.other_protocol to replace" in objections(willing, champion)[0]
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,17 @@ def test_the_registry_keeps_the_champion_that_a_challenger_falls_behind(client):
     assert champion() == "c"
     assert promote(client, {**verdict("d", None), "promoted": None}) is None
     assert champion() == "c"
+    other, notes = record(10, seed=2), []
+    with pytest.raises(UserError, match="another protocol"):
+        promote(client, verdict("d", other), note=notes.append)
+    assert notes == []
+    other["rules"]["other_protocol"] = "replace"
+    assert promote(client, verdict("d", other), note=notes.append) == "3"
+    assert notes == ["nvfp4 replaces the champion (version 2, whose model is gone) without a comparison: "
+                     "it was measured by another protocol (in seed)"]
+    back = record(82)
+    back["rules"]["other_protocol"] = "replace"
+    assert promote(client, verdict("c", back)) == "2"
 
 
 def test_an_alias_is_where_the_registered_model_lies(client, tmp_path, monkeypatch):
@@ -92,10 +106,16 @@ def test_an_alias_is_where_the_registered_model_lies(client, tmp_path, monkeypat
     digest = manifest.write(PATHS["nvfp4"], **described)
     promote(client, {**verdict("e", record(90)), "digest": digest})
     assert registered(client, "champion") == PATHS["nvfp4"].absolute()
+    other, notes = record(10, seed=3), []
+    other["rules"]["other_protocol"] = "replace_gone"
+    with pytest.raises(UserError, match=r"does not replace the champion .* another protocol \(in seed\); to replace it"):
+        promote(client, verdict("f", other), note=notes.append)
     (PATHS["nvfp4"] / "weights").write_text("2")
     manifest.write(PATHS["nvfp4"], **described)
     with pytest.raises(UserError, match="another model lies here now"):
         registered(client, "champion")
+    promote(client, verdict("f", other), note=notes.append)
+    assert len(notes) == 1 and "whose model is gone) without a comparison" in notes[0]
 
 
 def test_a_registry_that_fails_is_not_taken_for_an_empty_one(client, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,14 +13,18 @@ import pytest
 from lxml import etree
 from scipy import stats
 
+from components.evaluate import benchmarks
 from components.evaluate.params import Benchmarks
 from components.evaluate.protocol import Model
 from components.evaluate.side_by_side import Plan, Subject, run
 from components.evaluate.side_by_side.figures import ALL, Measured, summarise
+from components.evaluate.side_by_side.run import _contamination
 from components.evaluate.side_by_side.subjects import served_name
 from stagecraft.cli import compare
+from stagecraft.contract import manifest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
+from stagecraft.contract.stages import PATHS
 from stagecraft.data.tasks import draw_splits, write_rows
 from stagecraft.data.tokenizer import CHAT_TEMPLATE
 from stagecraft.inference.server import Server
@@ -62,16 +68,23 @@ def project(tmp_path_factory):
     rows = draw_splits({"sft": 2, "rl": 2, "heldout": 12}, {"sort": 0.0, "tool": 0.0}, 0)["heldout"]
     write_rows(root / "artifacts" / "corpus" / "tasks" / "heldout.jsonl", rows)
     tiny_checkpoint(root / "tiny")
-    (root / "tiny" / "chat_template.jinja").write_text(CHAT_TEMPLATE.read_text())
+    tiny_checkpoint(root / "plain", mtp=False)
+    for name in ("tiny", "plain"):
+        (root / name / "chat_template.jinja").write_text(CHAT_TEMPLATE.read_text())
+    shutil.copytree(root / "tiny", root / "changed")
+    (root / "changed" / "README.md").write_text("one")
+    manifest.write(root / "changed", stage="rl", params={}, inputs={}, code="", environment={}, metrics={})
+    (root / "changed" / "README.md").write_text("two")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         yield root
 
 
 class Oracle(BaseHTTPRequestHandler):
-    """An endpoint that knows the held-out tasks; `solves` False answers the same with one mistake. Not a model: a key to the judge."""
+    """An endpoint that knows the held-out tasks; `solves` False answers the same with one mistake; from the
+    `short_from`th request on it ignores `ignore_eos`. Not a model: a key to the judge."""
 
-    solves, asked = True, None
+    solves, asked, short_from = True, None, None
 
     def do_GET(self):
         self._say({"data": [{"id": "oracle", "max_model_len": 192}]})
@@ -88,7 +101,8 @@ class Oracle(BaseHTTPRequestHandler):
             message["tool_calls"] = [{"id": "1", "type": "function", "function": {"name": known["name"], "arguments": arguments}}]
         else:
             message["content"] = known["answer"] + ("" if self.solves else "!")
-        length = request["max_tokens"] if request.get("ignore_eos") else 3
+        willing = self.short_from is None or len(self.asked) <= self.short_from
+        length = request["max_tokens"] if request.get("ignore_eos") and willing else 3
         self._say({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": {"completion_tokens": length}})
 
     def _say(self, value):
@@ -101,26 +115,59 @@ class Oracle(BaseHTTPRequestHandler):
         pass
 
 
-def test_right_answers_count_tool_calls_among_them_and_wrong_ones_do_not(project):
-    plan = replace(PLAN, benchmarks=replace(PLAN.benchmarks, tasks=["families"], prompts=12))
-    handlers = [type("Solver", (Oracle,), {"asked": []}), type("Dunce", (Oracle,), {"solves": False, "asked": []})]
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for handler in handlers]
-    for each in servers:
+@contextmanager
+def oracles(**kinds):
+    """Oracles that are up, as subjects: name -> what is changed of the class."""
+    handlers = {name: type(name, (Oracle,), {"asked": [], **changes}) for name, changes in kinds.items()}
+    servers = {name: ThreadingHTTPServer(("127.0.0.1", 0), handler) for name, handler in handlers.items()}
+    for each in servers.values():
         Thread(target=each.serve_forever, daemon=True).start()
+    try:
+        yield [Subject(name, f"http://127.0.0.1:{each.server_port}") for name, each in servers.items()], handlers
+    finally:
+        for each in servers.values():
+            each.shutdown()
+            each.server_close()
+
+
+ORACLES_PLAN = replace(PLAN, benchmarks=replace(PLAN.benchmarks, tasks=["families"], prompts=12))
+
+
+def test_right_answers_count_tool_calls_among_them_and_wrong_ones_do_not(project):
     out = project / "oracles"
-    subjects = [Subject(name, f"http://127.0.0.1:{each.server_port}") for name, each in zip(("solver", "dunce"), servers)]
-    found = run(subjects, plan, out, RunLog("compare", out / "plots", project))
-    for each in servers:
-        each.shutdown()
-        each.server_close()
+    with oracles(solver={}, dunce={"solves": False}) as (subjects, handlers):
+        found = run(subjects, ORACLES_PLAN, out, RunLog("compare", out / "plots", project))
+    assert found["contamination"] is None and "no corpus was at hand" in (out / "report.html").read_text()
     assert [subject["accuracy"]["families"]["value"] for subject in found["subjects"].values()] == [1.0, 0.0]
     (pair,) = found["pairs"]
     assert pair["accuracy"]["families"]["p_value"] == pytest.approx(2 * 0.5**12)
-    timed = [request for request in handlers[0].asked if request.get("ignore_eos")]
+    asked = handlers["solver"].asked
+    timed = [request for request in asked if request.get("ignore_eos")]
     assert len(timed) == PLAN.concurrency + 2 * 12, "once to warm up, then every prompt in every round"
-    assert {request["max_tokens"] for request in handlers[0].asked} == {6}
+    assert {(request["max_tokens"], request["top_p"]) for request in asked} == {(6, 1.0)}
     assert sum("tools" in request for request in timed[PLAN.concurrency:]) == 2 * 6
-    assert all(message["role"] == "user" for request in handlers[0].asked for message in request["messages"])
+    assert all(message["role"] == "user" for request in asked for message in request["messages"])
+
+
+def test_an_endpoint_that_answers_at_another_length_is_refused_before_the_rounds(project):
+    with oracles(exact={}, short={"short_from": 0}) as (subjects, handlers):
+        with pytest.raises(UserError, match=r"exact and short were measured by different protocols: answers_timed differ"):
+            run(subjects, ORACLES_PLAN, project / "short", RunLog("compare", project / "short" / "plots", project))
+    assert [len(handler.asked) for handler in handlers.values()] == [PLAN.concurrency] * 2, "the warm-up and nothing else"
+    assert not (project / "short" / "comparison.json").exists()
+
+
+def test_what_was_measured_is_written_though_the_lengths_come_to_differ(project):
+    out = project / "late"
+    with oracles(exact={}, tiring={"short_from": PLAN.concurrency}) as (subjects, _):
+        with pytest.raises(UserError, match=r"answers_timed differ .*; the figures of each are in .*late/report.html, and no comparison"):
+            run(subjects, ORACLES_PLAN, out, RunLog("compare", out / "plots", project))
+    written = json.loads((out / "comparison.json").read_text())
+    assert written["differing"] == ["answers_timed"] and written["pairs"] == []
+    assert written["subjects"]["tiring"]["accuracy"]["families"]["value"] == 1.0
+    html = (out / "report.html").read_text()
+    etree.fromstring(html.encode())
+    assert "Not compared" in html and "Pairs" not in html
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +193,8 @@ def test_a_model_against_itself_differs_in_nothing(comparison):
     (pair,) = comparison["pairs"]
     assert pair["accuracy"][ALL]["difference"] == 0
     assert pair["accuracy"][ALL]["p_value"] == 1.0
-    assert comparison["forced"] == []
+    assert comparison["differing"] == []
+    assert comparison["untold"] == ["engine", "plugin", "compute_dtype", "threads", "max_num_seqs", "draft_tokens", "prefix_caching"]
     assert one["protocol"]["answers_timed"] == "exactly 6 tokens"
     assert one["protocol"]["max_model_len"] == 192
     assert all(speed > 0 for speed in one["tokens_per_second"]["rounds"])
@@ -155,13 +203,14 @@ def test_a_model_against_itself_differs_in_nothing(comparison):
 def test_the_report_is_well_formed_and_says_it(comparison, project):
     html = (project / "comparison" / "report.html").read_text()
     etree.fromstring(html.encode())
-    assert "Same prompts, lengths, batch and hardware" in html
+    assert "Same prompts, lengths and requests at a time" in html and "batch and hardware" not in html
+    assert "perhaps not the same:</strong> engine, plugin, compute_dtype, threads, max_num_seqs, draft_tokens, prefix_caching." in html
     assert json.loads((project / "comparison" / "comparison.json").read_text())["pairs"] == json.loads(json.dumps(comparison["pairs"]))
 
 
 def test_an_endpoint_and_a_checkpoint_are_compared_by_force_alone(server, project):
     subjects = [Subject("up", server.url), Subject("tiny", project / "tiny")]
-    with pytest.raises(UserError, match="compare: up and tiny were measured by different protocols: engine, compute_dtype, threads"):
+    with pytest.raises(UserError, match="compare: up and tiny were measured by different protocols: engine, plugin, compute_dtype"):
         run(subjects, PLAN, project / "refused", RunLog("compare", project / "plots", project))
     assert not (project / "refused").exists(), "nothing was started"
 
@@ -172,7 +221,7 @@ def test_a_checkpoint_answers_as_its_server_does(comparison, server, project, ca
                                          "draft_tokens: 0, threads: 1, startup_seconds: 280.0}\n")
     assert compare.main([server.url, "./tiny", "--task", "families", "--task", "needle", "--prompts", "6", "--lengths", "10", "20",
                          "--max-tokens", "6", "--rounds", "2", "--concurrency", "4", "--seed", "3", "--force", "--out", "forced"]) == 0
-    assert "compared by force: engine, compute_dtype" in capsys.readouterr().out
+    assert "compared by force: engine, plugin, compute_dtype" in capsys.readouterr().out
     written = json.loads((project / "forced" / "comparison.json").read_text())
     assert written["subjects"]["tiny"]["scores"] == comparison["subjects"]["one"]["scores"]
     assert "Compared by force" in (project / "forced" / "report.html").read_text()
@@ -180,17 +229,38 @@ def test_a_checkpoint_answers_as_its_server_does(comparison, server, project, ca
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
+    ([], r"0 given - name two or more to compare; .* python -m benchmarks\.architectures"),
     (["./tiny"], "name two or more"), (["./nothing", "./tiny"], "no such directory"), (["./tiny", "champion"], "no registry"),
     (["./tiny", "./tiny", "--rounds", "1"], "rounds: Input should be greater than or equal to 2"),
     (["./tiny", "./tiny", "--task", "glue"], "'glue' is no task"),
     (["./tiny", "./tiny", "--task", "gsm8k"], "put the data there"),
     (["./tiny", "http://127.0.0.1:9"], "no endpoint answers"),
+    (["./tiny", "models:/stagecraft@champion"], "no registry"), (["./tiny", "models:/other@champion"], "no such model in the registry"),
+    (["./tiny", "HEAD:artifacts/aligned"], r"HEAD:artifacts/aligned: no dvc\.lock"),
+    (["./tiny", "./changed"], "README.md: corrupt file"),
+    (["./tiny", "./plain", "--draft-tokens", "2"], "plain: the checkpoint has no MTP block"),
 ])
 def test_mistakes_are_one_line(arguments, message, project):
     (project / "params.yaml").write_text("serve:\n  server: {name: tiny, max_model_len: 192, max_num_seqs: 4, dtype: float32, "
                                          "draft_tokens: 0, threads: 1, startup_seconds: 280.0}\n")
     with pytest.raises(UserError, match=message):
         compare.main(arguments)
+
+
+def test_a_checkpoint_without_a_block_to_draft_with_is_served_without_drafts(project):
+    plan = replace(PLAN, server=replace(SERVER, draft_tokens=2))
+    drafts = [Subject(name, project / name).conditions(plan)["draft_tokens"] for name in ("tiny", "plain")]
+    assert drafts == [2, 0]
+
+
+def test_prompts_are_looked_for_in_the_corpus_at_hand(corpus, tmp_path, monkeypatch):
+    whole = shutil.copytree(corpus, tmp_path / "corpus")
+    monkeypatch.setitem(PATHS, "corpus", whole)
+    tasks = {name: benchmarks.load(name, replace(PLAN.benchmarks, prompts=12), 0) for name in ("families", "needle")}
+    assert _contamination(tasks) is None, "without a manifest it is no corpus"
+    manifest.write(whole, stage="curate", params={}, inputs={}, code="", environment={}, metrics={})
+    found = _contamination(tasks)
+    assert {name: overlap["rows"] for name, overlap in found.items()} == {"families": [0], "needle": []}  # the row that leaked
 
 
 def test_something_that_is_no_openai_endpoint(server):

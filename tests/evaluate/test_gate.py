@@ -75,4 +75,11 @@ def test_metrics_carry_the_names_read_from_outside():
         assert figures[name]["families"]["sort"].keys() == {"exact_match", "stderr", "n"}
     assert figures["aligned"]["exact_match"] == pytest.approx(400 / 600)
     assert figures["sft"]["pass_at_4"] > figures["sft"]["pass_at_1"]
+    for name in ("unfinished", "answer_tokens", "pass_at_1", "pass_at_4", "bits_per_byte"):
+        assert f"{name}_stderr" in figures["sft"]
+    needle = figures["sft"]["benchmarks"]["needle"]
+    assert needle["pass_at_2_stderr"] > 0 and needle["strata"]["60 words"].keys() == {"score", "stderr", "n"}
+    against = figures["comparisons"]["aligned_minus_sft"]
+    assert {"minimum_detectable", "bits_per_byte_minimum_detectable"} <= against.keys()
+    assert against["benchmarks"]["needle"].keys() == {"difference", "stderr", "p_value", "n", "p_value_adjusted", "minimum_detectable"}
     assert sum(family["n"] for family in figures["base"]["families"].values()) == 600

@@ -27,7 +27,7 @@ def page(tmp_path, results, curation=CURATION):
     return report.render(scores=scores, comparisons=comparisons, verdict=gate.decide(scores, comparisons, GATE), results=results,
                          rows=rows, manifests={name: {"metrics": {"loss_last": 1.25, "seconds": 3.0}} for name in results},
                          curation=curation, figures=figures, confidence=0.95,
-                         not_run=results["base"]["not_run"], overlaps={
+                         not_run=results["base"]["not_run"], unsearched=["own/<talks>.jsonl"], overlaps={
                              "task families": Overlap(600, 2, [7, 8]), "needle": Overlap(12, 3, [0, 4, 5]),
                              "held-out documents": Overlap(20, 1, [2])} if curation else {})
 
@@ -45,7 +45,8 @@ def tree(html):
 def test_it_says_what_was_found(html):
     for text in ("Promoted: nvfp4", "66.7 ± 1.9", "They are of mixed quality on purpose.", "descending order", "Sort: b &amp; a &lt;",
                  "loss_last 1.25", "vllm-cpu", "aligned − sft", "+26.7 ± 1.8", "needle 1.0", "120 words", "pass@2", "3 (25.0%)", "manual",
-                 "3 of 12", "2 of 600 prompts, 1 of 20 documents", "software was not run, and has no score: no &lt;sandbox&gt; here"):
+                 "3 of 12", "2 of 600 prompts, 1 of 20 documents", "software was not run, and has no score: no &lt;sandbox&gt; here",
+                 "Trained on besides the corpus, and not searched: own/&lt;talks&gt;.jsonl."):
         assert text in html
     assert "seconds" not in html
 

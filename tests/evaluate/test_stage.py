@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -108,11 +111,15 @@ def test_an_unreadable_checkpoint_is_one_line(corpus, checkpoint, tmp_path):
         workers.run_all({"sft": (broken, "d")}, choose(corpus, PARAMS), PARAMS, run_log(tmp_path))
 
 
-def test_a_worker_that_dies_says_its_last_lines(corpus, checkpoint, tmp_path, monkeypatch):
-    dying = tmp_path / "python"
-    dying.write_text("#!/bin/sh\necho done 3\necho out of luck >&2\nkill -9 $$\n")
-    dying.chmod(0o755)
-    monkeypatch.setattr(workers.sys, "executable", str(dying))
+def dying(job, output, progress):
+    """In place of a worker's work."""
+    progress.send(3)
+    output.write_text("out of luck\n" * all(name in sys.modules for name in ("vllm.v1.engine.llm_engine", "lm_eval.evaluator")))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_says_its_last_lines_and_needed_no_import(corpus, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "run", dying)
     with pytest.raises(RuntimeError, match=r"(?s)evaluation of sft was killed by signal 9; its last lines:\nout of luck"):
         workers.run_all({"sft": (checkpoint, "d")}, choose(corpus, PARAMS), PARAMS, run_log(tmp_path))
 

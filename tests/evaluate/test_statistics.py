@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -59,9 +59,33 @@ def test_paired_comparison(pairs):
     assert (swapped.difference, swapped.p_value) == (-found.difference, found.p_value)
 
 
+@settings(max_examples=30)
+@example([(0, 0, 1), (0, 0, 1), (0, 0, 1), (0, 1, 1)])
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(1, 50)), min_size=2, max_size=9))
+def test_paired_ratios(units):
+    """The p-value by all signs there are; standard error and interval of one document's ratios against samples of documents."""
+    first, second, sizes = ([float(each) for each in column] for column in zip(*units))
+    found = statistics.paired_ratio(first, second, sizes, 0.9)
+    moved = [a - b for a, b in zip(first, second) if a != b]
+    sums = [abs(sum(sign * each for sign, each in zip(signs, moved))) for signs in itertools.product((1, -1), repeat=len(moved))]
+    assert found.p_value == pytest.approx(sum(each >= abs(sum(moved)) - 1e-9 for each in sums) / len(sums))
+    assert found.difference == pytest.approx(sum(first) / sum(sizes) - sum(second) / sum(sizes), abs=1e-12)
+    assert (found.wins, found.losses, found.n) == (sum(each < 0 for each in moved), sum(each > 0 for each in moved), len(units))
+    random = np.random.default_rng(1)
+    drawn = random.integers(0, len(units), (4000, len(units)))
+    resampled = (np.array(first) - np.array(second))[drawn].sum(1) / np.array(sizes)[drawn].sum(1)
+    # Few documents have few means: an end lies on one of two where the tail of the one is 5% nearly, so the tail is what is held.
+    for end, (low, high) in zip(found.interval, ((0.02, 0.08), (0.92, 0.98))):
+        assert np.quantile(resampled, low) - 1e-9 <= end <= np.quantile(resampled, high) + 1e-9
+
+
 def test_paired_comparison_wants_the_same_prompts():
     with pytest.raises(ValueError, match="same prompts"):
         statistics.paired([True, False], [True], 0.95)
+
+
+def test_one_prompt_that_differs_by_a_part_says_nothing():
+    assert statistics.paired([0.5, 1.0, 1.0], [0.0, 1.0, 1.0], 0.95).p_value == 1.0
 
 
 @given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95, 0.99]))

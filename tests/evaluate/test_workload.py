@@ -54,7 +54,7 @@ def test_no_corpus_is_a_mistake_of_the_user(tmp_path):
     ("processes", "2", "valid integer"),
     ("benchmarks.tasks", ["glue"], "'glue' is no task; they are families, gpqa, gsm8k"),
     ("benchmarks.max_new_tokens", 160, "must be below max_model_len"),
-    ("gate.other_protocol", "ask", "'refuse' or 'replace'"),
+    ("gate.other_protocol", "ask", "'refuse', 'replace_gone' or 'replace'"),
     ("tasks.shots", 5, "unknown key"),
 ])
 def test_impossible_parameters_are_named(path, value, message):

@@ -12,6 +12,7 @@ from transformers import NemotronHForCausalLM
 
 from stagecraft.inference.engine import Engine
 from tests.checkpoints import VOCABULARY, tiny_checkpoint
+from tests.inference.foresight import foreseeing_checkpoint
 
 LENGTH, SEQUENCES = 96, 16
 
@@ -30,6 +31,18 @@ def engine(checkpoint):
 @pytest.fixture(scope="package")
 def transformer(checkpoint):
     return NemotronHForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="package")
+def foreseeing(tmp_path_factory):
+    """A checkpoint whose drafts are accepted at times."""
+    return foreseeing_checkpoint(tmp_path_factory.mktemp("foreseeing") / "model")
+
+
+@pytest.fixture(scope="package")
+def reference(foreseeing):
+    """The same model in transformers."""
+    return NemotronHForCausalLM.from_pretrained(foreseeing, dtype=torch.float32).eval()
 
 
 def draw_prompts(count: int, seed: int = 0) -> list[list[int]]:

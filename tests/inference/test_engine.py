@@ -1,5 +1,6 @@
 """The engine against transformers; sampling; weights replaced in place; mistakes."""
 
+import copy
 import json
 import random
 import shutil
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from stagecraft.contract.errors import UserError
 from stagecraft.inference.engine import Engine
-from stagecraft.inference.vllm_cpu import latent_moe
+from stagecraft.inference.vllm_cpu import backbone, latent_moe
 from tests.checkpoints import tiny_checkpoint
 from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, greedy, reference_logprobs
 
@@ -26,18 +27,20 @@ def test_greedy_tokens_and_their_logprobs_are_those_of_transformers(engine, tran
         assert not completion.finished
 
 
-def test_routed_experts_are_one_call_that_gives_what_upstreams_layers_give(engine, monkeypatch):
-    seen, experts = [], latent_moe.experts
-    monkeypatch.setattr(latent_moe, "experts", lambda logits, *rest: seen.append(len(logits)) or experts(logits, *rest))
+def test_decoding_is_one_call_that_gives_what_upstreams_layers_give(engine, monkeypatch):
+    """Prompts go layer by layer, their experts in a call; then without either."""
+    decoded, routed, run, experts = [], [], backbone.Run.__call__, latent_moe.experts
+    monkeypatch.setattr(backbone.Run, "__call__", lambda self, x, residual: decoded.append(len(x)) or run(self, x, residual))
+    monkeypatch.setattr(latent_moe, "experts", lambda logits, *rest: routed.append(len(logits)) or experts(logits, *rest))
     prompts = PROMPTS[:5]
     short = engine.generate(prompts, temperature=0, max_tokens=4, logprobs=True)
-    assert len(prompts) in seen and max(seen) == sum(map(len, prompts))
+    assert decoded == [len(prompts)] * 3 and set(routed) == {sum(map(len, prompts))}
+    monkeypatch.setattr(backbone, "gemm", lambda: None)  # as where PyTorch's BLAS is out of reach
     monkeypatch.setattr(latent_moe, "MOST", 0)
-    seen.clear()
     for (ours,), (theirs,) in zip(short, engine.generate(prompts, temperature=0, max_tokens=4, logprobs=True)):
         assert ours.token_ids == theirs.token_ids
         torch.testing.assert_close(torch.tensor(ours.logprobs), torch.tensor(theirs.logprobs), atol=1e-5, rtol=0)
-    assert not seen
+    assert len(decoded) == 3 and len(set(routed)) == 1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -82,6 +85,26 @@ def test_a_stop_token_ends_an_answer_and_belongs_to_it(engine):
     (stopped,), = engine.generate(PROMPTS[:1], temperature=0, max_tokens=10, stop_token_ids=[stop])
     assert stopped.finished and stopped.token_ids == free.token_ids[:free.token_ids.index(stop) + 1]
     assert engine.generate([], temperature=0, max_tokens=10) == []
+
+
+def test_weights_pushed_between_two_tokens_are_those_of_the_next(engine, transformer, checkpoint):
+    """Another head, before the engine's fourth step: the states and keys so far do not hang on it."""
+    weights = load_file(checkpoint / "model.safetensors")
+    other, head, steps = copy.deepcopy(transformer), weights["lm_head.weight"].flip(0), []
+    other.lm_head.weight.data.copy_(head)
+
+    def between():
+        steps.append(len(steps))
+        if len(steps) == 4:
+            engine.update_weights({**weights, "lm_head.weight": head}.items())
+
+    try:
+        for prompt, (completion,) in zip(PROMPTS[:3], engine.generate(PROMPTS[:3], temperature=0, max_tokens=8, between=between)):
+            first = greedy(transformer, prompt, 3)
+            assert completion.token_ids == first + greedy(other, prompt + first, 5)
+    finally:
+        engine.update_weights(weights.items())
+    assert len(steps) >= 8
 
 
 def test_updated_weights_are_a_fresh_engine_with_these_weights(checkpoint, tmp_path):

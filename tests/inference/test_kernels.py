@@ -1,6 +1,6 @@
 """The plugin's kernels against the definitions, computed token by token."""
 
-from types import SimpleNamespace
+import ctypes
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from vllm.platforms import current_platform
 
 from stagecraft.inference.vllm_cpu import (
+    backbone,
     latent_moe,
     loops,
-    mamba_decode,
     mamba_speculative,
     moe,
     norm,
@@ -21,6 +21,7 @@ from stagecraft.inference.vllm_cpu import (
     routing,
     seeded_sampling,
 )
+from stagecraft.native import at
 from tests.inference.recurrence import (
     CHANNELS,
     SLOTS,
@@ -73,45 +74,101 @@ def test_a_speculative_recurrence_leaves_the_state_of_every_token(way, rows):
     torch.testing.assert_close(state, states, atol=1e-4, rtol=1e-4)
 
 
+def passed(layer: backbone.Layer, x: torch.Tensor) -> torch.Tensor:
+    """What the layer makes of x [T, H]."""
+    residual, y = torch.zeros_like(x), x.clone()
+    loops.library().backbone(backbone.gemm(), ctypes.byref(layer), *map(ctypes.c_int64, (1, *x.shape)), at(residual), at(y))
+    torch.testing.assert_close(residual, x)
+    return y
+
+
+def matrix(weight: torch.Tensor) -> backbone.Matrix:
+    return backbone.Matrix(weight.data_ptr(), *weight.shape)
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS, st.booleans(), st.sampled_from([1, 2]))
-def test_the_mixer_of_decoding_sequences_is_its_parts_one_after_another(monkeypatch, rows, drafts, groups):
+def test_a_mamba_layer_of_decoding_sequences_is_its_parts_one_after_another(monkeypatch, rows, drafts, groups):
     current_platform.import_kernels()
     from vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm import selective_state_update
 
-    heads, size, n = 4, 32, 16
+    heads, size, n, hidden = 4, 32, 16, 24
     lengths, accepted = zip(*rows) if drafts else ([1] * len(rows), [1] * len(rows))
     inner, tokens, g = heads * size, sum(lengths), torch.Generator().manual_seed(6)
     channels = inner + 2 * groups * n
-    slots = torch.tensor([[3, 4, 5], [6, 7, 8], [9, 10, 11]], dtype=torch.int32)[:len(rows), :3 if drafts else 1]
+    slots = torch.tensor([[3, 4, 5], [6, 7, 8], [9, 10, 11]], dtype=torch.int32)[:len(rows), :3 if drafts else 1].contiguous()
     starts, accepted = (torch.tensor(values, dtype=torch.int32) for values in ([0, *np.cumsum(lengths)], accepted))
-    projected = torch.randn(tokens, inner + channels + heads, generator=g)
+    x, into, out_of = (torch.randn(shape, generator=g) for shape in ((tokens, hidden), (inner + channels + heads, hidden), (hidden, inner)))
+    into, out_of = into / hidden**0.5, out_of / inner**0.5
     conv_states = torch.randn(SLOTS, WIDTH + 1 if drafts else WIDTH - 1, channels, generator=g)
-    states = torch.randn(SLOTS, heads, size, n, generator=g)
-    A, D, dt_bias, scale = -torch.rand(heads, generator=g), *(torch.rand(k, generator=g) for k in (heads, heads, inner))
-    layer = SimpleNamespace(
-        kv_cache=(conv_states.clone(), states.clone()), n_groups=groups, conv_kernel_size=WIDTH, A=A, D=D, dt_bias=dt_bias,
-        conv_weights=torch.randn(channels, WIDTH, generator=g), conv1d=SimpleNamespace(bias=torch.randn(channels, generator=g)),
-        norm=SimpleNamespace(weight=scale, group_size=inner // groups, variance_epsilon=1e-5))
-    metadata = SimpleNamespace(state_indices_tensor_d=slots, num_decodes=len(rows), query_start_loc_d=starts if drafts else None,
-                               num_accepted_tokens=accepted if drafts else None)
-    got = mamba_decode.mix(layer, projected, metadata)
+    states, weight, bias = (torch.randn(shape, generator=g) for shape in ((SLOTS, heads, size, n), (channels, WIDTH), (channels,)))
+    A, D, dt_bias, scale, norm_weight = (torch.rand(k, generator=g) for k in (heads, heads, heads, inner, hidden))
+    A.neg_()
+    ours, by_width = (conv_states.clone(), states.clone()), weight.t().contiguous()
+    sequences = backbone.Sequences(*slots.shape, *(tensor.data_ptr() for tensor in (slots, starts, accepted)))
+    mamba = backbone.Mamba(
+        matrix(into), matrix(out_of), ctypes.pointer(sequences),
+        *(tensor.data_ptr() for tensor in (*ours, by_width, bias, A, D, dt_bias, scale)), heads, size, groups, n, WIDTH, inner // groups,
+        *ours[0].transpose(1, 2).stride(), ours[1].stride(0), 1e-5)
+    got = passed(backbone.Layer(norm_weight.data_ptr(), 1e-5, mamba=ctypes.pointer(mamba)), x)
 
     monkeypatch.setattr(mamba_speculative, "library", lambda: None)
-    gate, x, dt = projected.split([inner, channels, heads], 1)
-    x = mamba_speculative.convolve(x, conv_states.transpose(1, 2), layer.conv_weights, layer.conv1d.bias, "silu", slots, starts, accepted)
-    x, B, C = x.split([inner, groups * n, groups * n], 1)
+    gate, u, dt = (F.rms_norm(x, (hidden,), norm_weight, 1e-5) @ into.T).split([inner, channels, heads], 1)
+    u = mamba_speculative.convolve(u, conv_states.transpose(1, 2), weight, bias, "silu", slots, starts, accepted)
+    u, B, C = u.split([inner, groups * n, groups * n], 1)
     y = torch.empty(tokens, heads, size)
-    mamba_speculative.update_states(selective_state_update, states, x.unflatten(1, (heads, size)), dt[..., None].expand(-1, -1, size),
+    mamba_speculative.update_states(selective_state_update, states, u.unflatten(1, (heads, size)), dt[..., None].expand(-1, -1, size),
                                     A[:, None, None].expand(-1, size, n), B.unflatten(1, (groups, n)), C.unflatten(1, (groups, n)),
                                     D[:, None].expand(-1, size), dt_bias[:, None].expand(-1, size), True, slots, starts, accepted, y)
     y = (y.flatten(1) * F.silu(gate)).unflatten(1, (groups, -1))
-    expected = (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5)).flatten(1) * scale
+    expected = (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5)).flatten(1) * scale @ out_of.T
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     for slot, length in zip(slots[:, 0].tolist(), lengths):
         stored = WIDTH - 2 + length if length else 0  # the operators store the last token of a short sequence again
-        torch.testing.assert_close(layer.kv_cache[0][slot, :stored], conv_states[slot, :stored])
-    torch.testing.assert_close(layer.kv_cache[1], states, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours[0][slot, :stored], conv_states[slot, :stored])
+    torch.testing.assert_close(ours[1], states, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 90)), min_size=1, max_size=4), st.sampled_from([1, 2]),
+       st.sampled_from([32, 64]))
+def test_an_attention_layer_of_decoding_sequences_equals_upstreams_kernels(rows, key_heads, size):
+    """Of sequences with so many new tokens after so many that are cached; the caches are the same afterwards."""
+    current_platform.import_kernels()
+    from vllm import _custom_ops as ops
+
+    block, heads, hidden, g = 32, 4, 40, torch.Generator().manual_seed(7)
+    lengths = [new for new, _ in rows]
+    ends = torch.tensor([new + old for new, old in rows], dtype=torch.int32)
+    starts = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32)
+    table = torch.randperm(4 * len(rows), generator=g).to(torch.int32).view(len(rows), 4)
+    places = torch.cat([table[b].long().repeat_interleave(block)[old:old + new] * block + torch.arange(old, old + new) % block
+                        for b, (new, old) in enumerate(rows)])
+    cache = torch.randn(4 * len(rows), key_heads, block, 2 * size, generator=g)
+    x, weight = torch.randn(sum(lengths), hidden, generator=g), torch.rand(hidden, generator=g)
+    into, out_of = (torch.randn(shape, generator=g) for shape in (((heads + 2 * key_heads) * size, hidden), (hidden, heads * size)))
+    into, out_of, ours = into / hidden**0.5, out_of / (heads * size)**0.5, cache.clone()
+    batch = backbone.Cached(*table.shape, *(tensor.data_ptr() for tensor in (starts, ends, table, places)))
+    attention = backbone.Attention(matrix(into), matrix(out_of), ctypes.pointer(batch), ours.data_ptr(), heads, key_heads, size, block,
+                                   ours.stride(0), size**-0.5)
+    got = passed(backbone.Layer(weight.data_ptr(), 1e-5, attention=ctypes.pointer(attention)), x)
+
+    qkv = F.rms_norm(x, (hidden,), weight, 1e-5) @ into.T
+    q, k, v = (part.unflatten(1, (-1, size)) for part in qkv.split([heads * size, key_heads * size, key_heads * size], 1))
+    keys, values = cache.view(-1, key_heads, 2 * block, size).chunk(2, 2)
+    scales = {"k_scale": 1.0, "v_scale": 1.0, "kv_cache_dtype": "auto"}
+    ops.cpu_attn_reshape_and_cache(k.contiguous(), v.contiguous(), keys, values, places, "vec", **scales)
+    plan = ops.cpu_attn_get_scheduler_metadata(
+        num_reqs=len(rows), num_heads=heads, num_kv_heads=key_heads, head_dim=size, seq_lens=ends, dtype=torch.float32,
+        query_start_loc=starts, causal=True, sliding_window_size=-1, isa="vec", enable_kv_split=True, dynamic_causal=None,
+        kv_cache_dtype="auto")
+    y = torch.empty_like(q)
+    ops.cpu_attention_with_kv_cache(
+        query=q.contiguous(), key_cache=keys, value_cache=values, output=y, query_start_loc=starts, seq_lens=ends, scale=size**-0.5,
+        causal=True, alibi_slopes=None, sliding_window=-1, block_table=table, softcap=0.0, scheduler_metadata=plan, s_aux=None,
+        dynamic_causal=None, **scales)
+    torch.testing.assert_close(got, y.flatten(1) @ out_of.T, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours, cache, atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

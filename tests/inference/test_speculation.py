@@ -20,23 +20,10 @@ from stagecraft.inference import vllm_cpu
 from stagecraft.inference.engine import Engine
 from tests.checkpoints import VOCABULARY
 from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, greedy, reference_logprobs
-from tests.inference.foresight import foreseeing_checkpoint
 
 PROMPTS = draw_prompts(41, seed=2)  # one of them a single token
 BEGINS_ALIKE = 39  # a token that, as the last of a prompt, gives most answers the same beginning
 TEMPERATURE = 0.7
-
-
-@pytest.fixture(scope="module")
-def foreseeing(tmp_path_factory):
-    return foreseeing_checkpoint(tmp_path_factory.mktemp("speculation") / "model")
-
-
-@pytest.fixture(scope="module")
-def reference(foreseeing):
-    from transformers import NemotronHForCausalLM
-
-    return NemotronHForCausalLM.from_pretrained(foreseeing, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")

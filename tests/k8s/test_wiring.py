@@ -121,7 +121,7 @@ def test_what_pods_refer_to_is_there(objects):
                     assert re.search(rf"create secret generic {secret['name']}\b[^;]*?--from-[a-z]+={secret['key']}=", guide), secret
 
 
-def test_the_default_job_fits_its_queue_and_the_namespace(objects):
+def test_the_default_job_fits_its_queue_and_the_namespace(objects, overlay):
     """Kueue admits a job only if its queue covers every resource it asks for."""
     runtime = only(objects, "TrainingRuntime")["spec"]
     nodes = runtime["mlPolicy"]["numNodes"]
@@ -134,7 +134,7 @@ def test_the_default_job_fits_its_queue_and_the_namespace(objects):
     quota = queue_quota(objects, "stagecraft-train")
     assert request.keys() <= quota.keys()
     assert all(value <= quota[key] for key, value in request.items()), (request, quota)
-    assert request[GPU] == 64  # of both published layouts
+    assert request[GPU] == {"hopper": 64, "blackwell": 128}[overlay]  # the latter for rows of a million tokens
     hard = only(objects, "ResourceQuota")["spec"]["hard"]
     for key in ("cpu", "memory", GPU):
         both = quota[key] + queue_quota(objects, "stagecraft-serve")[key]
@@ -172,8 +172,9 @@ def test_queues_and_topology_are_those_named(objects):
     assert only(objects, "WorkloadPriorityClass", serving["kueue.x-k8s.io/priority-class"])
     topology = only(objects, "Topology")
     (job,) = only(objects, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
-    ((key, level),) = job["template"]["spec"]["template"]["metadata"]["annotations"].items()
+    (key, level), *slices = job["template"]["spec"]["template"]["metadata"]["annotations"].items()
     assert key.startswith("kueue.x-k8s.io/podset-") and {"nodeLabel": level} in topology["spec"]["levels"]
+    assert [name for name, _ in slices] == (["kueue.x-k8s.io/podset-slice-size"] if "slice" in key else [])
     named = {item["spec"]["topologyName"] for item in objects if item["kind"] == "ResourceFlavor" and item["spec"]}
     assert named == {topology["metadata"]["name"]}
 
@@ -271,7 +272,7 @@ def test_alerts_lead_to_the_runbook(objects):
 
 
 def test_a_pipelines_train_job_finds_what_it_names(objects, overlay):
-    """Namespace, runtime, queue, claim and rights; and the profile's nodes are the overlay's, so that nothing need be overridden."""
+    """Namespace, runtime, queue, claim and rights; and the profile's nodes are of the overlay's size, and no more than it has."""
     runtime = only(objects, "TrainingRuntime", trainjob.RUNTIME)
     assert runtime["metadata"]["namespace"] == trainjob.NAMESPACE
     queue = only(objects, "LocalQueue", jobspec.QUEUE)
@@ -295,7 +296,8 @@ def test_a_pipelines_train_job_finds_what_it_names(objects, overlay):
     if overlay == "blackwell":
         for stage in ON_MANY_NODES:
             asked = pods_asked[stage]
-            assert asked.nodes == runtime["spec"]["mlPolicy"]["numNodes"]
+            in_a_rack = int(replicated["template"]["spec"]["template"]["metadata"]["annotations"]["kueue.x-k8s.io/podset-slice-size"])
+            assert asked.nodes <= runtime["spec"]["mlPolicy"]["numNodes"] and asked.nodes % in_a_rack == 0  # Kueue wants whole slices
             assert {"cpu": asked.cpu, "memory": asked.memory, asked.gpu.type: str(asked.gpu.count)} == container["resources"]["limits"]
 
 

@@ -2,11 +2,14 @@
 
 from itertools import pairwise
 
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stagecraft.model.build import build_model, transformer_config
-from stagecraft.model.products import GroupedProduct, LinearProduct, set_noise
-from stagecraft.numerics import nvfp4
+from stagecraft.model.products import NOISE, GroupedProduct, LinearProduct, set_noise
+from stagecraft.numerics import hadamard, nvfp4
 from tests.architectures import architecture
 
 
@@ -33,11 +36,69 @@ def test_grouped_product_is_one_linear_layer_per_expert():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_nvfp4_forward_multiplies_the_rounded_operands():
-    x, w = torch.randn(32, 64), torch.randn(48, 64)
-    expected = nvfp4.quantize_dequantize(x) @ nvfp4.quantize_dequantize(w, two_dimensional=True).t()
-    torch.testing.assert_close(LinearProduct.apply(x, w, "nvfp4"), expected)
-    assert (expected - x @ w.t()).norm() > 0.05 * expected.norm()
+BOUNDS = [0, 32, 32, 128]  # of three experts' rows
+
+
+def eighths(seed, *shape):
+    """Multiples of 1/8 of very different magnitudes, of which sixteen add up exactly in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-40, 41, shape, generator=generator) / 8 * 2.0 ** torch.randint(-2, 3, shape, generator=generator)
+
+
+def three_products(xq, wq, dyq, w_for_dx, dy_for_dw, x_for_dw):
+    """The formulas in float64: y, dx and dw of the rounded operands, expert by expert where the weights are of several."""
+    xq, wq, dyq, w_for_dx, dy_for_dw, x_for_dw = (t.double() for t in (xq, wq, dyq, w_for_dx, dy_for_dw, x_for_dw))
+    if wq.dim() == 2:
+        return xq @ wq.t(), dyq @ w_for_dx, dy_for_dw.t() @ x_for_dw
+    parts = [(expert, slice(*bounds)) for expert, bounds in enumerate(pairwise(BOUNDS))]
+    return (torch.cat([xq[rows] @ wq[e].t() for e, rows in parts]), torch.cat([dyq[rows] @ w_for_dx[e] for e, rows in parts]),
+            torch.stack([dy_for_dw[rows].t() @ x_for_dw[rows] for _, rows in parts]))
+
+
+def products(x, w, dy, precision):
+    """What the layers compute: y, dx and dw."""
+    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+    y = LinearProduct.apply(x, w, precision) if w.dim() == 2 else GroupedProduct.apply(x, w, BOUNDS, precision)
+    y.backward(dy)
+    return y.detach(), x.grad, w.grad
+
+
+@pytest.mark.parametrize("experts", [(), (3,)], ids=["linear", "grouped"])
+@settings(max_examples=10, deadline=None)
+@given(step=st.integers(0, 2**20), rank=st.integers(0, 2**10), seed=st.integers(0, 2**20))
+def test_nvfp4_products_are_the_formulas(experts, step, rank, seed):
+    """Q(x) Q(w)^T, Q(dy) Q(w) and Q(H^T dy)^T Q(H^T x): tiles for w, gradients rounded stochastically, twice, H along the rows."""
+    x, w, dy = eighths(seed, 128, 64), eighths(seed + 1, *experts, 48, 64), eighths(seed + 2, 128, 48)
+    set_noise(step, rank)
+    first, second = NOISE.next(), NOISE.next()
+    h = torch.block_diag(*[hadamard.matrix(0, torch.float64, torch.device("cpu"))] * 8)
+    wq = nvfp4.quantize_dequantize(w, two_dimensional=True)
+    expected = three_products(
+        nvfp4.quantize_dequantize(x), wq, nvfp4.quantize_dequantize(dy, stochastic=True, seed=first), wq,
+        nvfp4.quantize_dequantize((h.t() @ dy.double()).float(), dim=-2, stochastic=True, seed=second),
+        nvfp4.quantize_dequantize((h.t() @ x.double()).float(), dim=-2))
+    set_noise(step, rank)
+    for ours, theirs in zip(products(x, w, dy, "nvfp4"), expected):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("experts", [(), (3,)], ids=["linear", "grouped"])
+def test_mxfp8_products_are_of_modelopts_values(experts):
+    """Every operand in blocks of 32 along the dimension that is summed over."""
+    from components.quantize import modelopt_cpu
+
+    modelopt_cpu.load()
+    from modelopt.torch.quantization.qtensor.mxfp8_tensor import MXFP8QTensor
+
+    def rounded(tensor, dim):
+        tensor = tensor.transpose(-1, dim).contiguous()
+        elements, scale = MXFP8QTensor.quantize(tensor)
+        return elements.dequantize(scale=scale).transpose(-1, dim)
+
+    x, w, dy = eighths(0, 128, 64), eighths(1, *experts, 48, 64), eighths(2, 128, 48)
+    expected = three_products(rounded(x, -1), rounded(w, -1), rounded(dy, -1), rounded(w, -2), rounded(dy, -2), rounded(x, -2))
+    for ours, theirs in zip(products(x, w, dy, "mxfp8"), expected):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-3)
 
 
 def test_fp8_multiplies_e4m3_values_and_e5m2_gradients():
@@ -57,21 +118,6 @@ def test_fp8_multiplies_e4m3_values_and_e5m2_gradients():
     for ours, theirs in zip(gradients(lambda x, w: LinearProduct.apply(x, w, "fp8"), x, w[0]),
                             (xq @ wq[0].t(), dyq @ wq[0], dyq.t() @ xq)):
         torch.testing.assert_close(ours, theirs)
-
-
-def test_nvfp4_gradients_are_those_of_the_product_on_average():
-    torch.manual_seed(0)
-    x, w = torch.randn(64, 64), torch.randn(32, 64)
-    draws = []
-    for step in range(200):
-        set_noise(step, 0)
-        draws.append(gradients(lambda x, w: LinearProduct.apply(x, w, "nvfp4"), x, w)[1:])
-    wq = nvfp4.quantize_dequantize(w, two_dimensional=True)
-    dy = torch.linspace(-1, 1, 64 * 32).view(64, 32)
-    mean_dx = torch.stack([dx for dx, _ in draws]).mean(0)
-    assert (mean_dx - dy @ wq).norm() < 0.02 * (dy @ wq).norm()
-    mean_dw = torch.stack([dw for _, dw in draws]).mean(0)
-    assert (mean_dw - dy.t() @ x).norm() < 0.15 * (dy.t() @ x).norm()  # x itself is rounded to nearest
 
 
 def test_noise_repeats_with_step_and_rank_only():

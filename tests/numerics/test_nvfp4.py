@@ -63,12 +63,22 @@ def nearest(value: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return grid[np.abs(value[..., None] - grid).argmin(-1)], (distance < 1e-5).any(-1)
 
 
+def blocks_of(x: torch.Tensor, tiles: bool) -> np.ndarray:
+    """float64 [blocks, elements], of a matrix whose columns are a multiple of 16: 1 x 16, or 16 x 16 with rows of zeros added."""
+    matrix = x.double().numpy()
+    if not tiles:
+        return matrix.reshape(-1, 16)
+    matrix = np.pad(matrix, ((0, -len(matrix) % 16), (0, 0)))
+    return matrix.reshape(len(matrix) // 16, 16, -1, 16).swapaxes(1, 2).reshape(-1, 256)
+
+
+@pytest.mark.parametrize("tiles", [False, True], ids=["1 x 16", "16 x 16"])
 @settings(max_examples=60, deadline=None)
 @given(x=tensors())
-def test_values_are_the_papers(x):
+def test_values_are_the_papers(tiles, x):
     """arXiv 2509.25149, appendix C: global scale 6 * 448 / amax, block scale E4M3(amax_b / 6 * global scale)."""
     assume(float(x.float().abs().max()) > 1e-30)
-    exact = x.double().numpy().reshape(-1, 16)
+    exact = blocks_of(x, tiles)
     encode = 6 * 448 / np.abs(exact).max()
     e4m3 = torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).double().numpy()
     amax = np.abs(exact).max(1, keepdims=True)
@@ -76,7 +86,7 @@ def test_values_are_the_papers(x):
     decode = np.where(amax > 0, scale, 1.0) / encode
     value, close = nearest(np.abs(exact) / decode, GRID)
     expected = np.copysign(value * decode, exact)
-    got = nvfp4.quantize_dequantize(x.float()).double().numpy().reshape(-1, 16)
+    got = blocks_of(nvfp4.quantize_dequantize(x.float(), two_dimensional=tiles), tiles)
     sure = ~(close | unsure)
     np.testing.assert_allclose(got[sure], expected[sure], rtol=1e-5, atol=1e-44)
     assert sure.any() or x.numel() < 512

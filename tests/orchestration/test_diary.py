@@ -75,3 +75,16 @@ def test_a_stage_on_its_own_is_a_run_of_its_own(told, tmp_path):
     assert done.returncode == 0, done.stderr
     parents = runs(client)
     assert [parent.data.tags.get("stage") for parent, _ in parents] == [None, None, "serve"]
+
+
+def test_a_model_that_falls_behind_the_champion_ends_the_pipeline_and_leaves_it_alone(told):
+    project, client = told
+    before = client.get_model_version_by_alias("stagecraft", "champion")
+    project.executed()
+    done = project.kfp("quantize.amount=50", "evaluate.fail=worse", MLFLOW_TRACKING_URI=client.tracking_uri)
+    assert done.returncode == 2
+    assert "nvfp4 does not replace the champion (version 1): sort is 40.0 ± 7.0 points worse" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert project.executed() == ["quantize", "evaluate"]
+    after = client.get_model_version_by_alias("stagecraft", "champion")
+    assert (after.version, after.tags["digest"]) == (before.version, before.tags["digest"])

@@ -77,7 +77,11 @@ def test_the_record_is_read(tmp_path):
     assert (reward.first, reward.last, reward.least, reward.most, reward.steps) == (0.0, 0.5, 0.0, 1.0, (1.0, 3.0))
     assert hostile.last == 4.0  # nan is left out
     aligned = record.models[0]
-    assert (aligned.exact_match.low, aligned.exact_match.high) == pytest.approx((0.682 - 1.96 * 0.019, 0.682 + 1.96 * 0.019), abs=1e-5)
+    z, n, right = 1.959964, 100, 68  # Wilson 1927, in closed form
+    middle, half = right + z * z / 2, z * (right * (n - right) / n + z * z / 4) ** 0.5
+    bounds = pytest.approx([(middle - half) / (n + z * z), (middle + half) / (n + z * z)], abs=1e-5)
+    assert [aligned.exact_match.low, aligned.exact_match.high] == bounds == [
+        aligned.families["sort"].low, aligned.families["sort"].high]
     (low,) = record.modes
     assert (low.name, low.exact_match.value, low.answer_tokens.high) == ("low", 0.25, 3.0)
     assert low.thinking_tokens.low == pytest.approx(5.5 - 1.96 * 0.5, abs=1e-4)

@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stagecraft.environments.demonstrations import demonstrations
-from tests.stages.test_training_stages import project, run
+from tests.stages.commands import project, run
 
 
 def pytest_collection_modifyitems(items):
@@ -26,7 +26,7 @@ def change(where, stage, **changes):
 
 def copy(tuned, where, **changes):
     """A project that goes on from the fine-tuned model, with parameters of rl changed."""
-    project(where)
+    project(where, [])
     shutil.copytree(tuned / "artifacts", where / "artifacts")
     change(where, "rl", malformed_penalty=5.0, **changes)
     return where
@@ -35,7 +35,7 @@ def copy(tuned, where, **changes):
 @pytest.fixture(scope="package")
 def tuned(tmp_path_factory):
     """A project up to its fine-tuned model, tuned long enough that some of its completions teach."""
-    where = project(tmp_path_factory.mktemp("tuned") / "project")
+    where = project(tmp_path_factory.mktemp("tuned") / "project", [])
     change(where, "sft", steps=120, decay_steps=20, pack_tokens=1024)
     for stage in ("curate", "pretrain", "sft"):
         run(stage, where)
@@ -60,7 +60,7 @@ def unbroken(tuned, tmp_path_factory):
 def player(tuned, tmp_path_factory):
     """The same, tuned on conversations with environments: it calls tools, if hardly ever the right one."""
     where = tmp_path_factory.mktemp("player") / "project"
-    project(where)
+    project(where, [])
     (where / "artifacts").mkdir()
     for name in ("corpus", "base"):
         (where / "artifacts" / name).symlink_to(tuned / "artifacts" / name)
@@ -69,6 +69,7 @@ def player(tuned, tmp_path_factory):
         path = where / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in demonstrations(name, 200, seed=0)))
         files.append(str(path))
-    change(where, "sft", steps=120, decay_steps=40, pack_tokens=2048, data={"tasks": False, "files": files, "bad_rows": "fail"})
+    change(where, "sft", steps=120, decay_steps=40, pack_tokens=2048,
+           data={"tasks": False, "files": files, "bad_rows": "fail"})
     run("sft", where)
     return where

@@ -1,27 +1,30 @@
 """Reinforcement learning on conversations with environments: whose tokens carry a loss, what is kept, and a kill in between."""
 
 import json
-import os
-import signal
-import time
+import shutil
+from dataclasses import replace
+from random import Random
+from threading import Barrier
 
 import pytest
 
-from components.rl.prompts import environment_rows
+from components.rl.params import EnvironmentServer
+from components.rl.prompts import environment_rows, file_rows, read_prompts
 from components.rl.rollouts import batches, read_draw
-from components.rl.talks import begin
+from components.rl.talks import begin, begin_all, hear_all
 from stagecraft.contract.errors import UserError
 from stagecraft.data.conversations import encode_conversation
+from stagecraft.data.tasks import FAMILIES, draw_splits, write_rows
 from stagecraft.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from stagecraft.engine import parallel
 from stagecraft.environments.items import write_call
 from stagecraft.environments.library import ENVIRONMENTS
 from stagecraft.inference.engine import Completion
-from tests.environments.test_http import ours
+from tests.environments.test_http import ours, small
 from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
 from tests.rl.test_staleness import curve
-from tests.stages.test_training_stages import run, start
+from tests.stages.commands import kill_when, run
 
 ROOM = 6000
 PLAYED = ("warehouse", "guess", "sql", "json_schema", "tool_call", "needle")
@@ -41,7 +44,8 @@ def said(tokenizer, text, finished=True):
     return Completion(ids, [-0.5] * len(ids), finished)
 
 
-@pytest.mark.parametrize("name", PLAYED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.skipif(
+    name == "sql" and shutil.which("bwrap") is None, reason="bubblewrap is not installed")) for name in PLAYED])
 def test_a_conversation_has_the_tokens_and_the_mask_that_fine_tuning_gives_it(tokenizer, name):
     row = environment_rows(name, 3, "1")[2]
     talk, texts = begin(row, tokenizer, ROOM, 0, {}), ENVIRONMENTS[name].reference(row["drawn"])
@@ -86,17 +90,75 @@ def test_what_is_cut_off_has_no_reward_and_what_is_malformed_is_marked(tokenizer
         assert talk.sample.malformed and talk.sample.reward == 0
 
 
-def test_a_resource_server_plays_the_same_conversation(tokenizer):
+def test_a_resource_server_plays_the_same_conversation(tokenizer, monkeypatch):
+    monkeypatch.setattr("stagecraft.environments.remote.BACKOFF", 0.01)
     row = environment_rows("warehouse", 1, "4")[0]
     texts = [write_call("fly"), *ENVIRONMENTS["warehouse"].reference(row["drawn"])]
     with ours("warehouse") as url:
-        talks = [begin(row, tokenizer, ROOM, 0, servers) for servers in ({}, {"warehouse": url})]
+        server = EnvironmentServer(url=url, rows="", turns=ENVIRONMENTS["warehouse"].turns)
+        talks = [begin(row, tokenizer, ROOM, 0, servers) for servers in ({}, {"warehouse": server})]
         for text in texts:
             assert len({talk.hear(said(tokenizer, text)) for talk in talks}) == 1
     here, there = (talk.sample for talk in talks)
     assert here == there and here.reward == 1 and here.malformed
     with pytest.raises(UserError, match=r"no answer.*start the resource server"):
-        begin(row, tokenizer, ROOM, 0, {"warehouse": url})
+        begin(row, tokenizer, ROOM, 0, {"warehouse": server})
+
+
+def test_what_a_tool_cannot_do_is_not_malformed(tokenizer):
+    row = environment_rows("warehouse", 1, "4")[0]
+    texts = [write_call("look", room="moon"), *ENVIRONMENTS["warehouse"].reference(row["drawn"])]
+    with ours("warehouse") as url:
+        server = EnvironmentServer(url=url, rows="", turns=ENVIRONMENTS["warehouse"].turns)
+        for servers in ({}, {"warehouse": server}):
+            talk = begin(row, tokenizer, ROOM, 0, servers)
+            for text in texts:
+                talk.hear(said(tokenizer, text))
+            assert '{"error"' in talk.sample.text and talk.sample.reward == 1 and not talk.sample.malformed
+
+
+def test_servers_are_asked_side_by_side_and_the_order_stays(tokenizer):
+    """A server that answers nobody before four have asked."""
+    four = Barrier(4)
+    rows = [{**row, "id": str(number)} for number, row in enumerate(environment_rows("warehouse", 4, "5"))]
+    with small({"seed_session": [(200, "{}")], "verify": [(200, '{"reward": 1}')]}, before=lambda: four.wait(20)) as (url, _):
+        server = EnvironmentServer(url=url, rows="", turns=1)
+        talks = begin_all(rows, tokenizer, ROOM, 0, {"warehouse": server})
+        assert [talk.sample.id for talk in talks] == ["0", "1", "2", "3"]
+        assert hear_all(talks, [said(tokenizer, f"it is {number}") for number in range(4)]) == [False] * 4
+    assert [(talk.sample.text, talk.sample.reward) for talk in talks] == [(f"it is {number}<|im_end|>", 1) for number in range(4)]
+
+
+def test_rows_of_an_environment_that_is_not_ours_are_played_on_its_server(tokenizer, tmp_path):
+    """Its name is known to the server alone; a row's input may hold turns that were taken before."""
+    drawn = [ENVIRONMENTS["warehouse"].draw(Random(seed)) for seed in range(6)]
+    taken = [{"type": "function_call", "call_id": "1", "name": "look", "arguments": "{}"},
+             {"type": "function_call_output", "call_id": "1", "output": "nothing"}]
+    drawn[0]["responses_create_params"]["input"] += taken
+    path = tmp_path / "theirs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in drawn) + "\n\n")
+    with ours("warehouse") as url:
+        server = EnvironmentServer(url=url, rows=str(path), turns=ENVIRONMENTS["warehouse"].turns)
+        params = replace(PARAMS, mixture=dict.fromkeys(FAMILIES, 0.0), environments={"theirs": 1.0}, max_prompt_tokens=ROOM // 2,
+                         pack_tokens=ROOM, environment_servers={"theirs": server})
+        write_rows(tmp_path / "rl.jsonl", draw_splits({"sft": 6, "rl": 6, "heldout": 6}, dict.fromkeys(FAMILIES, 0.0), 0)["rl"])
+        rows = read_prompts(tmp_path / "rl.jsonl", tokenizer, params)
+        assert [row["drawn"] for row in rows] == drawn and [row["id"] for row in rows] == [f"theirs-{number:06d}" for number in range(1, 7)]
+        assert [message["role"] for message in rows[0]["messages"]] == ["user", "assistant", "tool"]
+        talk = begin(rows[1], tokenizer, ROOM, 0, params.environment_servers)
+        for text in ENVIRONMENTS["warehouse"].reference(drawn[1]):
+            talk.hear(said(tokenizer, text))
+        assert talk.sample.reward == 1 and talk.sample.family == "theirs"
+        again = begin(rows[0], tokenizer, ROOM, 0, params.environment_servers)
+        assert "nothing" in tokenizer.decode(again.sample.prompt)
+    assert [row["drawn"] for row in file_rows(path, "theirs", 3, "0")] != drawn[:3]  # not the first ones only
+    for line, message in (("[1]", "TypeError"), ("{", "JSONDecodeError"), ('{"responses_create_params": {"input": []}}', "input is empty"),
+                          ('{"responses_create_params": {"input": [{"role": "tool", "content": "x"}]}}', "a message of 'tool'")):
+        path.write_text(f"{json.dumps(drawn[1])}\n{line}\n")
+        with pytest.raises(UserError, match=rf"{path}:2: no row of NeMo Gym: .*{message}.* - give it responses_create_params"):
+            file_rows(path, "theirs", 2, "0")
+    with pytest.raises(UserError, match=r"cannot read rows: .* - correct rl.environment_servers.theirs.rows"):
+        file_rows(tmp_path / "absent", "theirs", 1, "0")
 
 
 def test_equal_seeds_draw_equal_rows_and_an_unknown_environment_is_one_line():
@@ -122,25 +184,14 @@ def test_a_kill_amid_conversations_changes_no_bit(player, tmp_path):
     assert metrics["accepted_length_healed"] >= 1
 
     broken = copy(player, tmp_path / "broken", **changes)
-    kill_once(broken, "rollouts/00000001.jsonl")
-    draw = read_draw(next((broken / ".work/rl").glob("*/rollouts/00000001.jsonl")))
+    kill_when("rl", broken, "rl/*/stages/rlvr/rollouts/00000001.jsonl")
+    draw = read_draw(next((broken / ".work/rl").glob("*/stages/*/rollouts/00000001.jsonl")))
     tokenizer = load_tokenizer(broken / "artifacts/corpus/tokenizer")
     for sample in draw.samples:  # what was said is what is trained on
         turns = [message["content"] for message in sample.messages if message["role"] == "assistant"] or [sample.text]
         own = tokenizer.decode([token for token, mine in zip(sample.tokens, sample.mask) if mine]).split("<|im_end|>")
         assert own == turns + [""] * (own[-1] == "")
-    kill_once(broken, "healing/step-*")
+    kill_when("rl", broken, "rl/*/healing/step-*")
     run("rl", broken)
     for name in ("model.safetensors", "rollouts.jsonl", "episodes.jsonl"):
         assert (broken / "artifacts/aligned" / name).read_bytes() == (straight / "artifacts/aligned" / name).read_bytes(), name
-
-
-def kill_once(where, pattern):
-    """SIGKILL to the whole group once a file of the work directory is there."""
-    process = start("rl", where)
-    deadline = time.monotonic() + 900
-    while not list((where / ".work" / "rl").glob(f"*/{pattern}")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from components.rl.advantage import group_advantages
 from components.rl.loss import PolicyLoss, Rollout, clipped_objective, importance_weight, trusted
 from components.rl.params import Params
-from components.rl.rollouts import Sample, weigh
+from components.rl.rollouts import Sample, batches, weigh
 from components.rl.train import FROZEN
 from stagecraft.contract.params import load
 from stagecraft.engine import parallel
@@ -133,6 +133,30 @@ def test_loss_and_its_gradient_against_the_reference():
     policy = (logits.detach()[0] / 0.8).softmax(-1)
     expected = -(torch.nn.functional.one_hot(batch.labels[0], 10) - policy) * weight[:, None] / 0.8
     torch.testing.assert_close(logits.grad[0], expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kl, filtered, rows", [(0.0, False, [0, 1]), (0.3, False, [0, 1, 2, 3]), (0.3, True, [0, 2, 3])])
+def test_the_kl_of_a_step_is_that_of_all_its_completions(kl, filtered, rows):
+    """Those of a group that agrees have no advantage, but a distance; those that the overlong filter leaves out have neither."""
+    torch.manual_seed(1)
+    plain = load(Params, "rl", Path(__file__).parents[2] / "params.yaml")
+    params = replace(plain, generations_per_prompt=2, kl=kl, overlong_filter=filtered)
+    samples = [Sample(str(at), "sort", "", [1, 2], 0, tokens=[3 + at, 8, 9][:2 + at % 2], mask=[1, 1, 1][:2 + at % 2],
+                      logprobs=[-2.0, -2.5, -1.5][:2 + at % 2], finished=at != 1, reward=float(at == 0)) for at in range(4)]
+    weigh(samples, params)
+    (batch,) = batches(samples, params)
+    places = batch.tokens.shape[1]
+    logits, batch.extra.reference_logprobs = torch.randn(1, places, 12), torch.randn(places) - 2
+    loss = PolicyLoss(params.temperature, 0.2, 0.28, params.importance_limit, 1e9, kl)
+    total, tokens, figures = loss(logits, batch)
+    spoken = [t for t in range(places) if batch.loss_mask[0, t]]
+    own = {t: (logits[0, t].double() / params.temperature).log_softmax(-1)[batch.labels[0, t]].item() for t in spoken}
+    distance = {t: batch.extra.reference_logprobs[t].item() - own[t] for t in spoken}
+    drift = sum(math.exp(each) - each - 1 for each in distance.values())
+    exact = sum(min(math.exp(own[t] - batch.extra.generator_logprobs[t].item()), params.importance_limit)
+                * batch.extra.advantages[t].item() for t in spoken)
+    assert tokens == sum(len(samples[row].tokens) for row in rows) and figures["kl"].item() == pytest.approx(drift, rel=1e-5)
+    assert total.item() == pytest.approx(kl * drift - exact, rel=1e-5)
 
 
 def test_the_router_keeps_its_values_and_the_rest_learns():

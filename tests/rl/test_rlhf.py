@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from stagecraft.data.tasks import FAMILIES
 from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
 from tests.rl.test_staleness import curve
-from tests.stages.test_training_stages import run
+from tests.stages.commands import kill_when, run
 
 PROFILE = Path(__file__).parents[2] / "params.yaml"
 
@@ -59,6 +60,18 @@ def test_an_unreadable_verdict_is_a_tie_and_what_was_cut_off_gets_nothing():
     cut = [*group("5", finished=False), *group("1", "1")]
     Ranking().reward(cut, 3)
     assert cut[0].reward == 0
+
+
+def test_the_length_penalty_comes_on_top_of_the_verdicts_within_each_group():
+    judge = Ranking()
+    judge.preferences = replace(judge.preferences, length_penalty=0.2)
+    samples = [*group("3", "3", "3"), *group("2", "2", "2")]
+    for sample, length in zip(samples, (2, 4, 9, 5, 5, 5)):
+        sample.tokens = [1] * length
+    judge.reward(samples, 3)
+    three, two = ((score - WORST) / (BEST - WORST) for score in (3, 2))
+    assert [each.reward for each in samples] == pytest.approx(
+        [three + 0.2 * 3 / 7, three + 0.2 * 1 / 7, three - 0.2 * 4 / 7, two, two, two])
 
 
 @given(st.lists(st.integers(1, 500), min_size=2, max_size=16), st.floats(0, 1))
@@ -108,9 +121,11 @@ def test_half_an_endpoint_and_conversations_are_refused():
 
 
 @pytest.mark.slow
-def test_the_stage_trains_and_serves_its_own_reward_model(tuned, tmp_path):
+def test_the_stage_trains_and_serves_its_own_reward_model_and_a_kill_changes_no_bit(tuned, tmp_path):
     preferences = read_profile(PROFILE)["rl"]["preferences"] | {"enabled": True, "comparisons": 200, "steps": 8, "heldout": 20}
-    where = copy(tuned, tmp_path / "rlhf", preferences=preferences, kl=1.0e-4, steps=3)
+    changes = {"preferences": preferences, "kl": 1.0e-4, "steps": 3, "checkpoint_every": 2,
+               "healing": {"steps": 6, "lr": 1.0e-3, "depths": 2, "rollouts": 2, "heldout": 12}}
+    where = copy(tuned, tmp_path / "rlhf", **changes)
     metrics = run("rl", where)
     assert 0 <= metrics["reward_model_accuracy"] <= 1 and 0 <= metrics["verified_last"] <= 1
     assert curve(where)[0]["kl"] < 1e-6 < curve(where)[2]["kl"]  # the policy begins as its reference
@@ -119,3 +134,12 @@ def test_the_stage_trains_and_serves_its_own_reward_model(tuned, tmp_path):
     assert {"reward_model/config.json", "reward_model/model.safetensors"} <= manifest["files"].keys()
     rollout = json.loads((where / "artifacts/aligned/rollouts.jsonl").read_text().splitlines()[0])
     assert {"verified", "verdict"} <= rollout["parts"].keys()
+
+    broken = copy(tuned, tmp_path / "broken", **changes)
+    kill_when("rl", broken, "rl/*/stages/*/rollouts/00000001.jsonl")
+    kill_when("rl", broken, "rl/*/healing/step-*")
+    (left,) = (broken / ".work/rl").glob("*/reward_model/config.json")
+    left.unlink()  # what is only to be healed needs no judge: this one cannot be served
+    assert run("rl", broken)["reward_model_accuracy"] == metrics["reward_model_accuracy"]
+    for name in ("model.safetensors", "rollouts.jsonl", "reward_model/model.safetensors"):
+        assert (broken / "artifacts/aligned" / name).read_bytes() == (where / "artifacts/aligned" / name).read_bytes(), name

@@ -1,14 +1,12 @@
 """The stage in turn and beside: killed while it generates or updates it keeps what was drawn, and ends with the bits of an unbroken run."""
 
 import json
-import os
-import signal
-import time
+from collections import Counter
 
 import pytest
 
 from tests.rl.conftest import copy
-from tests.stages.test_training_stages import run, start
+from tests.stages.commands import kill_when, run, start, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -18,15 +16,17 @@ def curve(where):
     return [{name: float(value) for name, value in zip(head, row) if value} for row in rows]
 
 
+def rollouts(where):
+    return [json.loads(line) for line in (where / "artifacts/aligned/rollouts.jsonl").read_text().splitlines()]
+
+
 def kill_at_step(where, number):
-    """SIGKILL to the whole group once that step is drawn."""
-    process = start("rl", where)
-    deadline = time.monotonic() + 600
-    while not list((where / ".work" / "rl").glob(f"*/rollouts/{number:08d}.jsonl")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when("rl", where, f"rl/*/stages/*/rollouts/{number:08d}.jsonl")
+
+
+def drawn(where):
+    """What is kept, and when it was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (where / ".work/rl").glob("*/stages/*/rollouts/*.jsonl")}
 
 
 @pytest.mark.parametrize("staleness", [1, 0])
@@ -40,18 +40,23 @@ def test_a_kill_loses_no_finished_rollouts_and_changes_no_bit(tuned, unbroken, t
     assert staleness or metrics["mismatch_max"] < 1e-4
     broken = copy(tuned, tmp_path / "broken", staleness=staleness, checkpoint_every=3)
     kill_at_step(broken, 1)  # before the first checkpoint
-    kept = {path.name: path.stat().st_mtime_ns for path in (broken / ".work/rl").glob("*/rollouts/*.jsonl")}
+    kept = drawn(broken)
     assert len(kept) >= 2
     kill_at_step(broken, 2)
-    assert {path.name: path.stat().st_mtime_ns for path in (broken / ".work/rl").glob("*/rollouts/*.jsonl")}.items() >= kept.items()
+    assert drawn(broken).items() >= kept.items()
     run("rl", broken)
     for name in ("model.safetensors", "rollouts.jsonl"):
         assert (broken / "artifacts/aligned" / name).read_bytes() == (straight / "artifacts/aligned" / name).read_bytes(), name
 
 
-def test_weights_pushed_in_flight_are_taken_up_between_two_tokens(tuned, tmp_path):
-    where = copy(tuned, tmp_path / "flight", in_flight=True, steps=6)
+def test_weights_pushed_in_flight_are_taken_up_between_two_tokens(tuned, unbroken, tmp_path):
+    where = copy(tuned, tmp_path / "flight", in_flight=True, steps=6, rollouts_kept=30)
     metrics = run("rl", where)
+    rows = rollouts(where)
+    assert Counter(row["step"] for row in rows) == dict.fromkeys(range(6), 5)  # of every step alike
+    assert all(max(0, row["step"] - 1) == row["versions"][0] <= row["versions"][1] <= row["step"] for row in rows)
+    assert any(begun < ended for begun, ended in (row["versions"] for row in rows))
+    assert all(row["versions"] == [max(0, row["step"] - 1)] * 2 for row in rollouts(unbroken(1)))
     assert 0 <= metrics["staleness"] <= 1 and 0 < metrics["mismatch_max"] < 1
 
 
@@ -60,10 +65,7 @@ def test_a_lost_generator_is_one_line(tuned, tmp_path):
 
     where = copy(tuned, tmp_path / "lost", steps=200)
     process = start("rl", where)
-    deadline = time.monotonic() + 600
-    while not list((where / ".work" / "rl").glob("*/rollouts/*.jsonl")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
-        time.sleep(0.05)
+    wait_for(process, where, "rl/*/stages/*/rollouts/*.jsonl")
     generators = [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
     for generator in generators:
         generator.kill()
@@ -74,7 +76,7 @@ def test_a_lost_generator_is_one_line(tuned, tmp_path):
 def test_a_curriculum_is_measured_once(tuned, tmp_path):
     where = copy(tuned, tmp_path / "curriculum", curriculum={"samples": 2, "drop_above": 1.0})
     kill_at_step(where, 0)
-    (measured,) = (where / ".work/rl").glob("*/rollouts/solved.json")
+    (measured,) = (where / ".work/rl").glob("*/stages/*/rollouts/solved.json")
     before = measured.stat().st_mtime_ns
     assert len(json.loads(measured.read_text())["solved"]) == 60
     kill_at_step(where, 3)

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ from stagecraft.contract.params import parse, read_profile
 from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
 from tests.rl.test_staleness import curve
-from tests.stages.test_training_stages import ROOT, run, start
+from tests.stages.commands import ROOT, run, start, wait_for
 
 TWO = {"launcher": "process", "count": 2}
 
@@ -54,7 +53,7 @@ def test_more_workers_than_prompts_are_refused():
 
 
 def job(tmp_path, **changes):
-    return Job(replace(PARAMS, generators=Generators(launcher="ray", count=2), **changes), tmp_path, tmp_path, None, tmp_path, 0)
+    return Job(replace(PARAMS, generators=Generators(launcher="ray", count=2), **changes), tmp_path, tmp_path, None, tmp_path, ())
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
@@ -77,10 +76,7 @@ def rollouts(where):
 def kill_a_worker(where, name, kept):
     """SIGKILL to the last started process of that name once a file of the work directory is there; what the stage said."""
     process = start("rl", where)
-    deadline = time.monotonic() + 600
-    while not list((where / ".work" / "rl").glob(f"*/rollouts/{kept}")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
-        time.sleep(0.01)
+    wait_for(process, where, f"rl/*/stages/*/rollouts/{kept}")
     workers = [child for child in psutil.Process(process.pid).children(recursive=True) if name in " ".join(child.cmdline())]
     assert len(workers) == 2
     max(workers, key=lambda each: (each.create_time(), each.pid)).kill()  # a tick of the clock can see both start
@@ -116,7 +112,7 @@ def test_a_lost_worker_is_one_line_and_the_next_run_goes_on_with_the_same_bits(t
     where = copy(tuned, tmp_path / "lost", generators=TWO)
     output = kill_a_worker(where, "spawn_main", "00000001-2-of-2.jsonl")
     assert "error: rl: generator 2 of 2 was lost (exit code -9) - run the stage again: it goes on from its last" in output, output
-    kept = {path: path.stat().st_mtime_ns for path in (where / ".work/rl").glob("*/rollouts/0000000[01]-*.jsonl")}
+    kept = {path: path.stat().st_mtime_ns for path in (where / ".work/rl").glob("*/stages/*/rollouts/0000000[01]-*.jsonl")}
     assert len(kept) >= 2
     run("rl", where)
     same(where, shared)
@@ -126,7 +122,7 @@ def test_a_lost_worker_is_one_line_and_the_next_run_goes_on_with_the_same_bits(t
 def test_two_workers_try_the_prompts_of_a_curriculum_between_them(tuned, tmp_path):
     where = copy(tuned, tmp_path / "curriculum", curriculum={"samples": 2, "drop_above": 1.0}, generators=TWO)
     kill_a_worker(where, "spawn_main", "00000000-1-of-2.jsonl")
-    tried = [json.loads(path.read_text())["solved"] for path in (where / ".work/rl").glob("*/rollouts/solved-*.json")]
+    tried = [json.loads(path.read_text())["solved"] for path in (where / ".work/rl").glob("*/stages/*/rollouts/solved-*.json")]
     assert len(tried) == 2 and not set(tried[0]) & set(tried[1]) and len(tried[0]) == len(tried[1]) == 30
 
 

@@ -1,5 +1,6 @@
 """`stagecraft serve` and `stagecraft chat`, as they are typed; the serving ends with its engine killed and, at last, drained."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -175,14 +177,43 @@ def _generated(url):
                    if line.startswith("vllm:generation_tokens_total"))
 
 
+def _family(process):
+    """(API process, engine) under `stagecraft serve`."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return tuple(next(child for child in children if name in " ".join(child.cmdline())) for name in ("api_server", "EngineCore"))
+
+
+def _layout(process):
+    """Where the program lies in its memory: a new place for every program that is started, that of its parent for a fork."""
+    return Path(f"/proc/{process.pid}/maps").read_text().partition("-")[0]
+
+
+def test_the_engine_is_a_fork_of_the_server(serving):
+    """Its title tells nothing: vLLM writes it over the command line."""
+    api, engine = _family(serving[0])
+    assert _layout(engine) == _layout(api) != _layout(psutil.Process())
+
+
 def test_an_engine_that_is_killed_is_told_of_and_started_again(serving, workplace):
     process, url = serving
     answer = _under_way(url)
-    family = psutil.Process(process.pid).children(recursive=True)
-    next(child for child in family if "EngineCore" in " ".join(child.cmdline())).kill()
+    _family(process)[1].kill()
     came, error = answer.result(120)
     assert came < 340 and "EngineCore encountered an issue" in str(error)
     assert "; starting it again" in process.stderr.readline()
+    assert f"on {url}/v1" in process.stdout.readline()
+    process.stdout.readline()
+    assert _answer_at_length(url, 20) == (20, None)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_leaves_no_engine_and_is_started_again(serving):
+    process, url = serving
+    api, engine = _family(process)
+    api.kill()
+    assert "; starting it again" in process.stderr.readline()
+    with contextlib.suppress(psutil.NoSuchProcess):  # or it is one that nobody has reaped yet
+        assert engine.status() == psutil.STATUS_ZOMBIE
     assert f"on {url}/v1" in process.stdout.readline()
     process.stdout.readline()
     assert _answer_at_length(url, 20) == (20, None)

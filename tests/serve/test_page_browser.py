@@ -49,19 +49,30 @@ def ask(tab, text):
 
 def test_the_page_shows_the_record(tab):
     text = tab.run("document.body.innerText")
-    assert "aligned was promoted." in text and "68.2% (64.5 to 71.9)" in text
+    assert "aligned was promoted." in text and "68.2% (58.3 to 76.3)" in text
     tab.wait("document.getElementById('model').textContent.startsWith('stagecraft, 384 tokens')")
     assert tab.run("document.querySelectorAll('#stages svg path').length") == 2
 
 
+# A small model's tokens come faster than a busy browser paints: here they come to the page 50 ms apart.
+SLOWLY = """window.fetched = window.fetch; window.fetch = async (...asked) => {
+    const answer = await fetched(...asked), pause = () => new Promise((go) => setTimeout(go, 50));
+    const apart = new TransformStream({async transform(text, out) {
+        for (const event of text.split(/(?<=\\n\\n)/)) { out.enqueue(event); await pause(); } }});
+    return new Response(answer.body.pipeThrough(new TextDecoderStream()).pipeThrough(apart).pipeThrough(new TextEncoderStream()),
+                        {status: answer.status, headers: answer.headers}); }"""
+
+
 def test_an_answer_streams_and_its_thinking_is_folded(tab):
+    tab.run(SLOWLY)
     tab.run("""window.seen = new Set(); new MutationObserver(() => seen.add(document.querySelector('#log .content')?.textContent))
         .observe(document.getElementById('log'), {subtree: true, childList: true, characterData: true})""")
     ask(tab, SUM["messages"][0]["content"])
     assert tab.run("document.querySelector('#log .content').textContent") == SAID
     fold = "document.querySelector('#log details')"
     assert tab.run(f"{fold}.open") is False and tab.run(f"{fold}.querySelector('.thinking').textContent") == THOUGHT
-    assert tab.run("[...window.seen].filter(Boolean).length") > 2  # it came piece by piece
+    assert tab.run("[...window.seen].filter(Boolean).length") > 2  # it was shown piece by piece
+    tab.run("window.fetch = window.fetched")
     tab.run(f"{fold}.querySelector('summary').focus()")
     tab.key("Enter", 13, "\r")
     assert tab.run(f"{fold}.open") is True
@@ -77,6 +88,30 @@ def test_tool_calls_are_shown(tab):
     ask(tab, "again")
     assert tab.run("document.querySelector('#log [role=alert]').textContent").startswith("Tools: ")
     tab.run("document.getElementById('tools').value = ''")
+
+
+def test_results_of_tools_go_back_and_the_conversation_goes_on(tab):
+    tab.run("document.getElementById('fresh').click()")
+    tab.run("""window.bodies = []; window.fetched = window.fetch; window.fetch = (...asked) => {
+        bodies.push(JSON.parse(asked[1].body)); return fetched(...asked); }""")
+    tab.run(f"document.getElementById('tools').value = {json.dumps(json.dumps([PAY]))}")
+    ask(tab, PAYMENT["messages"][0]["content"])
+    assert tab.run("document.activeElement.labels[0].textContent") == "Result of call 1, pay"
+    assert {"Result of call 1, pay", "Result of call 2, pay"} <= {node["name"] for node in tab.tree() if node["role"] == "textbox"}
+    tab.type("paid Ann")
+    tab.run("document.querySelector('#log .results button').click()")
+    tab.wait("document.getElementById('stop').disabled && !document.querySelector('#log .results button')")
+    ids, messages = tab.run("[bodies.at(-1).messages[1].tool_calls.map((call) => call.id), bodies.at(-1).messages]")
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool"]
+    assert [(each["tool_call_id"], each["content"]) for each in messages[2:]] == [(ids[0], "paid Ann"), (ids[1], "no result")]
+    assert tab.run("document.querySelectorAll('#log textarea:read-only').length") == 2
+    tab.run("document.getElementById('fresh').click()")
+    ask(tab, PAYMENT["messages"][0]["content"])
+    ask(tab, "And now?")  # without having sent the results
+    roles = tab.run("bodies.at(-1).messages.map((message) => message.role)")
+    assert roles == ["user", "assistant", "tool", "tool", "user"]
+    assert not tab.run("document.querySelector('#log [role=alert]')?.textContent")
+    tab.run("window.fetch = window.fetched; document.getElementById('tools').value = ''")
 
 
 def test_what_is_typed_is_text_and_no_markup(tab):

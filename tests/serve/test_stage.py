@@ -1,6 +1,7 @@
 """The whole stage on a tiny random model: real servers, real requests; and what it says to a verdict it cannot serve."""
 
 import json
+from statistics import fmean, pstdev
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import NemotronHForCausalLM
 
 from components.serve import stage
 from components.serve.checks import Answer, CheckFailedError
-from components.serve.drafts import compare, noise
+from components.serve.drafts import acceptance, compare, noise
 from components.serve.prompts import draw_rows
 from components.serve.reasoning import counter
 from stagecraft.contract.errors import UserError
@@ -26,6 +27,8 @@ def test_metrics(served):
     assert 1 <= metrics["mtp_mean_accepted_length"] <= 1 + params().server.draft_tokens
     assert metrics["mtp_identical"] == 1.0  # float32: speculative decoding changes nothing
     assert metrics["mtp_mean_accepted_length"] == pytest.approx(1 + metrics["mtp_acceptance_1"] + metrics["mtp_acceptance_2"])
+    for name in ("mtp_mean_accepted_length", "mtp_acceptance_1", "mtp_acceptance_2", "exact_match"):
+        assert metrics[f"{name}_stderr"] >= 0
 
 
 def test_report(served):
@@ -103,6 +106,21 @@ def test_drafts_may_change_a_tie_and_nothing_else():
             compare(rows, plain, [_answer(wrong, []), plain[1]], tie=1e-3)
     with pytest.raises(CheckFailedError, match="2 of 2"):
         compare(rows, plain, [_answer([5, 9], []), _answer([1], [])], tie=5.0)
+
+
+def test_errors_of_acceptance_are_those_of_the_steps_counted(tmp_path):
+    """40 steps of which 10 accept two drafts, 10 one, 20 none; read from a file in the counters' format."""
+    steps = [2] * 10 + [1] * 10 + [0] * 20
+    places = "".join(f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{position="{place}"}} {sum(each > place for each in steps)}\n'
+                     for place in range(2))
+    (tmp_path / "metrics").write_text(f"vllm:spec_decode_num_drafts_total 40\nvllm:spec_decode_num_accepted_tokens_total {sum(steps)}\n"
+                                      + places)
+    found = acceptance(tmp_path.as_uri(), 2)
+    assert found["mean_accepted_length"] == 1 + fmean(steps)
+    assert found["mean_accepted_length_stderr"] == pytest.approx(pstdev(steps) / 40**0.5)
+    assert found["acceptance_by_position"] == [0.5, 0.25]
+    errors = [pstdev([each > place for each in steps]) / 40**0.5 for place in range(2)]
+    assert found["acceptance_by_position_stderr"] == pytest.approx(errors)
 
 
 def test_noise_is_the_largest_move_of_a_gap():

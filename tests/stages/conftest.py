@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.stages.test_training_stages import project, run
+from tests.stages.commands import project, run
 
 
 @pytest.fixture(scope="package")

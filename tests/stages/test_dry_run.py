@@ -1,13 +1,21 @@
 """The dry run: the 120B profile's published counts from megatron-core's modules, its ranks, and its recipe read back."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from tests.stages.test_training_stages import ROOT
+from components.pretrain.params import Params
+from stagecraft.contract.cluster import read_cluster
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.params import load, params_path
+from tests.stages.commands import ROOT
+
+README = ROOT / "components" / "pretrain" / "README.md"
 
 
 def dry_run(*arguments, profile="params/super-120b.yaml"):
@@ -17,7 +25,9 @@ def dry_run(*arguments, profile="params/super-120b.yaml"):
 
 @pytest.fixture(scope="module")
 def text():
-    done = dry_run("--ranks", "128")
+    """As the README asks for it; the 120B profile leaves the number of ranks to torchrun."""
+    (profile,) = re.findall(r"`STAGECRAFT_PARAMS=(\S+) python -m components.pretrain --dry-run \[--ranks N\]`", README.read_text())
+    done = dry_run(profile=profile)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -33,6 +43,14 @@ def test_the_profile_of_one_h200_fits_it():
     assert "long: from step 19075, 250 steps of 32 rows, 0.2621B tokens in rows of 32,768" in done.stdout
     (needed,) = [float(line.split()[-2]) for line in done.stdout.splitlines() if line.startswith("## Memory of the fullest GPU")]
     assert 20 < needed < 0.9 * 141
+
+
+def test_the_cluster_of_the_profile_has_ranks_for_every_phase(monkeypatch):
+    monkeypatch.setenv("STAGECRAFT_PARAMS", str(ROOT / "params" / "super-120b.yaml"))
+    asked = read_cluster(Path(params_path()))["pretrain"]
+    load(Params, "pretrain").check_ranks(asked.nodes * asked.gpu.count)
+    with pytest.raises(UserError, match="64 ranks cannot be divided"):
+        load(Params, "pretrain").check_ranks(64)
 
 
 def test_every_rank_has_its_place(text):
@@ -58,6 +76,7 @@ def test_phases_modules_and_recipe_are_the_papers(text):
     assert {"configs", "matchers"} == written.keys() and "last layers: 74" in written["matchers"]
 
 
-def test_an_impossible_number_of_ranks_is_one_line():
-    done = dry_run("--ranks", "63")
-    assert done.returncode == 2 and done.stderr.startswith("error: layout: 63 ranks cannot be divided") and "Traceback" not in done.stderr
+def test_ranks_that_a_later_phase_cannot_use_are_one_line():
+    done = dry_run("--ranks", "64")
+    assert done.returncode == 2 and done.stderr.startswith("error: pretrain.long_context.layout: 64 ranks cannot be divided")
+    assert "Traceback" not in done.stderr

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from random import Random
 
 import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from tests.stages import test_training_stages as training_stages
-from tests.stages.test_training_stages import ROOT, project, run
+from tests.stages import commands
+from tests.stages.commands import ROOT, curve, kill, kill_when, project, run, wait_for
 
 pytestmark = pytest.mark.slow
+
+CHECKPOINT = "pretrain/*/checkpoints/step-*"
 
 
 @pytest.fixture
@@ -39,14 +42,6 @@ def start(where, ranks, *options):
              "STAGECRAFT_EVENTS": str(where / "events.jsonl")})
 
 
-def wait_for_a_checkpoint(process, where):
-    deadline = time.monotonic() + 600
-    while not (found := sorted((where / ".work" / "pretrain").glob("*/checkpoints/step-*"))):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
-        time.sleep(0.02)
-    return int(found[-1].name.removeprefix("step-"))
-
-
 def begun_at(where):
     """Steps that were done already, each time training began."""
     events = [json.loads(line) for line in (where / "events.jsonl").read_text().splitlines()]
@@ -61,7 +56,7 @@ def end(process):
 
 def test_torchrun_starts_killed_ranks_again_and_the_bits_are_the_same(straight, fresh):
     process = start(fresh, 2, "--max-restarts", "1")
-    wait_for_a_checkpoint(process, fresh)
+    wait_for(process, fresh, CHECKPOINT)
     (rank,) = [child for child in psutil.Process(process.pid).children(recursive=True) if child.environ().get("RANK") == "1"]
     rank.send_signal(signal.SIGKILL)
     end(process)
@@ -71,19 +66,46 @@ def test_torchrun_starts_killed_ranks_again_and_the_bits_are_the_same(straight, 
     assert (fresh / weights).read_bytes() == (straight[0] / weights).read_bytes()
 
 
-def test_killed_while_it_saves_it_goes_on_with_the_same_bits(straight, fresh):
-    process = training_stages.start("pretrain", fresh)
-    deadline = time.monotonic() + 600
-    while not list((fresh / ".work" / "pretrain").glob("*/checkpoints/.step-0000000[46].tmp")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert list((fresh / ".work" / "pretrain").glob("*/checkpoints/step-*"))
-    run("pretrain", fresh)
+def small(where, processes):
+    """Sixty steps as short as they get, with a checkpoint after every sixth."""
+    profile = YAML().load(where / "params.yaml")
+    profile["pretrain"].update(processes=processes, steps=60, warmup_steps=6, decay_steps=12, checkpoint_every=6, sequence_length=32,
+                               global_batch=2, micro_batch=1, mtp_depths=1, diagnose_every=0, heldout_rows=2)
+    profile["pretrain"]["architecture"].update(hybrid_override_pattern="M*E", n_routed_experts=4)
+    profile["pretrain"]["merge"].update(every=20, rows=2)
+    YAML().dump(profile, where / "params.yaml")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_moment_it_goes_on_with_the_same_bits(fresh, tmp_path, monkeypatch, processes):
+    """Once while it saves, once at a moment of a step that comes after that; beside it the run that is not."""
+    seed = time.time_ns()
+    print(f"seed of the moments: {seed}")
+    random = Random(seed)
+    monkeypatch.setenv("STAGECRAFT_NUMERICS", "eager")  # the same bits, and nothing to compile
+    small(fresh, processes)
+    other = tmp_path / "other"
+    shutil.copytree(fresh, other)
+    uninterrupted = commands.start("pretrain", other)
+
+    saving = f"pretrain/*/checkpoints/.step-{random.randrange(12, 31, 6):08d}.tmp"
+    kill_when("pretrain", fresh, saving)
+    assert list((fresh / ".work").glob(saving))
+    (points,) = (fresh / ".work").glob("pretrain/*/train.curve.jsonl")
+    step = random.randrange(len(points.read_text().splitlines()) + 1, 56)
+    process = commands.start("pretrain", fresh)
+    while len(points.read_text().splitlines()) < step:
+        assert process.poll() is None
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.1))
+    kill(process)
+    assert not (fresh / "metrics" / "pretrain.json").exists()
+
+    again, metrics = run("pretrain", fresh), commands.end(uninterrupted, "pretrain", other)
+    assert again["heldout_loss"] == metrics["heldout_loss"]
+    assert len(curve("pretrain", fresh)) == 60 and curve("pretrain", fresh) == curve("pretrain", other)
     weights = "artifacts/base/model.safetensors"
-    assert (fresh / weights).read_bytes() == (straight[0] / weights).read_bytes()
-    assert training_stages.same_curves("pretrain", fresh, straight[0])
+    assert (fresh / weights).read_bytes() == (other / weights).read_bytes()
 
 
 def test_killed_in_its_long_context_phase_it_goes_on_with_the_same_bits(straight, fresh, tmp_path):
@@ -99,13 +121,7 @@ def test_killed_in_its_long_context_phase_it_goes_on_with_the_same_bits(straight
     shutil.copytree(fresh, other)
     metrics = run("pretrain", other)
     assert metrics["tokens"] == straight[1]["tokens"] + 6 * 2 * 128
-    process = training_stages.start("pretrain", fresh)
-    deadline = time.monotonic() + 600
-    while not list((fresh / ".work" / "pretrain").glob("*/checkpoints/step-0000001*")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when("pretrain", fresh, "pretrain/*/checkpoints/step-0000001*")
     again = run("pretrain", fresh)
     assert {**again, **(times := {"seconds": 0, "tokens_per_second": 0})} == {**metrics, **times}
     weights = "artifacts/base/model.safetensors"
@@ -118,21 +134,21 @@ def test_a_hung_rank_ends_the_stage_with_its_name_and_a_stack(fresh):
     assert "hang_seconds: 600" in profile.read_text()
     changed = profile.read_text().replace("hang_seconds: 600", "hang_seconds: 45").replace("\n  steps: 8\n", "\n  steps: 4000\n", 1)
     profile.write_text(changed)
-    process = training_stages.start("pretrain", fresh)
-    wait_for_a_checkpoint(process, fresh)
+    process = commands.start("pretrain", fresh)
+    wait_for(process, fresh, CHECKPOINT)
     (rank,) = [child for child in psutil.Process(process.pid).children(recursive=True) if child.environ().get("RANK") == "1"]
     rank.send_signal(signal.SIGSTOP)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 75, output[-3000:]
     assert "rank 1 has been silent for" in output and "it goes on from the last checkpoint" in output
     (stack,) = (fresh / ".work" / "pretrain").glob("*/ranks/stack-0.txt")
-    assert "trainer.py" in stack.read_text()
+    assert "components/pretrain/train.py" in stack.read_text()  # in a step or in what lies between two
 
 
 def test_another_count_of_ranks_goes_on_from_the_checkpoint(straight, fresh):
     """The same samples in the same order; sums in another order, and rounding noise by other ranks."""
     process = start(fresh, 2)
-    wait_for_a_checkpoint(process, fresh)
+    wait_for(process, fresh, CHECKPOINT)
     for each in [*psutil.Process(process.pid).children(recursive=True), process]:  # torchrun's ranks have sessions of their own
         each.send_signal(signal.SIGKILL)
     process.wait()
@@ -145,9 +161,26 @@ def test_another_count_of_ranks_goes_on_from_the_checkpoint(straight, fresh):
     assert metrics["loss_first"] == straight[1]["loss_first"]  # of the curve before the interruption
 
 
-def test_a_count_of_ranks_that_does_not_divide_the_work_is_one_line(fresh):
-    process = start(fresh, 3)
+def refused(process, where):
+    """What it says; nothing was built, no order of rows, no step."""
     output = process.communicate(timeout=900)[0]
     assert process.returncode == 2, output[-3000:]
-    assert "error: pretrain: global_batch / micro_batch: 2 parts of a step cannot be shared evenly by 3 data-parallel ranks" in output
     assert "Traceback (most recent call last)" not in output
+    (work,) = (where / ".work" / "pretrain").iterdir()
+    assert not {path.name for path in work.iterdir()} & {"index", "checkpoints", "train.curve.jsonl"}
+    return output
+
+
+def test_a_count_of_ranks_that_does_not_divide_the_work_is_one_line(fresh):
+    output = refused(start(fresh, 3), fresh)
+    assert "error: pretrain.global_batch / micro_batch: 2 parts of a step cannot be shared evenly by 3 data-parallel ranks" in output
+
+
+def test_ranks_that_the_last_phase_cannot_use_are_refused_before_the_first(fresh):
+    profile = YAML().load(fresh / "params.yaml")
+    profile["pretrain"]["processes"] = 1
+    profile["pretrain"]["long_context"].update(steps=6, sequence_length=128, short_length=64,
+                                               layout={"tensor": 1, "pipeline": 1, "context": 2, "expert": 1})
+    YAML().dump(profile, fresh / "params.yaml")
+    output = refused(commands.start("pretrain", fresh), fresh)
+    assert "error: pretrain.long_context.layout: 1 ranks cannot be divided into tensor 1 x pipeline 1 x context 2" in output

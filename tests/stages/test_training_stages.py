@@ -3,67 +3,18 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[2]
-CHANGES = {
-    "curate": {"sample_bytes": 400_000, "tokenizer_bytes": 200_000, "vocab_size": 640},
-    "pretrain": {"steps": 8, "warmup_steps": 2, "decay_steps": 2, "checkpoint_every": 2, "heldout_rows": 4, "sequence_length": 64,
-                 "merge": {"every": 2, "window": 2, "rows": 4, "use": "better"}},
-    "sft": {"steps": 8, "warmup_steps": 2, "decay_steps": 2, "checkpoint_every": 2, "pack_tokens": 512},
-    "rl": {"steps": 4, "warmup_steps": 1, "checkpoint_every": 1, "prompts_per_step": 4, "generations_per_prompt": 4,
-           "healing": {"steps": 4, "lr": 1.0e-3, "depths": 2, "rollouts": 2, "heldout": 12}},
-}
-
-
-def project(directory: Path) -> Path:
-    yaml = YAML()
-    profile = yaml.load(ROOT / "params.yaml")
-    for stage, changes in CHANGES.items():
-        profile[stage].update(changes)
-    profile["curate"]["blend"].update(long_share=0.0)
-    profile["curate"]["tasks"].update(sft_rows=600, rl_rows=60, heldout_rows=60)
-    profile["pretrain"]["architecture"].update(vocab_size=640, hidden_size=64, n_routed_experts=8, mamba_num_heads=4)
-    directory.mkdir()
-    yaml.dump(profile, directory / "params.yaml")
-    return directory
-
-
-def start(stage: str, where: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", f"components.{stage}"], cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, start_new_session=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""})
-
-
-def run(stage: str, where: Path) -> dict:
-    process = start(stage, where)
-    output = process.communicate(timeout=900)[0]
-    assert process.returncode == 0, output[-3000:]
-    return json.loads((where / "metrics" / f"{stage}.json").read_text())
-
-
-def same_curves(stage: str, where: Path, other: Path) -> bool:
-    """The first three columns, of which step is one; times come after them."""
-    first, second = ([line.split(",")[:3] for line in (root / "plots" / stage / "train.csv").read_text().splitlines()]
-                     for root in (where, other))
-    return first == second
+from tests.stages.commands import ROOT, curve, kill_when, project, run, start
 
 
 def kill_after_a_checkpoint(stage: str, where: Path) -> None:
-    process = start(stage, where)
-    deadline = time.monotonic() + 600
-    while not list((where / ".work" / stage).glob("*/checkpoints/step-*")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when(stage, where, f"{stage}/*/**/checkpoints/step-*")
     assert not (where / "metrics" / f"{stage}.json").exists()
 
 
@@ -98,7 +49,7 @@ def test_killed_and_run_again_gives_the_same_bits(finished, tmp_path, stage):
     run(stage, where)
     for name in ("model.safetensors", *(["rollouts.jsonl"] if stage == "rl" else [])):
         assert (where / "artifacts" / made / name).read_bytes() == (straight / "artifacts" / made / name).read_bytes(), name
-    assert same_curves(stage, where, straight)
+    assert curve(stage, where) == curve(stage, straight)
 
 
 @pytest.mark.slow

@@ -99,6 +99,7 @@ class Endpoint(LocalChatCompletion):
             own = {key: value for key, value in last.items() if key != "role"}
         payload = {**super()._create_payload(as_openai(messages), generate=generate, gen_kwargs=gen_kwargs, **kwargs), **own}
         payload["max_tokens"] = min(self._max_tokens, payload["max_tokens"])
+        payload.setdefault("top_p", 1.0)  # left out, it would be what the server's checkpoint recommends
         if not payload["stop"]:
             del payload["stop"]
         if self.fixed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from itertools import chain, combinations
 from typing import Any
@@ -76,10 +75,8 @@ def _subject(measured: Measured, confidence: float) -> dict[str, Any]:
 
 
 def _geometric(values: list[float], confidence: float) -> dict[str, Any]:
-    logs = [math.log(value) for value in values]
-    estimate = statistics.mean(logs)
-    return {"value": math.exp(estimate.value), "stderr": math.exp(estimate.value) * estimate.stderr,
-            "interval": [math.exp(end) for end in statistics.t_interval(logs, confidence)]}
+    estimate, interval = statistics.geometric(values, confidence)
+    return {"value": estimate.value, "stderr": estimate.stderr, "interval": list(interval)}
 
 
 def _means(measured: Measured) -> dict[str, list[float]]:

@@ -13,12 +13,12 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 
-from components.evaluate.protocol import Model, engine_version, hardware, precision_of
+from components.evaluate.protocol import Model, engine_version, hardware, plugin_digest, precision_of
 from components.evaluate.side_by_side.plan import Plan
-from stagecraft.contract import manifest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import digest_of, sha256
 from stagecraft.inference.server import Server
+from stagecraft.inference.server_settings import fitting
 
 UNTOLD = "not told"
 """What an endpoint keeps to itself; it never equals what a checkpoint served here is known to have."""
@@ -32,19 +32,19 @@ class Subject:
     Attributes:
         name: in tables and figures.
         where: a checkpoint directory, or the address of an OpenAI endpoint.
+        digest: of a checkpoint whose files were compared with its manifest; None: that of its files as they are.
     """
 
     name: str
     where: Path | str
+    digest: str | None = None
 
     @property
     def model(self) -> Model:
         """Digest and precision of a checkpoint; of an endpoint nobody can say."""
         if isinstance(self.where, str):
             return Model(self.name, UNTOLD, UNTOLD)
-        recorded = self.where / manifest.NAME
-        digest = manifest.read(self.where)["digest"] if recorded.is_file() else digest_of(
-            {path.name: sha256(path) for path in sorted(self.where.iterdir()) if path.is_file()})
+        digest = self.digest or digest_of({path.name: sha256(path) for path in sorted(self.where.iterdir()) if path.is_file()})
         return Model(self.name, digest, precision_of(self.where))
 
     @contextmanager
@@ -53,19 +53,21 @@ class Subject:
         if isinstance(self.where, str):
             yield self.where
             return
-        with Server(self.where, plan.server, log) as server:
+        with Server(self.where, fitting(plan.server, self.where), log) as server:
             yield server.url
 
     def conditions(self, plan: Plan) -> dict[str, Any]:
         """The part of the protocol that is the subject's own: engine, hardware, precision of computing, limits."""
         if not isinstance(self.where, str):
-            return {"engine": " ".join(engine_version()), "hardware": hardware(), "compute_dtype": plan.server.dtype,
-                    "threads": plan.server.threads, "max_model_len": plan.server.max_model_len, "max_num_seqs": plan.server.max_num_seqs,
-                    "draft_tokens": plan.server.draft_tokens}
+            server = fitting(plan.server, self.where)
+            return {"engine": " ".join(engine_version()), "plugin": plugin_digest(), "hardware": hardware(), "compute_dtype": server.dtype,
+                    "threads": server.threads, "max_model_len": server.max_model_len, "max_num_seqs": server.max_num_seqs,
+                    "draft_tokens": server.draft_tokens, "prefix_caching": False}
         local = urlparse(self.where).hostname in _LOOPBACK
         served = ask(self.where, "/v1/models")["data"][0]
-        return {"engine": UNTOLD, "hardware": hardware() if local else UNTOLD, "compute_dtype": UNTOLD, "threads": UNTOLD,
-                "max_model_len": served.get("max_model_len", UNTOLD), "max_num_seqs": UNTOLD, "draft_tokens": UNTOLD}
+        return {"engine": UNTOLD, "plugin": UNTOLD, "hardware": hardware() if local else UNTOLD, "compute_dtype": UNTOLD, "threads": UNTOLD,
+                "max_model_len": served.get("max_model_len", UNTOLD), "max_num_seqs": UNTOLD, "draft_tokens": UNTOLD,
+                "prefix_caching": UNTOLD}
 
 
 def served_name(address: str) -> str:

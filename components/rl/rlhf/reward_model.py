@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from components.rl.params import Params
+from components.rl.params import Stage
 from components.rl.rlhf.comparisons import Comparison, comparisons, question
 from stagecraft.checkpoint.canonical import write_checkpoint
 from stagecraft.contract.runlog import RunLog
@@ -21,8 +21,10 @@ from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.model.config import Architecture
 
+REWARD_MODEL = "reward_model"  # in the work directory
 
-def train_reward_model(params: Params, architecture: Architecture, weights: Mapping[str, Tensor], tokenizer: Path, families: list[str],
+
+def train_reward_model(params: Stage, architecture: Architecture, weights: Mapping[str, Tensor], tokenizer: Path, families: list[str],
                        log: RunLog) -> Path:
     """Train it, unless a run that was killed had done so; returns its checkpoint.
 
@@ -31,7 +33,7 @@ def train_reward_model(params: Params, architecture: Architecture, weights: Mapp
         tokenizer: a directory with the tokenizer and its chat template.
         families: of tasks, to draw comparisons from.
     """
-    asked, final = params.preferences, log.work / "reward_model"
+    asked, final = params.preferences, log.work / REWARD_MODEL
     if final.exists():
         return final
     parallel.initialize(params.seed)
@@ -60,6 +62,6 @@ def train_reward_model(params: Params, architecture: Architecture, weights: Mapp
     return final
 
 
-def taught(params: Params, families: list[str]) -> Iterator[Comparison]:
+def taught(params: Stage, families: list[str]) -> Iterator[Comparison]:
     """The comparisons that it learns from."""
     return comparisons(params.preferences.comparisons, f"{params.seed}/comparisons", families)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from components.rl.params import Params
+from components.rl.params import Stage
 from components.rl.rlhf.comparisons import comparisons
 from components.rl.rlhf.judge import Judge
-from components.rl.rlhf.reward_model import taught, train_reward_model
+from components.rl.rlhf.reward_model import REWARD_MODEL, taught, train_reward_model
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.tasks import FAMILIES, read_rows
 from stagecraft.inference.server import Server
@@ -24,13 +24,11 @@ STARTUP_SECONDS = 900.0
 
 
 @contextmanager
-def judging(params: Params, architecture: Architecture, weights: Mapping[str, Tensor], corpus: Path, keep: Path,
-            log: RunLog) -> Iterator[Judge | None]:
+def judging(params: Stage, architecture: Architecture, weights: Mapping[str, Tensor], corpus: Path, log: RunLog) -> Iterator[Judge | None]:
     """The judge, while the block runs; None if preferences are off.
 
     Args:
         weights: of the fine-tuned model, from which a reward model of our own starts.
-        keep: where a copy of it goes.
     """
     asked = params.preferences
     if not asked.enabled:
@@ -42,7 +40,6 @@ def judging(params: Params, architecture: Architecture, weights: Mapping[str, Te
             judge = Judge(asked, asked.url, asked.model)
         else:
             model = train_reward_model(params, architecture, weights, corpus / "tokenizer", families, log)
-            shutil.copytree(model, keep)
             server = stack.enter_context(Server(model, settings(params), log.work / "reward_model.log"))
             judge = Judge(asked, f"{server.url}/v1", NAME)
         judge.accuracy = accuracy(judge, params, families)
@@ -50,13 +47,19 @@ def judging(params: Params, architecture: Architecture, weights: Mapping[str, Te
         yield judge
 
 
-def settings(params: Params) -> Settings:
+def keep_reward_model(params: Stage, keep: Path, log: RunLog) -> None:
+    """Copy the reward model that was trained for a stage, if one was."""
+    if params.preferences.enabled and not params.preferences.url:
+        shutil.copytree(log.work / REWARD_MODEL, keep)
+
+
+def settings(params: Stage) -> Settings:
     """Of the server: a comparison holds a prompt, two answers and the words around them."""
     return Settings(name=NAME, max_model_len=2 * (params.max_prompt_tokens + params.max_new_tokens) + 256, max_num_seqs=64,
                     dtype="float32", draft_tokens=0, threads=params.threads, startup_seconds=STARTUP_SECONDS)
 
 
-def accuracy(judge: Judge, params: Params, families: list[str]) -> float:
+def accuracy(judge: Judge, params: Stage, families: list[str]) -> float:
     """Share of held-out comparisons between a right and a wrong answer in which the judge gives the right one the higher score."""
     learnt = {each.request for each in taught(params, families)}
     pairs = [each for each in comparisons(params.preferences.heldout, f"{params.seed}/heldout comparisons", families)

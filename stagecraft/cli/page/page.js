@@ -3,7 +3,7 @@
 
 const part = (id) => document.getElementById(id);
 const log = part("log"), prompt = part("prompt"), send = part("send"), stop = part("stop");
-let messages = [], running = null;
+let messages = [], running = null, waiting = null;
 
 function put(parent, tag, text, name) {
   const node = document.createElement(tag);
@@ -67,6 +67,35 @@ class Answer {
   }
 }
 
+// The form under an answer for what its calls gave. A call without a result would leave the conversation malformed: a question that
+// is asked before they are sent takes what stands in the fields.
+class Results {
+  constructor(node, calls) {
+    this.calls = calls;
+    this.form = put(node, "form", "", "results");
+    this.fields = calls.map((call, index) => {
+      const field = put(put(this.form, "label", `Result of call ${index + 1}, ${call.function.name}`), "textarea");
+      field.rows = 2;
+      return field;
+    });
+    this.send = put(this.form, "button", "Send the results");
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (!running) ask();
+    });
+    this.fields[0].focus();
+  }
+
+  messages() {
+    return this.calls.map((call, index) => ({role: "tool", tool_call_id: call.id, content: this.fields[index].value || "no result"}));
+  }
+
+  close() {
+    for (const field of this.fields) field.readOnly = true;
+    this.send.remove();
+  }
+}
+
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -91,13 +120,14 @@ function tools() {
   return given;
 }
 
+// Asks a question, or without one goes on from the results that are given.
 async function ask(text) {
-  const node = turn("You");
-  put(node, "p", text);
+  if (text) put(turn("You"), "p", text);
   const answer = new Answer(turn("Model"));
   let asked;
   try {
-    asked = {messages: [...messages, {role: "user", content: text}], tools: tools(), thinking: part("thinking").checked};
+    const said = [...(waiting ? waiting.messages() : []), ...(text ? [{role: "user", content: text}] : [])];
+    asked = {messages: [...messages, ...said], tools: tools(), thinking: part("thinking").checked};
   } catch (error) {
     return fail(answer.node, `Tools: ${error.message}`);
   }
@@ -113,13 +143,16 @@ async function ask(text) {
       for (const choice of event.choices || []) answer.add(choice.delta);
     }
     messages = [...asked.messages, answer.message()];
+    waiting?.close();
+    const calls = messages.at(-1).tool_calls;
+    waiting = calls ? new Results(answer.node, calls) : null;
   } catch (error) {
     if (error.name === "AbortError") put(answer.node, "p", "stopped", "note");
     else fail(answer.node, error.message);
   } finally {
     running = null;
     busy(false);
-    prompt.focus();
+    if (!waiting) prompt.focus();
   }
 }
 
@@ -146,6 +179,7 @@ stop.addEventListener("click", () => running?.abort());
 part("fresh").addEventListener("click", () => {
   running?.abort();
   messages = [];
+  waiting = null;
   log.replaceChildren();
   prompt.focus();
 });

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from stagecraft.contract.manifest import NAME
 from stagecraft.contract.stages import PATHS, STAGES
 from stagecraft.contract.tracking import numbers
@@ -44,7 +46,7 @@ class StageView:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the bounds of its 95% interval, by its standard error."""
+    """A figure with the bounds of its 95% interval."""
 
     value: float
     low: float
@@ -150,15 +152,21 @@ def _number(text: str | None) -> float:
 
 def _models(evaluation: dict[str, Any]) -> list[ModelView]:
     figures = evaluation.get("figures", {})
-    return [ModelView(name, _interval(own["exact_match"], own["exact_match_stderr"]),
+    return [ModelView(name, _share(own["exact_match"], sum(each["n"] for each in own["families"].values())),
                       _interval(own["bits_per_byte"], own["bits_per_byte_stderr"]),
-                      {family: _interval(each["exact_match"], each["stderr"]) for family, each in own["families"].items()})
+                      {family: _share(each["exact_match"], each["n"]) for family, each in own["families"].items()})
             for name, own in figures.items() if "families" in own]
 
 
 def _modes(serving: dict[str, Any]) -> list[ModeView]:
     names = ("thinking_tokens", "answer_tokens", "exact_match")
     return [ModeView(own["mode"], *(_interval(own[name], own[f"{name}_stderr"]) for name in names)) for own in serving.get("modes", [])]
+
+
+def _share(value: float, n: int) -> Interval:
+    """Wilson's interval of a share of n prompts: within 0 and 1, and wide where none or all of a few are right."""
+    bounds = stats.binomtest(round(value * n), n).proportion_ci(0.95, method="wilson")
+    return Interval(value, float(bounds.low), float(bounds.high))
 
 
 def _interval(value: float, stderr: float) -> Interval:

@@ -1,24 +1,21 @@
-"""SQL against a real SQLite database: opened read-only, nothing but SELECT authorised, steps and rows bounded."""
+"""SQL against a real SQLite database, in the sandbox: a short query can make SQLite itself take all memory before its first step."""
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from stagecraft.data.tasks.words import CITIES, NAMES, NOUNS
 from stagecraft.environments.api import Environment, Item, LocalSession, Row, tool
 from stagecraft.environments.items import last_message, write_call
+from stagecraft.environments.library import queries
 from stagecraft.environments.reward import Reward
+from stagecraft.environments.sandbox import call_confined
 
 _SCHEMA = "CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT, city TEXT, age INTEGER);\n" \
           "CREATE TABLE orders (id INTEGER PRIMARY KEY, person INTEGER REFERENCES people(id), item TEXT, amount INTEGER);"
-_ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-_SECONDS, _ROWS, _BYTES = 0.5, 1000, 100_000
 
 
 class Sql(Environment):
@@ -46,7 +43,7 @@ class Sql(Environment):
             row = self.row(f"{asked} The tables:\n{_SCHEMA}\nAnswer with one SQL query alone.",
                            [tool("query", "Run a SELECT.", sql="string")],
                            databases=seeds, query=query, rival=rival, ordered="ORDER BY" in query)
-            right, wrong = _answers(row, query), _answers(row, rival)
+            right, wrong = _known(row, query), _known(row, rival)
             if right != wrong and right[0] != right[1] and all(right):
                 return row
 
@@ -60,7 +57,7 @@ class Sql(Environment):
 
     def near_misses(self, row: Row) -> list[list[str]]:
         """As in `Environment`: a rival, the shown database's answer as a constant, and what is not one SELECT."""
-        shown = _answers(row, row["query"])[0]
+        shown = _known(row, row["query"])[0]
         constant = " UNION ALL ".join("SELECT " + ", ".join(map(repr, values)) for values in shown)
         return [[row["rival"]], [constant], [row["query"] + "; " + row["query"]], ["DROP TABLE people"],
                 ["It is " + row["query"]], [""]]
@@ -71,63 +68,41 @@ class _Querying(LocalSession):
         super().__init__(row["responses_create_params"]["tools"], {"query": self._query})
         self._row = row
 
-    def _query(self, sql: str) -> list[tuple[object, ...]]:
-        with database(self._row["databases"][0]) as shown:
-            return select(shown, sql)
+    def _query(self, sql: str) -> list[list[object]]:
+        (found,) = ask(self._row["databases"][:1], sql)
+        if "error" in found:
+            raise ValueError(found["error"])
+        return found["rows"]
 
     def verify(self, output: list[Item]) -> Reward:
-        sql = last_message(output)
-        right, found = _answers(self._row, self._row["query"]), _answers(self._row, sql)
+        right = _known(self._row, self._row["query"])
+        found = [_compared(self._row, each["rows"]) if "rows" in each else None
+                 for each in ask(self._row["databases"], last_message(output))]
         correct = float(found == right)
         return Reward(correct, {"runs": float(None not in found), "shown": float(found[0] == right[0]), "correct": correct})
 
 
-def _answers(row: Row, sql: str) -> list[list[tuple[object, ...]] | None]:
-    """What a query gives on both databases; None where it fails."""
-    answers: list[list[tuple[object, ...]] | None] = []
-    for seed in row["databases"]:
-        with database(seed) as connection:
-            try:
-                found = select(connection, sql)
-            except ValueError:
-                answers.append(None)
-            else:
-                answers.append(found if row["ordered"] else sorted(found, key=repr))
-    return answers
+def _known(row: Row, sql: str) -> list[list[list[object]]]:
+    """What a query of ours gives on both databases."""
+    return [_compared(row, queries.answer(script(seed), sql)["rows"]) for seed in row["databases"]]
 
 
-@contextlib.contextmanager
-def database(seed: int) -> Iterator[sqlite3.Connection]:
-    """A filled database, opened for reading."""
+def _compared(row: Row, rows: list[list[object]]) -> list[list[object]]:
+    return rows if row["ordered"] else sorted(rows, key=repr)
+
+
+def script(seed: int) -> str:
+    """SQL that makes a database and fills it."""
     random = Random(f"{seed}/sql")
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "shop.db"
-        with contextlib.closing(sqlite3.connect(path)) as writer:
-            writer.executescript("PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF;" + _SCHEMA)
-            people = random.sample(NAMES, random.randint(6, 12))
-            writer.executemany("INSERT INTO people VALUES (?, ?, ?, ?)", [
-                (number, name, random.choice(CITIES[:4]), random.randint(18, 80)) for number, name in enumerate(people, 1)])
-            writer.executemany("INSERT INTO orders VALUES (?, ?, ?, ?)", [
-                (number, random.randint(1, len(people)), random.choice(NOUNS[:4]), random.randint(1, 20)) for number in range(1, 16)])
-            writer.commit()
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as reader:
-            yield reader
+    people = random.sample(NAMES, random.randint(6, 12))
+    rows = [("people", number, name, random.choice(CITIES[:4]), random.randint(18, 80)) for number, name in enumerate(people, 1)]
+    rows += [("orders", number, random.randint(1, len(people)), random.choice(NOUNS[:4]), random.randint(1, 20)) for number in range(1, 16)]
+    return _SCHEMA + "".join(f"\nINSERT INTO {table} VALUES {tuple(values)};" for table, *values in rows)
 
 
-def select(connection: sqlite3.Connection, sql: str) -> list[tuple[object, ...]]:
-    """The rows of one SELECT.
-
-    Raises:
-        ValueError: it is none, fails, takes too long or gives too much.
-    """
-    connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _BYTES)
-    deadline = time.monotonic() + _SECONDS
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
-    try:
-        rows = connection.execute(sql).fetchmany(_ROWS + 1)
-    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-        raise ValueError(str(error)) from None
-    if len(rows) > _ROWS:
-        raise ValueError(f"more than {_ROWS} rows")
-    return rows
+def ask(seeds: Sequence[int], sql: str) -> list[dict[str, Any]]:
+    """What a policy's query gives on each database: {"rows": ...} or {"error": ...}."""
+    files = {"queries.py": Path(queries.__file__).read_text()}
+    found, reason = call_confined(files, "queries", "answer", [[script(seed), sql] for seed in seeds])
+    failed = {"error": reason or "the query takes too much"}
+    return [each["value"] if each and "value" in each else failed for each in found]

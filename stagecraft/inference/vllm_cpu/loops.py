@@ -1,4 +1,4 @@
-"""The C++ loops of this package: routed experts, and Mamba-2's states under speculative decoding."""
+"""The C++ loops of this package: routed experts, Mamba-2's states under speculative decoding, and whole layers."""
 
 from functools import partial
 from pathlib import Path

@@ -59,9 +59,9 @@ def rounded_states(rounding: StateRounding) -> Iterator[None]:
     from vllm.model_executor.layers.mamba import mamba_mixer2
     from vllm.model_executor.layers.mamba.ops.ssu_dispatch import CPUSSUBackend
 
-    from stagecraft.inference.vllm_cpu import mamba_decode
+    from stagecraft.inference.vllm_cpu.backbone import Stack
 
-    decode, mix, prefill = CPUSSUBackend.__call__, mamba_decode.mix, mamba_mixer2.mamba_chunk_scan_combined_varlen
+    decode, fast, prefill = CPUSSUBackend.__call__, Stack.takes, mamba_mixer2.mamba_chunk_scan_combined_varlen
 
     def round_written(state: Tensor, slots: Tensor, accepted: Tensor | None) -> None:
         if accepted is not None:
@@ -75,17 +75,12 @@ def rounded_states(rounding: StateRounding) -> Iterator[None]:
                num_accepted_tokens=num_accepted_tokens, **rest)
         round_written(state, state_batch_indices if dst_state_batch_indices is None else dst_state_batch_indices, num_accepted_tokens)
 
-    def mix_rounded(layer: Any, projected: Tensor, metadata: Any) -> Tensor:
-        y = mix(layer, projected, metadata)
-        round_written(layer.kv_cache[1], metadata.state_indices_tensor_d, metadata.num_accepted_tokens)
-        return y
-
     def prefill_rounded(*args: Any, **rest: Any) -> Tensor:
         return rounding.prefilled(prefill(*args, **rest))
 
-    CPUSSUBackend.__call__, mamba_decode.mix = decode_rounded, mix_rounded
+    CPUSSUBackend.__call__, Stack.takes = decode_rounded, lambda *_: False  # layer by layer
     mamba_mixer2.mamba_chunk_scan_combined_varlen = prefill_rounded
     try:
         yield
     finally:
-        CPUSSUBackend.__call__, mamba_decode.mix, mamba_mixer2.mamba_chunk_scan_combined_varlen = decode, mix, prefill
+        CPUSSUBackend.__call__, Stack.takes, mamba_mixer2.mamba_chunk_scan_combined_varlen = decode, fast, prefill

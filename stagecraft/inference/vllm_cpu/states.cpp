@@ -1,19 +1,11 @@
 // Mamba-2's mixer for sequences that decode, one token each or the several of a step that verifies drafts; mamba_speculative.py, which says
-// how the states lie, and mamba_decode.py of stagecraft/inference/vllm_cpu call it. All values are float32; a stride is the distance of two
-// neighbours in floats.
-#include <algorithm>
+// how the states lie, and backbone.cpp call it. All values are float32; a stride is the distance of two neighbours in floats.
+#include "loops.hpp"
+
 #include <cmath>
-#include <cstdint>
 #include <vector>
 
 namespace {
-
-struct Sequences {
-    int64_t count, per_row;  // slots of a sequence lie next to each other, `per_row` from one sequence to the next
-    const int32_t *slots, *starts, *accepted;
-    int64_t length(int64_t b) const { return starts[b + 1] - starts[b]; }
-    int64_t slot(int64_t b, int64_t token) const { return slots[b * per_row + token]; }
-};
 
 float softplus(float v) { return v > 20.0f ? v : std::log1p(std::exp(v)); }
 
@@ -61,30 +53,30 @@ void recur(const int64_t* sizes, float* states, const float* x, const float* dt,
                         float* out) {
     const Sequences sequences{sizes[0], sizes[1], slots, starts, accepted};
     const int64_t heads = sizes[2], size = sizes[3], groups = sizes[4], n = sizes[5];
-    std::vector<float> h(size * n);
     for (int64_t b = 0; b < sequences.count; ++b) {
         const int64_t source = sequences.slot(b, accepted[b] - 1) * sizes[7];
         for (int64_t head = 0; head < heads; ++head) {
             const int64_t at = head * size * n, group = head / (heads / groups) * n;
-            std::copy(states + source + at, states + source + at + size * n, h.begin());
+            const float* before = states + source + at;
             for (int64_t t = 0; t < sequences.length(b); ++t) {
                 const int64_t token = starts[b] + t;
                 const float raw = dt[token * sizes[9] + head] + dt_bias[head * sizes[15]], step = sizes[6] ? softplus(raw) : raw;
                 const float keep = std::exp(step * A[head * sizes[13]]);
                 const float *Bt = B + token * sizes[10] + group, *Ct = C + token * sizes[11] + group;
                 const float* xt = x + token * sizes[8] + head * size;
-                float* y = out + token * sizes[12] + head * size;
+                float *y = out + token * sizes[12] + head * size, *after = states + sequences.slot(b, t) * sizes[7] + at;
                 for (int64_t p = 0; p < size; ++p) {
                     float sum = 0.0f;
                     const float given = step * xt[p];
+#pragma GCC ivdep  // `after` is `before` or elsewhere, never askew
                     for (int64_t i = 0; i < n; ++i) {
-                        const float now = h[p * n + i] * keep + given * Bt[i];
-                        h[p * n + i] = now;
+                        const float now = before[p * n + i] * keep + given * Bt[i];
+                        after[p * n + i] = now;
                         sum += now * Ct[i];
                     }
                     y[p] = sum + D[head * sizes[14]] * xt[p];
                 }
-                std::copy(h.begin(), h.end(), states + sequences.slot(b, t) * sizes[7] + at);
+                before = after;
             }
         }
     }
