@@ -62,5 +62,7 @@ def _built(package: Path) -> Path:
 
 
 def at(tensor: Tensor | None) -> ctypes.c_void_p:
-    """Where a tensor's values lie; a null pointer for none."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    """Where a tensor's values lie; a null pointer for none. The tensor lives as long as the pointer, that is to the end of the call."""
+    pointer = ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    pointer.tensor = tensor
+    return pointer

@@ -53,15 +53,9 @@ class FusedAdam(torch.optim.Optimizer):
         gradients = [p.grad for p in weights]
         means = [self.state[p]["exp_avg"] for p in weights]
         squares = [self.state[p]["exp_avg_sq"] for p in weights]
-        (beta1, beta2), step = group["betas"], group["step"]
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        scale = torch._foreach_sqrt(squares)
-        torch._foreach_div_(scale, math.sqrt(1 - beta2**step))
-        torch._foreach_add_(scale, group["eps"])
-        torch._foreach_addcdiv_(weights, means, scale, -group["lr"] / (1 - beta1**step))
+        steps = [torch.full((), float(group["step"]), device=weights[0].device)] * len(weights)
+        torch._fused_adamw_(weights, gradients, means, squares, [], steps, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
+                            weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False)
 
     def _muon(self, group: dict[str, Any], weights: Sequence[Tensor]) -> None:
         for weight in weights:

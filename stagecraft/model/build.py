@@ -10,7 +10,6 @@ from stagecraft.megatron_cpu import ON_CPU, bind_kernels, bind_modules
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.activations import squared_relu
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
 from megatron.core.models.hybrid.hybrid_model import HybridModel
@@ -33,6 +32,7 @@ from megatron.core.transformer.transformer_layer import MoETransformerLayer, Tra
 from torch import Tensor
 
 from stagecraft.contract.errors import UserError
+from stagecraft.model.activation import squared_relu
 from stagecraft.model.attention import ScaledDotProductAttention
 from stagecraft.model.config import Architecture
 from stagecraft.model.cross_entropy import cross_entropy

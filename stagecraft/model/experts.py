@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
+from stagecraft.model.activation import squared_relu
 from stagecraft.model.layers import InFormat
 from stagecraft.model.products import GroupedProduct
 
@@ -60,8 +61,7 @@ class GroupedExperts(InFormat, MegatronModule):
             probs = probs.new_zeros(rows).index_copy(0, places, probs)
         bounds = [0, *accumulate(counts)]
         hidden = GroupedProduct.apply(x, self.up, bounds, precision, self.layer_class)
-        hidden = torch.relu(hidden).square() * probs.unsqueeze(-1).to(hidden.dtype)
-        y = GroupedProduct.apply(hidden, self.down, bounds, precision, self.layer_class)
+        y = GroupedProduct.apply(squared_relu(hidden, probs), self.down, bounds, precision, self.layer_class)
         return (y if places is None else y.index_select(0, places)), None
 
     def backward_dw(self) -> None:

@@ -13,6 +13,7 @@ from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel
 from torch import Tensor, nn
 
 from stagecraft.model.classes import class_of
+from stagecraft.model.norm import rms_norm
 from stagecraft.model.precision import format_of
 from stagecraft.model.products import LinearProduct
 
@@ -38,7 +39,7 @@ class RMSNorm(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class DuplicatedLinear(InFormat, nn.Module):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagecraft.model import scan
+from stagecraft.model.norm import rms_norm
 
 
 def causal_conv(x_BLD: Tensor, weight_DW: Tensor, bias_D: Tensor, seq_idx_BL: Tensor | None = None) -> Tensor:
@@ -125,8 +126,7 @@ class GatedRMSNorm(nn.Module):
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         if z is not None:
             x = x * F.silu(z)
-        grouped = F.rms_norm(x.float().unflatten(-1, (-1, self.group)), (self.group,), None, self.eps)
-        return (grouped.flatten(-2) * self.weight.float()).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps, len(self.weight) // self.group)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         from megatron.core import parallel_state

@@ -1,5 +1,7 @@
 """The C++ scan against the products of chunks: values and all gradients, packed rows and sizes that are no multiple of anything."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -48,6 +50,15 @@ def test_values_and_gradients_are_those_of_the_products(lengths, size, groups, p
 def test_subnormal_numbers_survive_the_library():
     """Linked with -ffast-math it would set the processor to flush them."""
     assert scan.library() is not None and float(torch.tensor(1e-40) * 0.5) > 0
+
+
+def test_a_tensor_lives_as_long_as_the_pointer_to_it():
+    tensor = torch.ones(3)
+    alive, pointer = weakref.ref(tensor), native.at(tensor)
+    del tensor
+    assert alive() is not None and pointer.value == alive().data_ptr()
+    del pointer
+    assert alive() is None
 
 
 def test_without_a_compiler_there_is_a_warning_and_the_products_do(monkeypatch, tmp_path):
