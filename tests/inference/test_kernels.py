@@ -22,6 +22,7 @@ from stagecraft.inference.vllm_cpu import (
     seeded_sampling,
 )
 from stagecraft.native import at
+from stagecraft.numerics import fp8, nvfp4
 from tests.inference.recurrence import (
     CHANNELS,
     SLOTS,
@@ -281,3 +282,20 @@ def test_draws_are_uniform_over_neighbouring_seeds():
     draws = seeded_sampling.draw_seeds([numbered(seed) for seed in range(4096)]).numpy() / 2**31
     assert abs(draws.mean() - 0.5) < 5 / np.sqrt(12 * 4096)
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 5 / np.sqrt(4096)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([(1, fp8.round_static), (2, nvfp4.round_static)]), st.integers(1, 6), st.sampled_from([1e-4, 0.03, 1.0, 40.0]),
+       st.sampled_from([1e-3, 0.37, 1.0]), st.integers(0, 999))
+def test_rounding_has_the_bits_of_its_definition(way, blocks, spread, scale, seed):
+    """Heavy tails, zeros, whole blocks of them, halves of the formats' steps and values that are too large or too small."""
+    (number, definition), g = way, torch.Generator().manual_seed(seed)
+    x = spread * torch.randn(blocks, 16, generator=g).pow(3)
+    x[torch.rand(x.shape, generator=g) < 0.1] = 0.0
+    ties = torch.rand(x.shape, generator=g) < 0.3
+    x[ties] = (scale * torch.randint(-64, 65, x.shape, generator=g) / 2**torch.randint(0, 12, x.shape, generator=g))[ties]
+    x[torch.rand(blocks, generator=g) < 0.1] = -0.0
+    y = torch.empty_like(x)
+    loops.library().round_to(ctypes.c_int64(number), ctypes.c_float(scale), at(x), ctypes.c_int64(x.numel()), at(y))
+    expected = definition(x.flatten(), torch.tensor([scale])).view_as(x)
+    assert torch.equal(y.view(torch.int32), expected.view(torch.int32))

@@ -5,6 +5,7 @@ import torch
 
 from components.quantize.operators import FORMATS, Operator, find_operators, read_header, tie
 from stagecraft.inference.engine import Engine
+from stagecraft.inference.vllm_cpu import backbone
 from tests.checkpoints import tiny_checkpoint
 from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, reference_logprobs
 from tests.quantize.conftest import made, quantised  # noqa: F401 - a fixture
@@ -14,8 +15,8 @@ PROMPTS = [prompt for prompt in draw_prompts(40, seed=3) if len(prompt) > 1]
 
 
 @pytest.mark.parametrize("name", ["fp8", "nvfp4"])
-def test_log_probabilities_are_those_of_the_stored_numbers(quantised, name):  # noqa: F811
-    check(quantised.path(name), PROMPTS)
+def test_log_probabilities_are_those_of_the_stored_numbers(quantised, name, monkeypatch):  # noqa: F811
+    check(quantised.path(name), PROMPTS, monkeypatch)
 
 
 def every_format(operators: list[Operator]) -> dict[str, str]:
@@ -31,7 +32,7 @@ def nvfp4_everywhere(operators: list[Operator]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("choose", [every_format, nvfp4_everywhere])
-def test_whatever_a_search_may_choose(quantised, tmp_path, choose):  # noqa: F811
+def test_whatever_a_search_may_choose(quantised, tmp_path, choose, monkeypatch):  # noqa: F811
     source = tiny_checkpoint(tmp_path / "source", pattern="M*EM*EM*E")
     operators = find_operators(read_header(source))
     choice = choose(operators)
@@ -44,14 +45,17 @@ def test_whatever_a_search_may_choose(quantised, tmp_path, choose):  # noqa: F81
     for operator in operators:
         weights = [name for name in stored if name.startswith(f"{operator.name}.") and name.endswith(".weight")]
         assert weights and {stored[name].dtype for name in weights} == {dtypes[choice[operator.name]]}, operator.name
-    check(directory, [prompt[:12] for prompt in PROMPTS])
+    check(directory, [prompt[:12] for prompt in PROMPTS], monkeypatch)
 
 
-def check(checkpoint, prompts):
+def check(checkpoint, prompts, monkeypatch):
     """Sums in another order tip a few roundings over, and a rounding may tip the router: hence nearly all, not all."""
+    stacks, call = [], backbone.Stack.__call__
+    monkeypatch.setattr(backbone.Stack, "__call__", lambda self, *arguments: stacks.append(self) or call(self, *arguments))
     with Engine(checkpoint, max_model_len=LENGTH, max_num_seqs=SEQUENCES) as engine:
         got = engine.logprobs(prompts)
         answers = engine.generate(prompts, temperature=0, max_tokens=4, logprobs=True)
+        assert stacks[-1].last is not None  # all layers in one call, while all sequences decoded
     rounded = reference_model(checkpoint, activations=True)
     distance = torch.cat([torch.tensor(values) - reference_logprobs(rounded, prompt) for values, prompt in zip(got, prompts)]).abs()
     assert (distance < 1e-4).float().mean() > 0.9

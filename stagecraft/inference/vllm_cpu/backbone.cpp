@@ -16,7 +16,8 @@ constexpr int64_t FEW = 4;  // tokens; from there on BLAS's product is the faste
 
 struct Matrix {
     const float* weight;
-    int64_t rows, columns;
+    int64_t rows, columns, format;  // the latter of what it multiplies, with its scale
+    float scale;
 };
 
 struct Mlp {
@@ -26,8 +27,8 @@ struct Mlp {
 struct Moe {
     Matrix gate, into, out_of;  // to and from the latent width; null weights where the experts take the hidden width
     Mlp shared;
-    const float *bias, *up, *down;
-    int64_t experts, chosen, width, inner, renormalize;
+    const float *bias, *up, *down, *input_scales, *hidden_scales;
+    int64_t experts, chosen, width, inner, renormalize, format;
     float scale;
 };
 
@@ -53,7 +54,7 @@ struct Attention {
     const Cached* cached;
     float* cache;  // [blocks, key heads, 2, block * size]: keys [size, block], values [block, size]
     int64_t heads, key_heads, size, block, by_block;
-    float scale;
+    float scale, key_scale, value_scale;  // the latter of what is kept rounded to FP8; 0 where nothing is
 };
 
 struct Layer {
@@ -66,7 +67,7 @@ struct Layer {
 };
 
 struct Scratch {
-    std::vector<float> normed, first, second, third;
+    std::vector<float> normed, first, second, third, rounded;
     static float* of(std::vector<float>& values, int64_t count) {
         if (static_cast<int64_t>(values.size()) < count) values.resize(count);
         return values.data();
@@ -74,7 +75,12 @@ struct Scratch {
 };
 
 // y [tokens, rows] <- x [tokens, columns] times the matrix's transpose, plus beta times y.
-void multiply(Gemm gemm, const Matrix& matrix, const float* x, int64_t tokens, float* y, float beta = 0.0f) {
+void multiply(Gemm gemm, const Matrix& matrix, const float* x, int64_t tokens, Scratch& scratch, float* y, float beta = 0.0f) {
+    if (matrix.format != UNROUNDED) {
+        float* rounded = Scratch::of(scratch.rounded, tokens * matrix.columns);
+        round_to(matrix.format, matrix.scale, x, tokens * matrix.columns, rounded);
+        x = rounded;
+    }
     if (tokens < FEW) {
         const float* vectors[FEW];
         for (int64_t t = 0; t < tokens; ++t) vectors[t] = x + t * matrix.columns;
@@ -99,35 +105,38 @@ void square_relu(float* values, int64_t count) {
 // y <- down relu(up x)^2
 void mlp(Gemm gemm, const Mlp& layer, const float* x, int64_t tokens, Scratch& scratch, float* y, float beta = 0.0f) {
     float* hidden = Scratch::of(scratch.first, tokens * layer.up.rows);
-    multiply(gemm, layer.up, x, tokens, hidden);
+    multiply(gemm, layer.up, x, tokens, scratch, hidden);
     square_relu(hidden, tokens * layer.up.rows);
-    multiply(gemm, layer.down, hidden, tokens, y, beta);
+    multiply(gemm, layer.down, hidden, tokens, scratch, y, beta);
 }
 
 void moe(Gemm gemm, const Moe& layer, const float* x, int64_t tokens, Scratch& scratch, float* y) {
     float* logits = Scratch::of(scratch.first, tokens * layer.experts);
-    multiply(gemm, layer.gate, x, tokens, logits);
-    const int64_t sizes[] = {tokens, layer.experts, layer.chosen, layer.width, layer.inner, layer.renormalize};
+    multiply(gemm, layer.gate, x, tokens, scratch, logits);
+    const int64_t sizes[] = {tokens, layer.experts, layer.chosen, layer.width, layer.inner, layer.renormalize, layer.format};
+    const auto route = [&](const float* from, float* to) {
+        experts(sizes, layer.scale, logits, layer.bias, from, layer.up, layer.down, layer.input_scales, layer.hidden_scales, to);
+    };
     if (layer.into.weight) {
         float *latent = Scratch::of(scratch.second, tokens * layer.width), *routed = Scratch::of(scratch.third, tokens * layer.width);
-        multiply(gemm, layer.into, x, tokens, latent);
-        experts(sizes, layer.scale, logits, layer.bias, latent, layer.up, layer.down, routed);
-        multiply(gemm, layer.out_of, routed, tokens, y);
+        multiply(gemm, layer.into, x, tokens, scratch, latent);
+        route(latent, routed);
+        multiply(gemm, layer.out_of, routed, tokens, scratch, y);
     } else {
-        experts(sizes, layer.scale, logits, layer.bias, x, layer.up, layer.down, y);
+        route(x, y);
     }
     mlp(gemm, layer.shared, x, tokens, scratch, y, 1.0f);
 }
 
 void mamba(Gemm gemm, const Mamba& layer, const float* x, int64_t tokens, Scratch& scratch, float* y) {
     float *projected = Scratch::of(scratch.first, tokens * layer.in.rows), *mixed = Scratch::of(scratch.second, tokens * layer.out.columns);
-    multiply(gemm, layer.in, x, tokens, projected);
+    multiply(gemm, layer.in, x, tokens, scratch, projected);
     const Sequences& all = *layer.sequences;
     const int64_t sizes[] = {all.count, all.per_row, tokens, layer.heads, layer.size, layer.groups, layer.n, layer.kernel, layer.normed,
                              layer.in.rows, layer.by_slot, layer.by_channel, layer.by_time, layer.state_by_slot};
     mixer(sizes, layer.epsilon, projected, layer.conv_states, layer.weight, layer.bias, layer.states, layer.A, layer.D, layer.dt_bias,
           layer.norm, all.slots, all.starts, all.accepted, mixed);
-    multiply(gemm, layer.out, mixed, tokens, y);
+    multiply(gemm, layer.out, mixed, tokens, scratch, y);
 }
 
 constexpr int64_t LANES = 32;  // sums side by side, in registers; what vLLM's cache is a multiple of, block and head
@@ -163,8 +172,13 @@ void attention(Gemm gemm, const Attention& layer, const float* x, int64_t tokens
     const Cached& all = *layer.cached;
     const int64_t size = layer.size, block = layer.block, row = layer.qkv.rows, keys = layer.heads * size;
     float *qkv = Scratch::of(scratch.first, tokens * row), *mixed = Scratch::of(scratch.second, tokens * keys);
-    multiply(gemm, layer.qkv, x, tokens, qkv);
+    multiply(gemm, layer.qkv, x, tokens, scratch, qkv);
     for (int64_t t = 0; t < tokens; ++t) {
+        if (layer.key_scale > 0.0f) {
+            float *key = qkv + t * row + keys, *value = key + layer.key_heads * size;
+            round_to(FP8, layer.key_scale, key, layer.key_heads * size, key);
+            round_to(FP8, layer.value_scale, value, layer.key_heads * size, value);
+        }
         const int64_t place = all.places[t], offset = place % block;
         float* to = layer.cache + place / block * layer.by_block;
         const float *key = qkv + t * row + keys, *value = key + layer.key_heads * size;
@@ -181,7 +195,7 @@ void attention(Gemm gemm, const Attention& layer, const float* x, int64_t tokens
                 attend(layer, qkv + t * row + h * size, h / (layer.heads / layer.key_heads), all.table + b * all.per_row,
                        all.ends[b] - (last - 1 - t), scores, mixed + t * keys + h * size);
     }
-    multiply(gemm, layer.out, mixed, tokens, y);
+    multiply(gemm, layer.out, mixed, tokens, scratch, y);
 }
 
 }  // namespace

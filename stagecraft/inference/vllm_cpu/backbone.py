@@ -2,8 +2,9 @@
 
 Not a defect of results but of time: model_executor/models/nemotron_h.py:626 (`NemotronHModel.forward`) goes from layer to layer, and each
 through its modules, in Python, which took most of a step of a few tokens. `backbone.cpp` goes through the layers by itself, with PyTorch's
-BLAS for products of more than a few tokens. Layers that are quantised, divided over ranks or of other types than float32 go upstream's way,
-between the others, and so do batches with a prompt in them. The block that drafts is served in the same way.
+BLAS for products of more than a few tokens; what a quantised checkpoint rounds, it rounds (`rounding.cpp`). Layers that are divided over
+ranks or computed in other types than float32 go upstream's way, between the others, and so do batches with a prompt in them. The block
+that drafts is served in the same way.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from stagecraft.inference.vllm_cpu import latent_moe
 from stagecraft.inference.vllm_cpu.linear import plain, product
 from stagecraft.inference.vllm_cpu.loops import library, too_large
 from stagecraft.inference.vllm_cpu.mamba_speculative import indices
+from stagecraft.inference.vllm_cpu.quantised import FORMATS, dense, rounding_experts
 from stagecraft.native import at
 
 LONGEST = 16  # tokens of a sequence that count as decoding: one and its drafts
 
 
 class Matrix(Structure):
-    _fields_ = (("weight", c_void_p), ("rows", c_int64), ("columns", c_int64))
+    _fields_ = (("weight", c_void_p), ("rows", c_int64), ("columns", c_int64), ("format", c_int64), ("scale", c_float))
 
 
 class Mlp(Structure):
@@ -45,8 +47,8 @@ class Mlp(Structure):
 
 class Moe(Structure):
     _fields_ = (("gate", Matrix), ("into", Matrix), ("out_of", Matrix), ("shared", Mlp),
-                *((name, c_void_p) for name in ("bias", "up", "down")),
-                *((name, c_int64) for name in ("experts", "chosen", "width", "inner", "renormalize")), ("scale", c_float))
+                *((name, c_void_p) for name in ("bias", "up", "down", "input_scales", "hidden_scales")),
+                *((name, c_int64) for name in ("experts", "chosen", "width", "inner", "renormalize", "format")), ("scale", c_float))
 
 
 class Sequences(Structure):
@@ -66,7 +68,8 @@ class Cached(Structure):
 
 class Attention(Structure):
     _fields_ = (("qkv", Matrix), ("out", Matrix), ("cached", POINTER(Cached)), ("cache", c_void_p),
-                *((name, c_int64) for name in ("heads", "key_heads", "size", "block", "by_block")), ("scale", c_float))
+                *((name, c_int64) for name in ("heads", "key_heads", "size", "block", "by_block")),
+                *((name, c_float) for name in ("scale", "key_scale", "value_scale")))
 
 
 class Layer(Structure):
@@ -116,8 +119,9 @@ class Run:
     def _matrix(self, layer: LinearBase | None) -> Matrix:
         if layer is None:
             return Matrix()
-        self.largest = max(self.largest, layer.weight.numel())
-        return Matrix(self._at(layer.weight), *layer.weight.shape)
+        weight, *rounding = dense(layer)
+        self.largest = max(self.largest, weight.numel())
+        return Matrix(self._at(weight), *weight.shape, *rounding)
 
     def _layer(self, layer: nn.Module) -> Layer:
         made, (kind, make) = Layer(self._at(layer.norm.weight), layer.norm.variance_epsilon), KINDS[type(layer.mixer)]
@@ -130,11 +134,12 @@ class Run:
 
     def _moe(self, mixer: nemotron_h.NemotronHMoE) -> Moe:
         routed, router = mixer.experts.routed_experts, mixer.experts.router
-        up, down = routed.w13_weight, routed.w2_weight
+        up, down, rounding = routed.w13_weight, routed.w2_weight, rounding_experts(routed)
+        scales, format_ = ((rounding.input_scale, rounding.hidden_scale), FORMATS[rounding.rounding]) if rounding else ((None, None), 0)
         self.looped = max(self.looped, router.top_k * 2 * up[0].numel())
         return Moe(self._matrix(mixer.gate), self._matrix(mixer.fc1_latent_proj), self._matrix(mixer.fc2_latent_proj),
-                   self._mlp(mixer.shared_experts), *map(self._at, (mixer.gate.e_score_correction_bias, up, down)),
-                   up.shape[0], router.top_k, up.shape[2], up.shape[1], router.renormalize, mixer.routed_scaling_factor)
+                   self._mlp(mixer.shared_experts), *map(self._at, (mixer.gate.e_score_correction_bias, up, down, *scales)),
+                   up.shape[0], router.top_k, up.shape[2], up.shape[1], router.renormalize, format_, mixer.routed_scaling_factor)
 
     def _mamba(self, mixer: MambaMixer2) -> Mamba:
         conv, states = mixer.kv_cache[:2]
@@ -149,7 +154,7 @@ class Run:
         cache = mixer.attn.kv_cache
         return Attention(self._matrix(mixer.qkv_proj), self._matrix(mixer.o_proj), pointer(self._batches[mixer.attn.layer_name]),
                          self._at(cache), mixer.num_heads, mixer.num_kv_heads, mixer.head_dim, cache.shape[2], cache.stride(0),
-                         mixer.scaling)
+                         mixer.scaling, *map(float, getattr(mixer.attn, "cache_scales", (0, 0))))
 
 
 KINDS = {MambaMixer2: ("mamba", Run._mamba), nemotron_h.NemotronHAttention: ("attention", Run._attention),
@@ -157,21 +162,31 @@ KINDS = {MambaMixer2: ("mamba", Run._mamba), nemotron_h.NemotronHAttention: ("at
 
 
 def served(layer: nn.Module) -> bool:
-    """Whether the whole layer is this process's, unquantised float32, and as the model has it."""
+    """Whether the whole layer is this process's, computed in float32, and as the model has it."""
     mixer = layer.mixer
-    if type(mixer) not in KINDS or any(tensor.dtype != torch.float32 or not tensor.is_contiguous() for tensor in layer.parameters()):
+    if type(mixer) not in KINDS:
         return False
+    linear = [module for module in mixer.modules() if isinstance(module, LinearBase) and module is not getattr(mixer, "conv1d", None)]
+    products, quantised = [*map(dense, linear)], {module for module in linear if not plain(module)}
     if isinstance(mixer, nemotron_h.NemotronHMoE):
-        return latent_moe.served(mixer)
+        routed = mixer.experts.routed_experts
+        if not latent_moe.whole(mixer) or not (latent_moe.plain_experts(routed) or rounding_experts(routed)):
+            return False
+        if not latent_moe.plain_experts(routed):
+            quantised.add(routed)
+    if None in products:
+        return False
+    own = (tensor for module in layer.modules() if module not in quantised for tensor in module.parameters(recurse=False))
+    if any(tensor.dtype != torch.float32 or not tensor.is_contiguous() for tensor in (*own, *(weight for weight, *_ in products))):
+        return False
     if isinstance(mixer, MambaMixer2):
-        return (mixer.tp_size == 1 and plain(mixer.in_proj) and plain(mixer.out_proj) and not mixer.use_replayssm
-                and mixer.activation in ("silu", "swish") and mixer.norm.use_rms_norm
+        return (mixer.tp_size == 1 and not mixer.use_replayssm and mixer.activation in ("silu", "swish") and mixer.norm.use_rms_norm
                 and all(cache.dtype == torch.float32 for cache in mixer.kv_cache[:2]))
     if isinstance(mixer, nemotron_h.NemotronHAttention):
         attention, cache = mixer.attn, mixer.attn.kv_cache
-        return (attention.isa == "vec" and attention.impl.sliding_window == -1 and not hasattr(attention, "cache_scales")
-                and cache.dtype == torch.float32 and cache[0].is_contiguous() and plain(mixer.qkv_proj) and plain(mixer.o_proj))
-    return plain(mixer.up_proj) and plain(mixer.down_proj)
+        return (attention.isa == "vec" and attention.impl.sliding_window == -1 and cache.dtype == torch.float32
+                and cache[0].is_contiguous())
+    return True
 
 
 class Stack:

@@ -4,7 +4,7 @@ Not a defect of results but of time: between model_executor/models/nemotron_h.py
 the layers of fused_moe/runner that serve parallel ranks, padding and streams; for one token they took most of the layer's time. And
 torch's `grouped_mm`, on a CPU a product for every expert there is, takes longer than the loop of `experts.cpp` up to about a thousand
 tokens. What a token gets there does not depend on its company, either. Quantised layers, experts divided over ranks and other types than
-float32 go upstream's way.
+float32 go upstream's way, except in the decoding of whole models (`backbone.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from ctypes import c_float, c_int64
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models import nemotron_h
@@ -21,6 +21,7 @@ from stagecraft.inference.vllm_cpu.linear import plain, product
 from stagecraft.inference.vllm_cpu.loops import library, too_large
 from stagecraft.native import at
 
+UNROUNDED = 0  # loops.hpp
 MOST = 1024  # tokens; beyond, the products of an expert's tokens are matrices large enough for a library (benchmarks/expert_loop.py)
 
 
@@ -34,20 +35,28 @@ def experts(logits: Tensor, bias: Tensor, x: Tensor, up: Tensor, down: Tensor, c
         [T, d]
     """
     y = torch.empty_like(x)
-    sizes = (c_int64 * 6)(*logits.shape, chosen, x.shape[1], up.shape[1], renormalize)
-    library().experts(sizes, c_float(scale), *map(at, (logits, bias, x, up, down, y)))
+    sizes = (c_int64 * 7)(*logits.shape, chosen, x.shape[1], up.shape[1], renormalize, UNROUNDED)
+    library().experts(sizes, c_float(scale), *map(at, (logits, bias, x, up, down, None, None, y)))
     return y
+
+
+def whole(layer: nemotron_h.NemotronHMoE) -> bool:
+    """Whether the whole layer is this process's, its experts float32, and as the model has it."""
+    config = layer.experts.moe_config
+    alone = config.tp_size == config.ep_size == config.dp_size == config.pcp_size == 1 and not layer.is_sequence_parallel
+    return (alone and library() is not None and not layer.enable_eplb and layer.shared_experts is not None
+            and layer.experts.routed_experts.w13_weight.dtype == torch.float32 and layer.experts.router.num_expert_group == 1)
+
+
+def plain_experts(routed: nn.Module) -> bool:
+    """Whether experts are unquantised."""
+    return type(routed.quant_method) is UnquantizedFusedMoEMethod
 
 
 def served(layer: nemotron_h.NemotronHMoE) -> bool:
     """Whether the whole layer is this process's, unquantised float32, and as the model has it."""
-    runner = layer.experts
-    config, routed = runner.moe_config, runner.routed_experts
-    alone = config.tp_size == config.ep_size == config.dp_size == config.pcp_size == 1 and not layer.is_sequence_parallel
     linear = (module for module in layer.modules() if isinstance(module, LinearBase))
-    return (alone and library() is not None and not layer.enable_eplb and layer.shared_experts is not None
-            and type(routed.quant_method) is UnquantizedFusedMoEMethod and routed.w13_weight.dtype == torch.float32
-            and all(map(plain, linear)) and runner.router.num_expert_group == 1)
+    return whole(layer) and plain_experts(layer.experts.routed_experts) and all(map(plain, linear))
 
 
 def mend() -> None:

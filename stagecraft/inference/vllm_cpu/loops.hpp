@@ -1,4 +1,5 @@
-// What the loops of this directory share: products of few vectors with a matrix, and the batch of sequences that decode.
+// What the loops of this directory share: products of few vectors with a matrix, the formats that inputs are rounded to, and the batch of
+// sequences that decode.
 #pragma once
 
 #include <algorithm>
@@ -41,9 +42,12 @@ struct Sequences {
     int64_t slot(int64_t b, int64_t token) const { return slots[b * per_row + token]; }
 };
 
+constexpr int64_t UNROUNDED = 0, FP8 = 1, NVFP4 = 2;
+
 extern "C" {
+void round_to(int64_t format, float scale, const float* x, int64_t n, float* y);
 void experts(const int64_t* sizes, float scale, const float* logits, const float* bias, const float* x, const float* up, const float* down,
-             float* y);
+             const float* input_scales, const float* hidden_scales, float* y);
 void mixer(const int64_t* sizes, float epsilon, const float* projected, float* conv_states, const float* weight, const float* bias,
            float* states, const float* A, const float* D, const float* dt_bias, const float* norm, const int32_t* slots,
            const int32_t* starts, const int32_t* accepted, float* out);

@@ -25,13 +25,16 @@ from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CO
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend, make_unquantized_moe_kernel
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization import modelopt
 from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8StaticTensorSym, kNvfp4Dynamic, kNvfp4Static
 from vllm.model_executor.utils import replace_parameter
 
+from stagecraft.inference.vllm_cpu.linear import plain
 from stagecraft.inference.vllm_cpu.moe import SquaredReluExperts
 from stagecraft.numerics import fp8, nvfp4
 
+FORMATS = {None: 0, fp8.round_static: 1, nvfp4.round_static: 2}  # loops.hpp
 UNSET = torch.finfo(torch.float32).min  # a merged layer stored as one tensor fills the first of its scales only
 
 
@@ -121,6 +124,22 @@ class DequantisedLinear:
         shards = zip(self.input_scales, self.weight.split(self.widths))
         parts = [F.linear(self.rounding(x, scale.view(1)), weight) for scale, weight in shards]
         return torch.cat(parts, -1) if bias is None else torch.cat(parts, -1) + bias
+
+
+def dense(layer: LinearBase) -> tuple[Tensor, int, float] | None:
+    """What a linear layer of one process multiplies by, and the format and the scale of what it multiplies; None where that is not all."""
+    if plain(layer):
+        return layer.weight, FORMATS[None], 1.0
+    kernel = getattr(layer.quant_method, "kernel", None)
+    if not isinstance(kernel, DequantisedLinear) or layer.bias is not None or layer.tp_size != 1 or len(kernel.input_scales) != 1:
+        return None
+    return kernel.weight, FORMATS[kernel.rounding], float(kernel.input_scales)
+
+
+def rounding_experts(routed: torch.nn.Module) -> RoundingExperts | None:
+    """The experts of a quantised layer."""
+    experts = getattr(getattr(routed.quant_method, "moe_kernel", None), "fused_experts", None)
+    return experts if isinstance(experts, RoundingExperts) else None
 
 
 def _filled(scale: Tensor) -> Tensor:
