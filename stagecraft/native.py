@@ -33,8 +33,8 @@ def library(package: Path) -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_built(package)))
     except (OSError, subprocess.CalledProcessError) as error:
-        why = getattr(error, "stderr", "") or str(error)
-        reason = why.strip().splitlines()[-1]
+        lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        reason = next((line for line in lines if "error" in line), lines[-1])  # compilers go on, with the line and where in it
         warnings.warn(f"the loops of {package.name} run in PyTorch's operators, which is slower: {reason}", stacklevel=2)
         return None
 
