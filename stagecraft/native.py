@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 # Without -ffast-math in full glibc's vectorised expf is not used. It must not reach the link: there GCC before 13 adds an initialiser that
@@ -59,6 +60,16 @@ def _built(package: Path) -> Path:
                 subprocess.run([compiler, *command], capture_output=True, text=True, check=True)
             made.replace(path)
     return path
+
+
+@functools.cache
+def gemm() -> ctypes.c_void_p | None:
+    """PyTorch's BLAS, the product of float32 matrices; None in a build that does not show it."""
+    try:
+        torch_cpu = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
+        return ctypes.cast(torch_cpu.sgemm_, ctypes.c_void_p)
+    except (StopIteration, OSError, AttributeError):
+        return None
 
 
 def at(tensor: Tensor | None) -> ctypes.c_void_p:

@@ -9,6 +9,7 @@ by the tensor's own largest value. Products of the rounded values accumulate in 
 
 from __future__ import annotations
 
+from ctypes import c_int64
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stagecraft.model.loops import library
 from stagecraft.model.losses import GRADIENTS, LOSSES
+from stagecraft.native import at, gemm
 from stagecraft.numerics import fp8, hadamard, mxfp8, nvfp4
 
 NVFP4, MXFP8, FP8 = "nvfp4", "mxfp8", "fp8"
@@ -108,12 +111,23 @@ def _ends(x: Tensor, w: Tensor, bounds: list[int]) -> Tensor | None:
     return torch.tensor(bounds[1:], dtype=torch.int32, device=x.device)
 
 
+def _in_one_call(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and library() is not None and gemm() is not None
+
+
+def _grouped(what: str, bounds: list[int], w: Tensor, first: Tensor, second: Tensor, to: Tensor) -> None:
+    """One of the three products of `grouped.cpp`; `w` gives the shapes."""
+    groups, out, width = w.shape
+    getattr(library(), f"grouped_{what}")(gemm(), c_int64(groups), (c_int64 * len(bounds))(*bounds), c_int64(out), c_int64(width),
+                                          *map(at, (first.contiguous(), second.contiguous(), to)))
+
+
 class GroupedProduct(torch.autograd.Function):
     """y = x w[e]^T for the rows of expert e: x [rows, in] sorted by expert, w [experts, out, in], bounds[e]..bounds[e + 1] its rows.
 
     With a quantised precision every group's rows must be a multiple of 16 (32 for MXFP8), zero rows included, so that blocks of
     the weight gradient stay within one expert. Weights have one tensor scale per expert, activations one for all rows. In bfloat16 on
-    Hopper and later one kernel multiplies all groups, a call of its own for each elsewhere.
+    Hopper and later one kernel multiplies all groups; in float32 on a CPU one call does (`grouped.cpp`); elsewhere each has one of its own.
     """
 
     @staticmethod
@@ -125,6 +139,9 @@ class GroupedProduct(torch.autograd.Function):
         if ctx.ends is not None:
             return F.grouped_mm(xq, wq.transpose(1, 2), offs=ctx.ends)
         y = x.new_empty(x.shape[0], w.shape[1])
+        if _in_one_call(x):
+            _grouped("product", bounds, w, xq, wq, y)
+            return y
         for expert, (start, end) in enumerate(pairwise(bounds)):
             if start < end:
                 torch.mm(xq[start:end], wq[expert].t(), out=y[start:end])
@@ -138,6 +155,11 @@ class GroupedProduct(torch.autograd.Function):
         c, d = _weight_gradient_operands(dy, x, ctx.precision, ctx.layer)
         if ctx.ends is not None:
             return F.grouped_mm(a, b, offs=ctx.ends), F.grouped_mm(c.t(), d, offs=ctx.ends), None, None, None
+        if _in_one_call(x):
+            dx, dw = torch.empty_like(x), torch.empty_like(w)
+            _grouped("data_gradient", ctx.bounds, w, a, b, dx)
+            _grouped("weight_gradient", ctx.bounds, w, c, d, dw)
+            return dx, dw, None, None, None
         dx, dw = torch.empty_like(x), torch.zeros_like(w)
         for expert, (start, end) in enumerate(pairwise(ctx.bounds)):
             if start < end:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vllm.platforms import current_platform
 
+from stagecraft import native
 from stagecraft.inference.vllm_cpu import (
     backbone,
     latent_moe,
@@ -78,7 +79,7 @@ def test_a_speculative_recurrence_leaves_the_state_of_every_token(way, rows):
 def passed(layer: backbone.Layer, x: torch.Tensor) -> torch.Tensor:
     """What the layer makes of x [T, H]."""
     residual, y = torch.zeros_like(x), x.clone()
-    loops.library().backbone(backbone.gemm(), ctypes.byref(layer), *map(ctypes.c_int64, (1, *x.shape)), at(residual), at(y))
+    loops.library().backbone(native.gemm(), ctypes.byref(layer), *map(ctypes.c_int64, (1, *x.shape)), at(residual), at(y))
     torch.testing.assert_close(residual, x)
     return y
 

@@ -9,12 +9,9 @@ that drafts is served in the same way.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Iterable
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p, pointer
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +29,7 @@ from stagecraft.inference.vllm_cpu.linear import plain, product
 from stagecraft.inference.vllm_cpu.loops import library, too_large
 from stagecraft.inference.vllm_cpu.mamba_speculative import indices
 from stagecraft.inference.vllm_cpu.quantised import FORMATS, dense, rounding_experts
-from stagecraft.native import at
+from stagecraft.native import at, gemm
 
 LONGEST = 16  # tokens of a sequence that count as decoding: one and its drafts
 
@@ -75,16 +72,6 @@ class Attention(Structure):
 class Layer(Structure):
     _fields_ = (("norm", c_void_p), ("epsilon", c_float), ("mamba", POINTER(Mamba)), ("attention", POINTER(Attention)),
                 ("moe", POINTER(Moe)), ("mlp", POINTER(Mlp)))
-
-
-@functools.cache
-def gemm() -> ctypes.c_void_p | None:
-    """PyTorch's BLAS; None in a build that does not show it."""
-    try:
-        torch_cpu = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
-        return ctypes.cast(torch_cpu.sgemm_, c_void_p)
-    except (StopIteration, OSError, AttributeError):
-        return None
 
 
 class Run:
