@@ -15,10 +15,12 @@ import stagecraft.megatron_cpu  # noqa: F401
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from stagecraft.engine.trainer import Batch, Trainer
+from stagecraft.model import products
 
 ROUTING, EXPERTS, DENSE = "routing and dispatch", "routed experts", "shared expert, latent projections"
 ATTENTION, PROJECTIONS, SCAN = "attention, its projections", "Mamba-2's projections and norm", "Mamba-2's convolution, scan and gate"
@@ -28,7 +30,8 @@ PARTS = (PROJECTIONS, SCAN, ATTENTION, ROUTING, EXPERTS, DENSE, HEAD, LOSS, OPTI
 MODULES = {"MambaMixer": PROJECTIONS, "SelfAttention": ATTENTION, "MoELayer": ROUTING, "GroupedExperts": EXPERTS, "SharedExpertMLP": DENSE,
            "DuplicatedLinear": DENSE, "LanguageModelEmbedding": HEAD, "ColumnParallelLinear": HEAD}  # the innermost one counts
 OPERATORS = {"ConvScan": SCAN, "_CrossEntropy": LOSS}
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_grouped_mm")
+GROUPED = "the experts' products in one call"  # which the profiler does not see by itself
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_grouped_mm", GROUPED)
 _RANGE, _BACKWARD = "part: ", "autograd::engine::evaluate_function"
 _WARM_UP, _TIMED = 3, 3  # steps: that compile and allocate; that tell the time without the profiler
 
@@ -39,11 +42,12 @@ def show(trainer: Trainer, batches: Sequence[Batch], what: str, rate: float, con
     for _ in range(_WARM_UP):
         trainer.step(batches)
     usual = statistics.median(_seconds(lambda: trainer.step(batches)) for _ in range(_TIMED))
-    with _marked(trainer), profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiled, record_function(f"{_RANGE}step"):
-        trainer.step(batches)
+    with _marked(trainer) as grouped, profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiled:
+        with record_function(f"{_RANGE}step"):
+            trainer.step(batches)
     events = profiled.events()
     times, in_products, calls = shares(events)
-    total, flop = sum(times.values()), sum(event.flops or 0 for event in events if event.name in PRODUCTS)
+    total, flop = sum(times.values()), sum(grouped) + sum(event.flops or 0 for event in events if event.name in PRODUCTS)
     console.print(f"{what}: {usual:.3f} CPU s ({total / 1e6:.3f} under the profiler); its {flop / 1e9:.1f} GFLOP of dense products take "
                   f"{flop / rate:.3f} at the rate above: without all else it would be {usual * rate / flop:.2f} x as fast")
     table = Table()
@@ -93,9 +97,9 @@ def _part(event: FunctionEvent, recorded: dict[int, str]) -> str:
 
 
 @contextmanager
-def _marked(trainer: Trainer) -> Iterator[None]:
-    """Inside the block the profiler sees which part of the model an operator is of."""
-    handles, ranges = [], []
+def _marked(trainer: Trainer) -> Iterator[list[int]]:
+    """Inside the block the profiler sees which part of the model an operator is of. Gives the FLOPs of the experts' products."""
+    handles, ranges, grouped = [], [], []
 
     def enter(part: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -109,11 +113,18 @@ def _marked(trainer: Trainer) -> Iterator[None]:
     for module in trainer.module.modules():
         if part := MODULES.get(type(module).__name__):
             handles += [module.register_forward_pre_hook(enter(part)), module.register_forward_hook(leave)]
+    def counted(what: str, bounds: list[int], w: Tensor, *tensors: Tensor) -> None:
+        grouped.append(2 * bounds[-1] * w[0].numel())
+        with record_function(GROUPED):
+            multiply(what, bounds, w, *tensors)
+
+    multiply, products._grouped = products._grouped, counted
     for name in ("prepare_grads", "get_grad_norm", "step"):
         setattr(trainer.optimizer, name, _in_range(OPTIMIZER, getattr(trainer.optimizer, name)))
     try:
-        yield
+        yield grouped
     finally:
+        products._grouped = multiply
         for handle in handles:
             handle.remove()
         for name in ("prepare_grads", "get_grad_norm", "step"):
