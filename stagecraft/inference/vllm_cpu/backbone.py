@@ -122,7 +122,8 @@ class Run:
     def _moe(self, mixer: nemotron_h.NemotronHMoE) -> Moe:
         routed, router = mixer.experts.routed_experts, mixer.experts.router
         up, down, rounding = routed.w13_weight, routed.w2_weight, rounding_experts(routed)
-        scales, format_ = ((rounding.input_scale, rounding.hidden_scale), FORMATS[rounding.rounding]) if rounding else ((None, None), 0)
+        scales = (rounding.input_scale, rounding.hidden_scale) if rounding else (None, None)
+        format_ = FORMATS[rounding.rounding if rounding else None]
         self.looped = max(self.looped, router.top_k * 2 * up[0].numel())
         return Moe(self._matrix(mixer.gate), self._matrix(mixer.fc1_latent_proj), self._matrix(mixer.fc2_latent_proj),
                    self._mlp(mixer.shared_experts), *map(self._at, (mixer.gate.e_score_correction_bias, up, down, *scales)),

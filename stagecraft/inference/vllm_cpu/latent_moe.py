@@ -19,9 +19,9 @@ from vllm.model_executor.models import nemotron_h
 
 from stagecraft.inference.vllm_cpu.linear import plain, product
 from stagecraft.inference.vllm_cpu.loops import library, too_large
+from stagecraft.inference.vllm_cpu.quantised import FORMATS
 from stagecraft.native import at
 
-UNROUNDED = 0  # loops.hpp
 MOST = 1024  # tokens; beyond, the products of an expert's tokens are matrices large enough for a library (benchmarks/expert_loop.py)
 
 
@@ -35,7 +35,7 @@ def experts(logits: Tensor, bias: Tensor, x: Tensor, up: Tensor, down: Tensor, c
         [T, d]
     """
     y = torch.empty_like(x)
-    sizes = (c_int64 * 7)(*logits.shape, chosen, x.shape[1], up.shape[1], renormalize, UNROUNDED)
+    sizes = (c_int64 * 7)(*logits.shape, chosen, x.shape[1], up.shape[1], renormalize, FORMATS[None])
     library().experts(sizes, c_float(scale), *map(at, (logits, bias, x, up, down, None, None, y)))
     return y
 
