@@ -70,8 +70,6 @@ class Params(Schedule):
         Schedule.__post_init__(self)
         if (later := sum(stage.steps for stage in self.later_stages)) >= self.steps:
             raise ValueError(f"later_stages have {later} of the {self.steps} steps, and leave none to the first")
-        if self.layout.context > 1:
-            raise ValueError("layout.context must be 1: the boundaries of packed conversations would be lost between its ranks")
         data = max(1, self.processes // self.layout.model)
         for stage in self.stages:
             if stage.packs_per_step % data:

@@ -92,7 +92,7 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
     parallel.initialize(params.seed, params.layout)
     stages = params.stages
     read = {(stage.modes, stage.pack_tokens): read_conversations(corpus, params, stage) for stage in stages}
-    parts = [Packs(read[stage.modes, stage.pack_tokens][0], stage, params.seed + number, params.layout.tensor)
+    parts = [Packs(read[stage.modes, stage.pack_tokens][0], stage, params.seed + number, params.layout.multiple)
              for number, stage in enumerate(stages)]
     skipped = sorted({row for _, rows in read.values() for row in rows})
     efficiency = sum(part.used() for part in parts) / sum(part.places() for part in parts)

@@ -41,6 +41,11 @@ class Layout:
         """Ranks that work on the same rows."""
         return self.tensor * self.pipeline * self.context
 
+    @property
+    def multiple(self) -> int:
+        """The tokens of a row are a multiple of this: of its chunks, and of what sequence parallelism divides each of them into."""
+        return self.tensor * (2 * self.context if self.context > 1 else 1)
+
     def data(self, ranks: int, where: str = "layout") -> int:
         """Data-parallel ranks out of `ranks`.
 
@@ -68,9 +73,8 @@ class Layout:
             if size % self.tensor:
                 raise ValueError(f"layout.tensor {self.tensor} does not divide {name} {size}")
         heads, groups = a.mamba_num_heads // self.tensor, a.n_groups // self.tensor
-        if self.context > 1 and tokens % (2 * self.context * self.tensor):
-            raise ValueError(f"layout.context {self.context} needs rows of a multiple of {2 * self.context * self.tensor} tokens, "
-                             f"not {tokens}")
+        if tokens % self.multiple:
+            raise ValueError(f"layout.context {self.context} needs rows of a multiple of {self.multiple} tokens, not {tokens}")
         if heads % self.context or (groups % self.context and self.context % groups):
             raise ValueError(f"layout.context {self.context} does not divide the {heads} Mamba heads of a tensor-parallel rank, "
                              f"which are in {groups} groups")

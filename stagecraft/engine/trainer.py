@@ -16,7 +16,6 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
 from stagecraft.checkpoint.convert import from_hf, to_hf
@@ -26,7 +25,7 @@ from stagecraft.engine.optimizers import FusedAdam
 from stagecraft.model.build import build_model, transformer_config
 from stagecraft.model.config import Architecture
 from stagecraft.model.mtp import counts
-from stagecraft.model.packing import Packed
+from stagecraft.model.packing import Packed, own_places
 from stagecraft.model.products import set_noise
 
 bind_adam(FusedAdam)
@@ -69,7 +68,8 @@ class Optimization:
 class Batch:
     """One microbatch: tokens, labels, loss_mask [b, s]; `packed` where a row holds several sequences; `extra` for other losses.
 
-    The ranks of a context-parallel group get the same ones, and each computes its part of the rows.
+    The ranks of a context-parallel group get the same ones, and each computes its part of the rows: of `extra` what `extra.part(places)`
+    gives for the places of a row that are its own, int64 [t].
     """
 
     tokens: Tensor
@@ -210,12 +210,12 @@ class Trainer:
     @staticmethod
     def _part(batch: Batch) -> Batch:
         """This context-parallel rank's tokens of a batch: two chunks of every row, an early and a late one."""
-        if parallel_state.get_context_parallel_world_size() == 1:
+        group = parallel_state.get_context_parallel_group()
+        if group.size() == 1:
             return batch
-        if batch.packed is not None or batch.extra is not None:
-            raise NotImplementedError("context parallelism divides plain rows only: boundaries of packed sequences would be lost")
-        whole = {name: getattr(batch, name) for name in ("tokens", "labels", "loss_mask")}
-        return Batch(**get_batch_on_this_cp_rank(whole, is_hybrid_cp=False, cp_group=parallel_state.get_context_parallel_group()))
+        places = own_places(batch.tokens.shape[1], group.rank(), group.size()).to(batch.tokens.device)
+        return Batch(*(each[:, places] for each in (batch.tokens, batch.labels, batch.loss_mask)),
+                     batch.packed and batch.packed.part(group.rank(), group.size()), batch.extra and batch.extra.part(places))
 
     @staticmethod
     def _told_by_last_stage(value: Any) -> Any:

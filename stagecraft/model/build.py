@@ -124,8 +124,8 @@ class _Model(HybridModel):
         if packed_seq_params is not None:
             if not isinstance(packed_seq_params, Packed):
                 raise TypeError("packed sequences come as stagecraft.model.packing.Packed: their boundaries would be lost otherwise")
-            if input_ids.shape != packed_seq_params.seq_idx.shape:
-                raise ValueError(f"boundaries of a row of {packed_seq_params.total_tokens} tokens for tokens {list(input_ids.shape)}")
+            if input_ids.shape != (1, len(packed_seq_params.sequence)):
+                raise ValueError(f"boundaries of a row of {len(packed_seq_params.sequence)} tokens for tokens {list(input_ids.shape)}")
         return super().forward(input_ids, *args, packed_seq_params=packed_seq_params, **more)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:

@@ -13,10 +13,13 @@ import stagecraft.megatron_cpu  # noqa: F401
 
 import torch
 from megatron.core.models.hybrid import hybrid_model
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler, roll_tensor
+from megatron.core.transformer import TransformerConfig, multi_token_prediction
+from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler
 from torch import Tensor
+
+from stagecraft.model.packing import Packed
+
+_roll_row = multi_token_prediction.roll_tensor
 
 
 class Depths:
@@ -31,18 +34,31 @@ class Depths:
         self.sums: list[Tensor | float] = [0.0] * len(weights)
 
 
-def counts(loss_mask: Tensor, packed: PackedSeqParams | None, depths: int) -> Tensor:
+def roll(tensor: Tensor | None, shifts: int = -1, dims: int = -1, cp_group: Any = None,
+         packed_seq_params: Packed | None = None) -> tuple[Tensor | None, Tensor | None]:
+    """In the place of megatron-core's `roll_tensor`: every token's successor in its sequence, 0 behind the last, and the sum of them.
+
+    megatron-core takes a packed row that context parallelism divides for one whose sequences are divided each by itself.
+    """
+    rolled, total = _roll_row(tensor, shifts, dims, cp_group)
+    if rolled is None or packed_seq_params is None:
+        return rolled, total
+    rolled = rolled.masked_fill(packed_seq_params.last, 0)
+    return rolled, rolled.sum()
+
+
+def counts(loss_mask: Tensor, packed: Packed | None, depths: int) -> Tensor:
     """[1 + depths] float64: a microbatch's sums of the loss mask for the next token and for what each depth predicts."""
     found = [loss_mask.sum()]
     for _ in range(depths):
-        loss_mask, count = roll_tensor(loss_mask, shifts=-1, dims=-1, packed_seq_params=packed)
+        loss_mask, count = roll(loss_mask, shifts=-1, dims=-1, packed_seq_params=packed)
         found.append(count)
     return torch.stack(found).double()
 
 
 def add_losses(*, hidden_states: Tensor, labels: Tensor | None, loss_mask: Tensor | None, output_layer: Callable[..., Any],
                output_weight: Tensor | None, runtime_gather_output: bool | None, compute_language_model_loss: Callable[..., Tensor],
-               config: TransformerConfig, cp_group: Any, packed_seq_params: PackedSeqParams | None, **unused: Any) -> Tensor:
+               config: TransformerConfig, cp_group: Any, packed_seq_params: Packed | None, **unused: Any) -> Tensor:
     """In the place of megatron-core's `process_mtp_loss`: the backbone's states; the depths' losses hang on them, if there are labels."""
     states, *further = hidden_states.chunk(1 + config.mtp_num_layers)
     if labels is None:
@@ -51,8 +67,8 @@ def add_losses(*, hidden_states: Tensor, labels: Tensor | None, loss_mask: Tenso
         loss_mask = torch.ones_like(labels)
     for depth, ahead in enumerate(further):
         logits, _ = output_layer(ahead, weight=output_weight, runtime_gather_output=runtime_gather_output)
-        labels, _ = roll_tensor(labels, shifts=-1, dims=-1, cp_group=cp_group, packed_seq_params=packed_seq_params)
-        loss_mask, _ = roll_tensor(loss_mask, shifts=-1, dims=-1, cp_group=cp_group, packed_seq_params=packed_seq_params)
+        labels, _ = roll(labels, shifts=-1, dims=-1, cp_group=cp_group, packed_seq_params=packed_seq_params)
+        loss_mask, _ = roll(loss_mask, shifts=-1, dims=-1, cp_group=cp_group, packed_seq_params=packed_seq_params)
         losses = loss_mask * compute_language_model_loss(labels, logits)
         config.mtp.sums[depth] = config.mtp.sums[depth] + losses.detach().sum().double()
         weight = config.mtp.weights[depth] * config.mtp_loss_scaling_factor / config.mtp_num_layers
@@ -61,3 +77,4 @@ def add_losses(*, hidden_states: Tensor, labels: Tensor | None, loss_mask: Tenso
 
 
 hybrid_model.process_mtp_loss = add_losses
+multi_token_prediction.roll_tensor = roll

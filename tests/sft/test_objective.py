@@ -68,8 +68,7 @@ def test_long_answers_stop_dominating():
 def test_impossible_parameters_are_one_line():
     section = read_profile(PROFILE)["sft"]
     later = {"steps": 10, "loss_mean": "conversations", **{key: section[key] for key in ("pack_tokens", "packs_per_step", "modes")}}
-    for changes, message in (({"layout": {**section["layout"], "context": 2}}, "boundaries of packed conversations would be lost"),
-                             ({"modes": {"off": 0.5, "low": 0.5, "cut": 0.5}}, "off . low . cut is 1.5, more than 1"),
+    for changes, message in (({"modes": {"off": 0.5, "low": 0.5, "cut": 0.5}}, "off . low . cut is 1.5, more than 1"),
                              ({"later_stages": [{**later, "steps": 260}]}, "later_stages have 260 of the 260 steps, and leave none"),
                              ({"later_stages": [{**later, "packs_per_step": 3}]}, "packs_per_step 3 is no multiple of the 2 "),
                              ({"data": {"tasks": True, "files": [], "bad_rows": "ignore"}}, "'fail' or 'skip'")):
