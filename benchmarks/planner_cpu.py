@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from stagecraft.engine import parallel
-from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from stagecraft.engine.batch import Batch
+from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.model.config import Architecture
 from stagecraft.planning.architecture import Attention, Model, Product, Scan, nemotron_h
 from stagecraft.planning.flops import attention_flops

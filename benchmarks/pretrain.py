@@ -38,7 +38,8 @@ from stagecraft.contract.errors import exit_on_user_error
 from stagecraft.contract.files import write_json
 from stagecraft.contract.params import load
 from stagecraft.engine import parallel
-from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from stagecraft.engine.batch import Batch
+from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.model.config import Architecture
 
 OURS, QUANTISED, THEIRS = CONTENDERS = ("ours", "ours, NVFP4 recipe", "transformers")

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from stagecraft.engine.trainer import Batch, Trainer
+from stagecraft.engine.batch import Batch
+from stagecraft.engine.trainer import Trainer
 from stagecraft.model import products
 
 ROUTING, EXPERTS, DENSE = "routing and dispatch", "routed experts", "shared expert, latent projections"

@@ -32,7 +32,7 @@ from components.pretrain.params import Params
 from stagecraft.contract.errors import exit_on_user_error
 from stagecraft.contract.params import load
 from stagecraft.engine import parallel
-from stagecraft.engine.trainer import Batch
+from stagecraft.engine.batch import Batch
 from stagecraft.planning.architecture import nemotron_h
 from stagecraft.planning.flops import training_flops
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stagecraft.data.packing import pack_bins
+from stagecraft.engine.batch import Batch
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Trainer
 
@@ -29,7 +30,7 @@ class Acceptance:
 
 
 def acceptance(trainer: Trainer, answers: Sequence[Answer], pack_tokens: int) -> Acceptance:
-    """Measure the trainer's MTP block on greedy answers of its own backbone.
+    """Measure the trainer's MTP block on greedy answers of its own backbone; every rank does, and finds the same.
 
     The tokens before a draft are the answer's own (teacher forcing). So are those that a server has verified, but its block sees, at
     depth 2 and beyond, states of the drafts' first depth for earlier tokens where training has states of the same depth.
@@ -67,27 +68,18 @@ def agreements(trainer: Trainer, answers: Sequence[Answer], pack_tokens: int) ->
     depths = trainer.config.mtp_num_layers
     lengths = [len(prompt) + len(answer) - 1 for prompt, answer in answers]
     found: dict[int, Tensor] = {}
-    for bin_ in pack_bins(lengths, pack_tokens):
-        drafts, start = _drafts(trainer, [answers[index] for index in bin_]), 0
-        for index in bin_:
+    for pack in pack_bins(lengths, pack_tokens):
+        foreseen, start = trainer.foresight(_row([answers[index] for index in pack])).cpu(), 0
+        for index in pack:
             prompt, answer = answers[index]
-            first, token = start + len(prompt) - 1, torch.tensor(answer)
+            first = start + len(prompt) - 1
             rows = torch.zeros(max(len(answer) - 1, 0), depths, dtype=torch.bool)
             for depth in range(depths):
                 count = max(len(answer) - 1 - depth, 0)
-                rows[:count, depth] = drafts[depth, first:first + count] == token[1 + depth:]
+                rows[:count, depth] = foreseen[depth, first:first + count]
             found[index], start = rows, start + lengths[index]
     return [found[index] for index in range(len(answers))]
 
 
-@torch.no_grad()
-def _drafts(trainer: Trainer, answers: Sequence[Answer]) -> Tensor:
-    """The block's greedy choice at every place of a pack, [depths, places]: at place j depth d foresees token j + 2 + d."""
-    caught: list[Tensor] = []
-    hook = trainer.module.mtp.register_forward_hook(lambda module, inputs, output: caught.append(output))
-    try:
-        trainer.loss(packed_batch([(prompt + answer, [0] * len(prompt) + [1] * len(answer)) for prompt, answer in answers]))
-    finally:
-        hook.remove()
-    _, *states = caught[0].chunk(1 + trainer.config.mtp_num_layers)  # the backbone's own come first
-    return torch.stack([trainer.module.output_layer(each)[0][:, 0].argmax(-1).cpu() for each in states])
+def _row(answers: Sequence[Answer]) -> Batch:
+    return packed_batch([(prompt + answer, [0] * len(prompt) + [1] * len(answer)) for prompt, answer in answers])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import Tensor
@@ -15,51 +16,57 @@ from components.rl.rollouts import Sample, draw_path, read_draw
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.packing import pack_stream
 from stagecraft.engine import checkpoints, parallel
-from stagecraft.engine.packs import packed_batch
+from stagecraft.engine.packs import own_packs, packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.model.config import Architecture
 
 FROZEN = ("embedding.", "decoder.", "output_layer.")  # Megatron's names of all that is not the MTP block
 
 
-def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor], weights: Mapping[str, Tensor], first: Path, kept: Path,
-         log: RunLog) -> tuple[dict[str, Tensor], dict[str, Acceptance]]:
-    """Train the MTP block on what the policy said in the last steps; resumable at every checkpoint.
+def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor], weights: Mapping[str, Tensor], started: Path, kept: Path,
+         work: Path, log: RunLog | None) -> tuple[dict[str, Tensor], dict[str, Acceptance]]:
+    """Train the MTP block on what the policy said in the last steps; every rank does its part; resumable at
+    every checkpoint.
 
     Args:
         params: of the last stage.
         before, weights: canonical tensors of the fine-tuned model and of the policy, the latter with the MTP block of the former.
-        first, kept: where the first and the last stage kept what they drew.
+        started, kept: where the first and the last stage kept what they drew.
+        work: the run's directory.
+        log: on rank 0 only.
 
     Returns:
-        the policy's tensors with the healed block; what the drafts were worth `before` reinforcement learning, after it (`rl`) and
-        `healed`, each for greedy answers of the same model to held-out prompts.
+        on rank 0 the policy's tensors with the healed block; what the drafts were worth `before` reinforcement learning, after it
+        (`rl`) and `healed`, each for greedy answers of the same model to held-out prompts.
     """
     asked = params.healing
-    parallel.initialize(params.seed)
+    parallel.initialize(params.seed, params.layout)
     trainer = Trainer(architecture, Optimization(lr=asked.lr, steps=asked.steps, warmup_steps=0, decay_steps=asked.steps,
                                                  betas=(0.9, 0.999), clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, expert_bias_rate=0.0, aux_loss=0.0,
                       mtp_depths=asked.depths, mtp_loss_scale=1.0)
     last = read_answers(kept, params.steps)
     trainer.load_weights(before)
-    worth = {"before": acceptance(trainer, read_answers(first, 0), params.pack_tokens)}
+    worth = {"before": acceptance(trainer, read_answers(started, 0), params.pack_tokens)}
     trainer.load_weights(weights)
     worth["rl"] = acceptance(trainer, last, params.pack_tokens)
-    checkpoints.resume(log.work / "healing", trainer)
-    log.rewind(trainer.steps_done, "healing")
+    checkpoints.resume(work / "healing", trainer)
+    if log:
+        log.rewind(trainer.steps_done, "healing")
     packs = _packs(last_rollouts(kept, params), params)
-    with log.bar("healing", asked.steps, done=trainer.steps_done) as bar:
+    with log.bar("healing", asked.steps, done=trainer.steps_done) if log else nullcontext() as bar:
         for pack in packs[trainer.steps_done:]:
-            result = trainer.step([packed_batch([(each.prompt + each.tokens, [0] * len(each.prompt) + each.mask) for each in pack])])
-            losses = {f"loss_{depth}": value for depth, value in enumerate(result.mtp_losses, 1)}
-            log.step(trainer.steps_done, "healing", **losses, grad_norm=result.grad_norm, lr=result.lr)
-            bar.advance(**losses)
+            result = trainer.step([packed_batch([(each.prompt + each.tokens, [0] * len(each.prompt) + each.mask) for each in own])
+                                   for own in own_packs([pack])])
+            if log:
+                losses = {f"loss_{depth}": value for depth, value in enumerate(result.mtp_losses, 1)}
+                log.step(trainer.steps_done, "healing", **losses, grad_norm=result.grad_norm, lr=result.lr)
+                bar.advance(**losses)
             if trainer.steps_done % params.checkpoint_every == 0 and trainer.steps_done < asked.steps:
-                checkpoints.save(log.work / "healing", trainer)
+                checkpoints.save(work / "healing", trainer)
     worth["healed"] = acceptance(trainer, last, params.pack_tokens)
     healed = {**weights, **trainer.weights()}
-    parallel.shutdown()
+    parallel.leave_layout()
     return healed, worth
 
 

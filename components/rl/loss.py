@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import stagecraft.megatron_cpu  # noqa: F401
+
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from torch import Tensor
 
-from stagecraft.engine.trainer import Batch
+from stagecraft.engine.batch import Batch
+from stagecraft.model.vocabulary import entropies, losses
 
 
 @dataclass
@@ -18,6 +23,10 @@ class Rollout:
     generator_logprobs: Tensor
     advantages: Tensor
     reference_logprobs: Tensor | None = None
+
+    def part(self, places: Tensor) -> Rollout:
+        """What a context-parallel rank has of it."""
+        return Rollout(*(each if each is None else each[places] for each in vars(self).values()))
 
 
 def clipped_objective(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
@@ -42,11 +51,13 @@ def kl_estimate(logprob: Tensor, reference_logprob: Tensor) -> Tensor:
 def trusted(trainer_logprob: Tensor, generator_logprob: Tensor, sequence: Tensor, sequences: int, limit: float) -> Tensor:
     """[sequences] bool: the mean over a completion's tokens of exp |difference of the two log-probabilities| is at most `limit`.
 
-    The measure of NeMo-RL's `seq_logprob_error_threshold`; 1 is perfect agreement.
+    The measure of NeMo-RL's `seq_logprob_error_threshold`; 1 is perfect agreement. Of the tokens every context-parallel rank has its own.
     """
     factor = (trainer_logprob - generator_logprob).abs().exp()
-    sums, counts = (factor.new_zeros(sequences).index_add(0, sequence, each) for each in (factor, torch.ones_like(factor)))
-    return sums <= limit * counts
+    sums = factor.new_zeros(2, sequences).index_add(1, sequence, torch.stack([factor, torch.ones_like(factor)]))
+    if (group := parallel_state.get_context_parallel_group()).size() > 1:
+        dist.all_reduce(sums, group=group)
+    return sums[0] <= limit * sums[1]
 
 
 @dataclass(frozen=True)
@@ -69,15 +80,16 @@ class PolicyLoss:
     kl_weight: float = 0.0
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """logits [1, t, vocabulary] -> (summed loss, tokens in it, sums over the completion tokens of the figures reported)."""
+        """logits [1, t, this rank's vocabulary] -> (summed loss, tokens in it, sums over the completion tokens of the figures reported)."""
         rollout: Rollout = batch.extra
         spoken = batch.loss_mask[0] > 0
-        distribution = (logits[0, spoken].float() / self.temperature).log_softmax(-1)
-        logprobs = distribution.gather(1, batch.labels[0, spoken, None]).squeeze(1)
+        scaled = logits[0, spoken].float() / self.temperature
+        entropy = entropies(scaled)
+        logprobs = -losses(scaled, batch.labels[0, spoken])
         generator, advantage = rollout.generator_logprobs[spoken], rollout.advantages[spoken]
         frozen = logprobs.detach()
-        sequence = batch.packed.seq_idx[0, spoken].long()
-        kept = trusted(frozen, generator, sequence, len(batch.packed.cu_seqlens_q), self.mismatch_limit)[sequence].float()
+        sequence = batch.packed.sequence[spoken]
+        kept = trusted(frozen, generator, sequence, len(batch.packed.lengths), self.mismatch_limit)[sequence].float()
         weight = importance_weight(frozen, generator, self.importance_limit)
         objective = clipped_objective((logprobs - frozen).exp(), advantage, self.ratio_clip_low, self.ratio_clip_high)
         drift = torch.zeros_like(logprobs)
@@ -86,5 +98,5 @@ class PolicyLoss:
         loss = (kept * (self.kl_weight * drift - weight * objective)).sum()
         with torch.no_grad():
             figures = {"spoken": spoken.sum().float(), "mismatch": (frozen - generator).abs().sum(), "importance": weight.sum(),
-                       "entropy": -(distribution.exp() * distribution).sum(), "masked": (1 - kept).sum(), "kl": drift.sum()}
+                       "entropy": entropy.sum(), "masked": (1 - kept).sum(), "kl": drift.sum()}
         return loss, kept.sum(), figures

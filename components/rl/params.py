@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, is_dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params, parse
+from stagecraft.engine.layout import Layout
 from stagecraft.engine.schedule import AboveZero, Count, Positive
+from stagecraft.model.config import Architecture
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -76,7 +79,10 @@ class Preferences:
 class Stage:
     """GRPO. Sizes in prompts, completions, tokens or steps; learning rates per step."""
 
+    PLACEMENT: ClassVar = ("layout",)
+
     seed: Count
+    layout: Layout
     threads: Positive
     staleness: Annotated[int, Field(ge=0, le=1)]
     in_flight: bool
@@ -128,15 +134,19 @@ class Params(Stage):
     """Stages in their order, each with what it says differently; each goes on from the policy of the one before, with its own optimizer.
 
     Under a group such as `preferences` a stage gives the keys that differ. Its seed, if it gives none, is `seed` + its place.
+    `processes` are the trainer's ranks on a laptop.
     """
 
+    PLACEMENT: ClassVar = ("processes", *Stage.PLACEMENT)
+
+    processes: Positive
     stages: dict[str, dict[str, Any]]
 
     @property
     def parts(self) -> dict[str, Stage]:
         """The parameters of every stage, by name."""
         own = asdict(self)
-        del own["stages"]
+        del own["stages"], own["processes"]
         found = {}
         for number, (name, changes) in enumerate(self.stages.items()):
             merged = {**own, "seed": self.seed + number}
@@ -145,6 +155,20 @@ class Params(Stage):
                 merged[key] = {**own[key], **value} if group else value
             found[name] = parse(Stage, merged, f"rl.stages.{name}")
         return found
+
+    def check(self, architecture: Architecture, ranks: int) -> None:
+        """Refuse what the trainer's ranks cannot be divided into, or the model, in any of the stages.
+
+        Raises:
+            UserError: names the stage.
+        """
+        for name, part in self.parts.items():
+            where = f"rl.stages.{name}.layout"
+            part.layout.data(ranks, where)
+            try:
+                part.layout.check(architecture, part.pack_tokens, "adamw")
+            except ValueError as error:
+                raise UserError(str(error), where=where, mend="choose another layout") from None
 
     def __post_init__(self) -> None:
         super().__post_init__()

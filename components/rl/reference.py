@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stagecraft.checkpoint.convert import from_hf
 from stagecraft.engine import parallel, whole
-from stagecraft.engine.trainer import Batch
+from stagecraft.engine.batch import Batch, whole_row
+from stagecraft.engine.pipeline import through
 from stagecraft.model.build import build_model, transformer_config
 from stagecraft.model.config import Architecture
+from stagecraft.model.vocabulary import losses
 
 
 class Reference:
@@ -29,8 +31,14 @@ class Reference:
 
     @torch.no_grad()
     def attach(self, batches: Sequence[Batch]) -> None:
-        """Write the reference's log-probability of every label, float32 [t], into the packs."""
-        for batch in batches:
-            logits = self._module(batch.tokens, torch.zeros_like(batch.tokens), None, packed_seq_params=batch.packed)
-            distribution = (logits[0].float() / self._temperature).log_softmax(-1)
-            batch.extra.reference_logprobs = distribution.gather(1, batch.labels[0, :, None]).squeeze(1)
+        """Write the reference's log-probability of every label, float32 [t], into the packs, on the last stage of the pipeline."""
+        for batch, logprobs in zip(batches, through(self._module, batches, self._logprobs, forward_only=True, collect=True)):
+            batch.extra.reference_logprobs = logprobs
+
+    def _logprobs(self, batch: Batch, module: nn.Module) -> tuple[Tensor, Callable[..., Tensor]]:
+        output = module(batch.tokens, torch.zeros_like(batch.tokens), None, packed_seq_params=batch.packed)
+
+        def of_labels(logits: Tensor, **collected: bool) -> Tensor:
+            return whole_row(-losses(logits[0].float() / self._temperature, batch.labels[0]))
+
+        return output, of_labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from components.rl.loss import Rollout
 from components.rl.params import Stage
 from stagecraft.contract.files import write_atomic
 from stagecraft.data.packing import pack_bins
-from stagecraft.engine.packs import packed_batch
-from stagecraft.engine.trainer import Batch
+from stagecraft.engine.batch import Batch
+from stagecraft.engine.packs import own_packs, packed_batch
 
 
 @dataclass
@@ -105,21 +105,29 @@ def read_draw(path: Path) -> Draw | None:
     return Draw([Sample(**line) for line in lines], seconds[0])
 
 
+def lessons(samples: list[Sample], params: Stage) -> list[Sample]:
+    """What a trainer learns from: the samples with an advantage other than zero or, under a KL term, with a distance to the reference;
+    no more of them than it reads."""
+    return [replace(sample, asked="", text="", messages=[], parts={}) for sample in samples
+            if sample.advantage or (params.kl and not _left_out(sample, params))]
+
+
 def batches(samples: list[Sample], params: Stage) -> list[Batch]:
-    """Pack the samples that teach something: an advantage other than zero, or how near the policy is to the reference."""
-    taught = [sample for sample in samples if sample.advantage or (params.kl and not _left_out(sample, params))]
-    lengths = [len(sample.prompt) + len(sample.tokens) - 1 for sample in taught]
-    return [_batch([taught[index] for index in bin_]) for bin_ in pack_bins(lengths, params.pack_tokens)]
+    """The samples in packs: this data-parallel rank's of them."""
+    lengths = [len(sample.prompt) + len(sample.tokens) - 1 for sample in samples]
+    return [_batch([samples[index] for index in pack]) for pack in own_packs(pack_bins(lengths, params.pack_tokens))]
 
 
 def _batch(samples: list[Sample]) -> Batch:
-    sequences, logprobs, advantages = [], [], []
+    batch = packed_batch([(sample.prompt + sample.tokens, [0] * len(sample.prompt) + sample.mask) for sample in samples])
+    logprobs, advantages = batch.loss_mask.new_zeros(2, batch.tokens.shape[1])
+    at = 0
     for sample in samples:
-        silent = len(sample.prompt)
-        sequences.append((sample.prompt + sample.tokens, [0] * silent + sample.mask))
-        logprobs += [0.0] * (silent - 1) + sample.logprobs
-        advantages += [0.0] * (silent - 1) + [sample.advantage * own for own in sample.mask]
-    return packed_batch(sequences, Rollout(torch.tensor(logprobs), torch.tensor(advantages)))
+        at += len(sample.prompt) - 1
+        own = slice(at, at := at + len(sample.tokens))
+        logprobs[own] = logprobs.new_tensor(sample.logprobs)
+        advantages[own] = sample.advantage * advantages.new_tensor(sample.mask)
+    return replace(batch, extra=Rollout(logprobs, advantages))
 
 
 def means_by_family(samples: list[Sample]) -> dict[str, float]:

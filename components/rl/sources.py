@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
+import torch.distributed
 from torch import Tensor
 
 from components.rl.generator import Generator, Job
@@ -109,6 +110,7 @@ class Beside:
 
 
 def source_of_completions(job: Job, weights: Weights) -> InTurn | Beside:
-    """What the parameters ask for; one generator that takes turns with the trainer needs no process of its own."""
+    """What the parameters ask for; one generator that takes turns with a trainer of one rank needs no process of its own."""
     asked = job.params.generators
-    return (Beside if job.params.staleness or asked.count > 1 or asked.launcher == "ray" else InTurn)(job, weights)
+    alone = asked.launcher == "process" and asked.count == torch.distributed.get_world_size() == 1
+    return (InTurn if alone and not job.params.staleness else Beside)(job, weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 from components.rl.params import Params, Stage
@@ -15,23 +16,27 @@ __all__ = ["Params", "main"]
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
     """Improve the fine-tuned model by what is rewarded, heal its MTP block, export the canonical checkpoint and a sample of rollouts."""
-    from components.rl.healing import heal
-    from components.rl.sequence import ROLLOUTS, STAGES, train_stages
-    from components.rl.train import KEPT
-    from stagecraft.checkpoint.canonical import read_checkpoint, write_checkpoint
+    from components.rl.lead import KEPT
+    from components.rl.rlhf.reward_model import REWARD_MODEL
+    from components.rl.sequence import STAGES
+    from stagecraft.checkpoint.canonical import read_architecture, write_checkpoint
+    from stagecraft.engine.launch import is_launched, ranks, world_size
 
-    architecture, weights = read_checkpoint(inputs["sft"])
+    architecture, parts = read_architecture(inputs["sft"]), params.parts
     if params.healing.steps and not architecture.num_nextn_predict_layers:
         raise UserError("the model has no MTP block to heal", where="rl.healing.steps", mend="set it to 0")
-    parts, work = params.parts, log.work / STAGES
-    trained = train_stages(params, architecture, weights, inputs, outputs["aligned"] / "reward_model", log)
-    policy, worth = trained.weights, {}
-    if params.healing.steps:
-        first, last = next(iter(parts)), next(reversed(parts))
-        policy, worth = heal(parts[last], architecture, weights, policy, work / first / ROLLOUTS, work / last / ROLLOUTS, log)
-    write_checkpoint(outputs["aligned"], architecture, policy.items(), inputs["sft"])
+    params.check(architecture, world_size() if is_launched() else params.processes)
+    command = ["components.rl.worker", str(log.work), str(inputs["corpus"]), str(inputs["sft"])]
+    with ranks(params.processes, command, log.work / "ranks"):
+        from components.rl.run import improve
+
+        found = improve(params, inputs["corpus"], inputs["sft"], log.work, log)
+    write_checkpoint(outputs["aligned"], architecture, found.weights.items(), inputs["sft"])
+    if (log.work / REWARD_MODEL).exists():
+        shutil.copytree(log.work / REWARD_MODEL, outputs["aligned"] / REWARD_MODEL)
+    judged, worth = found.judged, found.worth
     for name in KEPT:
-        lines = "".join((work / part / name).read_text() for part in parts)
+        lines = "".join((log.work / STAGES / part / name).read_text() for part in parts)
         (outputs["aligned"] / name).write_text(lines)
         log.table(name.removesuffix(".jsonl"), [json.loads(line) for line in lines.splitlines()])
     curve = log.curve()
@@ -45,8 +50,8 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         "staleness": sum(row["staleness"] for row in curve) / len(curve),
         "share_wait": _share(curve, "wait"), "share_update": _share(curve, "update"), "share_handover": _share(curve, "handover"),
         **(_stages(curve, parts) if len(parts) > 1 else {}),
-        **({"reward_model_accuracy": sum(trained.judged.values()) / len(trained.judged),
-            **_ends([row for row in curve if "verified" in row], "verified")} if trained.judged else {}),
+        **({"reward_model_accuracy": sum(judged.values()) / len(judged),
+            **_ends([row for row in curve if "verified" in row], "verified")} if judged else {}),
         **{f"accepted_length_{when}": each.length for when, each in worth.items()},
         **{f"foreseen_{depth}_{when}": share for when, each in worth.items() for depth, share in enumerate(each.agreement, 1)},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from components.rl.generator import Generator, Job
 from stagecraft.contract.errors import UserError
+from stagecraft.contract.ranks import unranked
 
 
 class Line(Protocol):
@@ -41,6 +43,8 @@ class Workers(Protocol):
 def work(line: Line, job: Job, worker: int) -> None:
     """Draw a share of step after step, each once weights are there that are at most `staleness` steps older; ends with an error only."""
     params = job.params
+    for name in os.environ.keys() - unranked(os.environ).keys():
+        del os.environ[name]
     try:
         generator = Generator(job, worker)
         line.send("done", job.first - 1, None)

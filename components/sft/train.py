@@ -21,8 +21,9 @@ from stagecraft.data.packing import pack_stream
 from stagecraft.data.tasks import read_rows
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
+from stagecraft.engine.batch import Batch
 from stagecraft.engine.packs import packed_batch
-from stagecraft.engine.trainer import Batch, Optimization, StepResult, Trainer
+from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.model.config import Architecture
 
 Conversation = tuple[list[int], list[int]]  # token ids, loss mask
@@ -44,11 +45,10 @@ class Packs:
 
     Args:
         seed: of the shuffles.
-        multiple: the length of a pack is one of this.
     """
 
-    def __init__(self, conversations: list[Conversation], stage: Stage, seed: int, multiple: int = 1):
-        self.conversations, self.stage, self.seed, self.multiple = conversations, stage, seed, multiple
+    def __init__(self, conversations: list[Conversation], stage: Stage, seed: int):
+        self.conversations, self.stage, self.seed = conversations, stage, seed
         self.lengths = [len(ids) - 1 for ids, _ in conversations]
         self._steps: list[list[list[int]]] = []
         self.epochs = 0
@@ -71,7 +71,7 @@ class Packs:
         held = [self.conversations[index] for index in pack]
         if self.stage.loss_mean == "conversations":
             held = [(ids, [each / sum(mask) for each in mask]) for ids, mask in held]
-        return packed_batch(held, multiple=self.multiple)
+        return packed_batch(held)
 
     def spoken(self, step: int) -> int:
         """Tokens with a loss in a step."""
@@ -92,7 +92,7 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
     parallel.initialize(params.seed, params.layout)
     stages = params.stages
     read = {(stage.modes, stage.pack_tokens): read_conversations(corpus, params, stage) for stage in stages}
-    parts = [Packs(read[stage.modes, stage.pack_tokens][0], stage, params.seed + number, params.layout.multiple)
+    parts = [Packs(read[stage.modes, stage.pack_tokens][0], stage, params.seed + number)
              for number, stage in enumerate(stages)]
     skipped = sorted({row for _, rows in read.values() for row in rows})
     efficiency = sum(part.used() for part in parts) / sum(part.places() for part in parts)

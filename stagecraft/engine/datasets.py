@@ -13,7 +13,7 @@ import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
-from stagecraft.engine.trainer import Batch
+from stagecraft.engine.batch import Batch
 
 
 class _Ids:

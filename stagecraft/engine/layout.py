@@ -66,12 +66,14 @@ class Layout:
         Raises:
             ValueError: a size that does not divide, or a combination that nothing computes.
         """
-        divided = {"num_attention_heads": a.num_attention_heads, "num_key_value_heads": a.num_key_value_heads,
-                   "mamba_num_heads": a.mamba_num_heads, "n_groups": a.n_groups, "vocab_size": a.vocab_size,
-                   "moe_shared_expert_intermediate_size": a.moe_shared_expert_intermediate_size, "the row's tokens": tokens}
+        divided = {"num_attention_heads": a.num_attention_heads, "mamba_num_heads": a.mamba_num_heads, "n_groups": a.n_groups,
+                   "vocab_size": a.vocab_size, "moe_shared_expert_intermediate_size": a.moe_shared_expert_intermediate_size,
+                   "the row's tokens": tokens}
         for name, size in divided.items():
             if size % self.tensor:
                 raise ValueError(f"layout.tensor {self.tensor} does not divide {name} {size}")
+        if self.tensor % a.num_key_value_heads and a.num_key_value_heads % self.tensor:
+            raise ValueError(f"layout.tensor {self.tensor} neither divides num_key_value_heads {a.num_key_value_heads} nor is a multiple")
         heads, groups = a.mamba_num_heads // self.tensor, a.n_groups // self.tensor
         if tokens % self.multiple:
             raise ValueError(f"layout.context {self.context} needs rows of a multiple of {self.multiple} tokens, not {tokens}")

@@ -30,16 +30,7 @@ def initialize(seed: int, layout: Layout = ONE, patience: timedelta | None = Non
     Raises:
         UserError: the layout does not divide the number of ranks.
     """
-    if not dist.is_initialized():
-        if ON_CPU:
-            keep_pages()
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        if "RANK" in os.environ:
-            if not ON_CPU:
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience)
-        else:
-            dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience, store=dist.HashStore(), rank=0, world_size=1)
+    join(patience)
     layout.data(dist.get_world_size())
     if not parallel_state.is_initialized():
         minutes = {"distributed_timeout_minutes": ceil(patience / timedelta(minutes=1))} if patience else {}
@@ -50,15 +41,36 @@ def initialize(seed: int, layout: Layout = ONE, patience: timedelta | None = Non
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
+def join(patience: timedelta | None = None) -> None:
+    """Join the process group, if that was not done; arguments as for `initialize`."""
+    if dist.is_initialized():
+        return
+    if ON_CPU:
+        keep_pages()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if "RANK" in os.environ:
+        if not ON_CPU:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience)
+    else:
+        dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def layout() -> Layout:
+    """The layout that this rank is part of; ONE before there are groups."""
+    if not parallel_state.is_initialized():
+        return ONE
+    return Layout(tensor=parallel_state.get_tensor_model_parallel_world_size(),
+                  pipeline=parallel_state.get_pipeline_model_parallel_world_size(),
+                  context=parallel_state.get_context_parallel_world_size(), expert=parallel_state.get_expert_model_parallel_world_size())
+
+
 def sizes() -> dict[str, Any]:
     """The groups' sizes as megatron-core's TransformerConfig names them."""
-    tensor, pipeline = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_world_size()
-    return {
-        "tensor_model_parallel_size": tensor, "sequence_parallel": tensor > 1, "pipeline_model_parallel_size": pipeline,
-        "variable_seq_lengths": pipeline > 1, "context_parallel_size": parallel_state.get_context_parallel_world_size(),
-        "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
-        "expert_tensor_parallel_size": 1,
-    }
+    own = layout()
+    return {"tensor_model_parallel_size": own.tensor, "sequence_parallel": own.tensor > 1, "pipeline_model_parallel_size": own.pipeline,
+            "variable_seq_lengths": own.pipeline > 1, "context_parallel_size": own.context, "expert_model_parallel_size": own.expert,
+            "expert_tensor_parallel_size": 1}
 
 
 def share(parts: int, where: str) -> tuple[int, int]:
@@ -78,6 +90,14 @@ def leave_groups() -> None:
     destroy_moe_metrics_tracker()
     if parallel_state.is_initialized():
         parallel_state.destroy_model_parallel()
+
+
+def leave_layout() -> None:
+    """Leave the parallel groups for those of another layout. The process group of one rank goes too; one of several stays, for gloo does
+    not come up twice under torchrun."""
+    leave_groups()
+    if dist.is_initialized() and dist.get_world_size() == 1:
+        dist.destroy_process_group()
 
 
 def shutdown() -> None:

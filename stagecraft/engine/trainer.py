@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from stagecraft.megatron_cpu import bind_adam
@@ -15,17 +16,17 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from stagecraft.checkpoint.convert import from_hf, to_hf
 from stagecraft.engine import parallel, whole
+from stagecraft.engine.batch import Batch, whole_row
 from stagecraft.engine.diagnostics import Diagnostics
 from stagecraft.engine.optimizers import FusedAdam
+from stagecraft.engine.pipeline import through
 from stagecraft.model.build import build_model, transformer_config
 from stagecraft.model.config import Architecture
 from stagecraft.model.mtp import counts
-from stagecraft.model.packing import Packed, own_places
 from stagecraft.model.products import set_noise
 
 bind_adam(FusedAdam)
@@ -62,21 +63,6 @@ class Optimization:
     def of(cls, params: Any) -> Optimization:
         """From a stage's parameters, which name the same things; what they do not name keeps its default."""
         return cls(**{item.name: getattr(params, item.name) for item in fields(cls) if hasattr(params, item.name)})
-
-
-@dataclass
-class Batch:
-    """One microbatch: tokens, labels, loss_mask [b, s]; `packed` where a row holds several sequences; `extra` for other losses.
-
-    The ranks of a context-parallel group get the same ones, and each computes its part of the rows: of `extra` what `extra.part(places)`
-    gives for the places of a row that are its own, int64 [t].
-    """
-
-    tokens: Tensor
-    labels: Tensor
-    loss_mask: Tensor
-    packed: Packed | None = None
-    extra: Any = None
 
 
 @dataclass
@@ -164,7 +150,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.optimization.further_lr
         biases = [(bias, bias.clone()) for name, bias in self.module.named_buffers() if name.endswith("expert_bias")]
-        reports = self._run(batches, loss, forward_only=False)
+        reports = through(self.model, batches, partial(self._forward, loss=loss), forward_only=False)
         self.steps_done += 1
         sums, mtp_losses = self._told_by_last_stage((
             self._reduce(reports, parallel_state.get_data_parallel_group(with_context_parallel=True)), self._mtp_losses(targets)))
@@ -185,15 +171,7 @@ class Trainer:
         self.scheduler.step(1)
         self.steps_done += 1
 
-    def _run(self, batches: Sequence[Batch], loss: LossFunction | None, forward_only: bool) -> list[dict[str, Tensor]]:
-        """Through the pipeline; what each microbatch reports, on the last stage."""
-        parts = [self._part(batch) for batch in batches]  # what is refused is refused by all stages, before any waits for another
-        return get_forward_backward_func()(
-            forward_step_func=lambda iterator, model: self._forward(next(iterator), model, loss), data_iterator=iter(parts),
-            model=[self.model], num_microbatches=len(batches), seq_length=batches[0].tokens.shape[1],
-            micro_batch_size=batches[0].tokens.shape[0], forward_only=forward_only)
-
-    def _forward(self, batch: Batch, model: torch.nn.Module, loss: LossFunction | None) -> tuple[Tensor, Callable]:
+    def _forward(self, batch: Batch, model: torch.nn.Module, loss: LossFunction | None = None) -> tuple[Tensor, Callable]:
         options: dict[str, Any] = {"loss_mask": batch.loss_mask} if self.mtp else {}
         labels = batch.labels if loss is None else None
         output = model(batch.tokens, torch.zeros_like(batch.tokens), None, labels=labels, packed_seq_params=batch.packed, **options)
@@ -206,16 +184,6 @@ class Trainer:
             return total, count.round().int(), {"loss": total.detach(), "tokens": count.detach().float(), **extra}
 
         return output, summed
-
-    @staticmethod
-    def _part(batch: Batch) -> Batch:
-        """This context-parallel rank's tokens of a batch: two chunks of every row, an early and a late one."""
-        group = parallel_state.get_context_parallel_group()
-        if group.size() == 1:
-            return batch
-        places = own_places(batch.tokens.shape[1], group.rank(), group.size()).to(batch.tokens.device)
-        return Batch(*(each[:, places] for each in (batch.tokens, batch.labels, batch.loss_mask)),
-                     batch.packed and batch.packed.part(group.rank(), group.size()), batch.extra and batch.extra.part(places))
 
     @staticmethod
     def _told_by_last_stage(value: Any) -> Any:
@@ -259,9 +227,27 @@ class Trainer:
     @torch.no_grad()
     def loss(self, batch: Batch) -> tuple[float, int]:
         """Summed next-token loss (nats) and number of tokens of one batch, without quantisation or gradient; the same on every rank."""
-        self.model.eval()
-        sums = self._reduce(self._run([batch], None, forward_only=True), parallel_state.get_context_parallel_group())
+        sums = self._reduce(self._evaluated(batch), parallel_state.get_context_parallel_group())
         return self._told_by_last_stage((sums["loss"], int(sums["tokens"])) if sums else None)
+
+    @torch.no_grad()
+    def foresight(self, batch: Batch) -> Tensor:
+        """Whether each depth of the MTP block, greedily, foresees the token that comes: bool [depths, s], on every rank, for a row [1, s].
+
+        At place j depth d foresees token j + 2 + d; past the end of a sequence it means nothing.
+        """
+        mtp = self.config.mtp
+        mtp.foreseen = []
+        try:
+            self._evaluated(batch)
+            found = torch.stack([whole_row(each.int()) for each in mtp.foreseen]).bool() if mtp.foreseen else None
+        finally:
+            mtp.foreseen = None
+        return self._told_by_last_stage(found)
+
+    def _evaluated(self, batch: Batch) -> list[dict[str, Tensor]]:
+        self.model.eval()
+        return through(self.model, [batch], self._forward, forward_only=True)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """The optimizer's state on this rank, by the names of the weights: `exp_avg`, `exp_avg_sq`, and `main`, the float32 values of

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from stagecraft.contract.errors import UserError
+from stagecraft.contract.ranks import unranked
 from stagecraft.inference.hardware import Hardware
 from stagecraft.inference.server_settings import LOOPBACK, Settings, local_arguments, machine_arguments
 
@@ -76,7 +77,7 @@ class Server:
     def start(self) -> None:
         """Start the process, not before the last one has gone; does not wait. A second start adds to the log."""
         environment = {
-            **os.environ, "OMP_NUM_THREADS": str(self.settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            **unranked(os.environ), "OMP_NUM_THREADS": str(self.settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
         }
         self.log.parent.mkdir(parents=True, exist_ok=True)

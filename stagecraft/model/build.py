@@ -35,7 +35,6 @@ from stagecraft.contract.errors import UserError
 from stagecraft.model.activation import squared_relu
 from stagecraft.model.attention import ScaledDotProductAttention
 from stagecraft.model.config import Architecture
-from stagecraft.model.cross_entropy import cross_entropy
 from stagecraft.model.hardware import runs_transformer_engine
 from stagecraft.model.mamba import GatedRMSNorm, split_conv_scan
 from stagecraft.model.mtp import Depths
@@ -43,6 +42,7 @@ from stagecraft.model.packing import Packed
 from stagecraft.model.parts import LOCAL, Parts, of_transformer_engine
 from stagecraft.model.products import FP8, MXFP8, NVFP4
 from stagecraft.model.stage_recipe import StageRecipe
+from stagecraft.model.vocabulary import losses
 
 # The context that megatron-core opens around the layers, by the first of these formats that a recipe has.
 AROUND = {NVFP4: {"fp4": "e2m1", "fp4_recipe": "nvfp4"}, MXFP8: {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
@@ -129,11 +129,8 @@ class _Model(HybridModel):
         return super().forward(input_ids, *args, packed_seq_params=packed_seq_params, **more)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """labels [b, s], logits [s, b, vocabulary] -> [b, s]"""
-        if self.config.tensor_model_parallel_size > 1:
-            return super().compute_language_model_loss(labels, logits)
-        loss = cross_entropy(logits.flatten(0, 1), labels.t().flatten())
-        return loss.view(logits.shape[:2]).t().contiguous()
+        """labels [b, s], logits [s, b, this rank's vocabulary] -> [b, s]"""
+        return losses(logits.flatten(0, 1), labels.t().flatten()).view(logits.shape[:2]).t().contiguous()
 
 
 def pipeline_stages(pattern: str, stages: int) -> list[str]:

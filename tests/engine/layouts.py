@@ -16,10 +16,11 @@ from megatron.core import parallel_state
 from safetensors.torch import load_file
 
 from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine.batch import Batch
 from stagecraft.engine.layout import Layout
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.together import together
-from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.model import products
 from tests.architectures import tiny
 
@@ -37,20 +38,20 @@ def rows_of(step: int) -> Batch:
     return Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous(), mask)
 
 
-def packed(row: Batch, at: int, multiple: int) -> Batch:
+def packed(row: Batch, at: int) -> Batch:
     """The row as two sequences of uneven lengths, filled up to what the layout divides."""
     ids, cut = [*row.tokens[0].tolist(), int(row.labels[0, -1])], 11 + 2 * at
     sequences = [(ids[:cut], [1] * cut), (ids[cut:-at or None], [1] * (len(ids) - cut - at))]
-    return packed_batch(sequences, multiple=multiple)
+    return packed_batch(sequences)
 
 
-def part(batch: Batch, micro: int, multiple: int) -> list[Batch]:
+def part(batch: Batch, micro: int) -> list[Batch]:
     """This data-parallel rank's share of it, in microbatches; rows apart if micro is 0: packed."""
     share = ROWS // parallel_state.get_data_parallel_world_size()
     start = share * parallel_state.get_data_parallel_rank()
     if micro == 0:
         rows = (Batch(*(t[at:at + 1] for t in (batch.tokens, batch.labels, batch.loss_mask))) for at in range(start, start + share))
-        return [packed(row, at, multiple) for at, row in enumerate(rows, start)]
+        return [packed(row, at) for at, row in enumerate(rows, start)]
     return [Batch(*(t[at:at + micro] for t in (batch.tokens, batch.labels, batch.loss_mask))) for at in range(start, start + share, micro)]
 
 
@@ -58,11 +59,11 @@ def trainer_of(weights, **options) -> Trainer:
     return Trainer(SHAPES, SCHEDULE, max_sequence_length=32, weights=weights, **{**PLAIN, **options})
 
 
-def take(trainer: Trainer, steps: int, micro: int, multiple: int = 1) -> list[list[float]]:
+def take(trainer: Trainer, steps: int, micro: int) -> list[list[float]]:
     """Loss, gradient norm, tokens and MTP losses of further steps."""
     found = []
     for _ in range(steps):
-        result = trainer.step(part(rows_of(trainer.steps_done), micro, multiple))
+        result = trainer.step(part(rows_of(trainer.steps_done), micro))
         found.append([result.loss, result.grad_norm, result.tokens, *result.mtp_losses])
     return found
 
@@ -85,21 +86,19 @@ def to_nearest() -> Iterator[None]:
 
 def run(weights, case: dict, directory: Path) -> tuple[dict, dict]:
     """One case: {"layout": sizes, "options": of the trainer, "micro": rows, "resume": layout to go on in, if any}."""
-    layout = Layout(**case["layout"])
-    parallel.initialize(7, layout)
+    parallel.initialize(7, Layout(**case["layout"]))
     trainer = trainer_of(weights, **case.get("options", {}))
     micro, told = case.get("micro", 1), {}
-    told["steps"] = take(trainer, STEPS, micro, layout.multiple)
+    told["steps"] = take(trainer, STEPS, micro)
     told["heldout"] = trainer.loss(rows_of(99))
     told["formats"] = formats(trainer)
     if "resume" in case:
         checkpoints.save(directory / "checkpoints", trainer)
         parallel.leave_groups()  # and not the process group: gloo does not come up twice under torchrun
-        layout = Layout(**case["resume"])
-        parallel.initialize(7, layout)
+        parallel.initialize(7, Layout(**case["resume"]))
         trainer = trainer_of(None, **case.get("options", {}))
         checkpoints.resume(directory / "checkpoints", trainer)
-    told["after"] = take(trainer, STEPS, micro, layout.multiple)
+    told["after"] = take(trainer, STEPS, micro)
     whole = trainer.weights()
     parallel.leave_groups()
     return told, whole

@@ -100,7 +100,7 @@ def test_counts_add_up_and_begin_anew():
 RANK = """
 import json
 import stagecraft.megatron_cpu
-from stagecraft.engine.trainer import Batch
+from stagecraft.engine.batch import Batch
 from tests.engine.test_diagnostics import *
 import torch.distributed as dist
 trainer = new_trainer(precision="bf16", mtp_depths=0, aux_loss=0.0, diagnose_every=1)

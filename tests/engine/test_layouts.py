@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import chain
 
 import pytest
@@ -137,10 +138,18 @@ def test_a_layer_keeps_its_format_wherever_the_pipeline_is_cut(weights, told):
 @pytest.mark.parametrize("sizes, problem", [
     ({"tensor": 4}, "layout.tensor 4 does not divide num_attention_heads 2"), ({"pipeline": 4}, "more than the 3 layers"),
     ({"context": 3}, "needs rows of a multiple of 6 tokens, not 64"), ({"context": 8}, "does not divide the 4 Mamba heads"),
-    ({"expert": 3}, "layout.expert 3 does not divide n_routed_experts 8"), ({"tensor": 2}, "num_key_value_heads 1")])
+    ({"expert": 3}, "layout.expert 3 does not divide n_routed_experts 8")])
 def test_what_does_not_divide_is_refused(sizes, problem):
     with pytest.raises(ValueError, match=problem):
         Layout(**size(**sizes)).check(tiny(), 64, "adamw")
+
+
+@pytest.mark.parametrize("tensor, refused", [(1, False), (2, False), (4, False), (8, False), (3, True), (6, True)])
+def test_tensor_parallelism_divides_keys_and_values_or_repeats_them(tensor, refused):
+    shapes = tiny(num_attention_heads=24, num_key_value_heads=4, mamba_num_heads=24, n_groups=24, vocab_size=240,
+                  moe_shared_expert_intermediate_size=48)
+    with pytest.raises(ValueError, match="num_key_value_heads 4 nor is a multiple") if refused else nullcontext():
+        Layout(**size(tensor=tensor)).check(shapes, 48, "adamw")
 
 
 def test_muon_needs_whole_matrices():

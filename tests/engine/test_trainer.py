@@ -14,9 +14,10 @@ import torch
 
 from stagecraft.contract.errors import UserError
 from stagecraft.engine import checkpoints, loop, parallel
+from stagecraft.engine.batch import Batch
 from stagecraft.engine.optimizers import FusedAdam, orthogonalise
 from stagecraft.engine.saving import Saver
-from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from stagecraft.engine.trainer import Optimization, Trainer
 from tests.architectures import tiny
 
 SCHEDULE = Optimization(lr=2e-3, min_lr=1e-4, steps=12, warmup_steps=3, decay_steps=4, weight_decay=0.1)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from stagecraft.engine import parallel
-from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from stagecraft.engine.batch import Batch
+from stagecraft.engine.trainer import Optimization, Trainer
 from tests.architectures import architecture
 
 STEPS = 8

@@ -14,8 +14,9 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from safetensors.torch import save_file
 
 from stagecraft.data.packing import pack_bins, pack_stream
+from stagecraft.engine.batch import Batch
 from stagecraft.engine.packs import packed_batch
-from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from stagecraft.engine.trainer import Optimization, Trainer
 from tests.architectures import tiny
 
 SHAPES = tiny()

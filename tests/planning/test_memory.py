@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagecraft.engine import parallel
-from stagecraft.engine.trainer import Batch, Optimization, Trainer
+from stagecraft.engine.batch import Batch
+from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.planning.architecture import nemotron_h
 from stagecraft.planning.formats import formats
 from stagecraft.planning.layout import RECOMPUTE, Layout, Workload, problems

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from components.rl.advantage import group_advantages
 from components.rl.loss import PolicyLoss, Rollout, clipped_objective, importance_weight, trusted
 from components.rl.params import Params
-from components.rl.rollouts import Sample, batches, weigh
+from components.rl.rollouts import Sample, batches, lessons, weigh
 from components.rl.train import FROZEN
 from stagecraft.contract.params import load
 from stagecraft.engine import parallel
@@ -144,7 +144,7 @@ def test_the_kl_of_a_step_is_that_of_all_its_completions(kl, filtered, rows):
     samples = [Sample(str(at), "sort", "", [1, 2], 0, tokens=[3 + at, 8, 9][:2 + at % 2], mask=[1, 1, 1][:2 + at % 2],
                       logprobs=[-2.0, -2.5, -1.5][:2 + at % 2], finished=at != 1, reward=float(at == 0)) for at in range(4)]
     weigh(samples, params)
-    (batch,) = batches(samples, params)
+    (batch,) = batches(lessons(samples, params), params)
     places = batch.tokens.shape[1]
     logits, batch.extra.reference_logprobs = torch.randn(1, places, 12), torch.randn(places) - 2
     loss = PolicyLoss(params.temperature, 0.2, 0.28, params.importance_limit, 1e9, kl)

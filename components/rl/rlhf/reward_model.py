@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import Tensor
@@ -17,7 +18,8 @@ from stagecraft.data.conversations import encode_conversation
 from stagecraft.data.packing import pack_stream
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import parallel
-from stagecraft.engine.packs import packed_batch
+from stagecraft.engine.first import FirstRank
+from stagecraft.engine.packs import own_packs, packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.model.config import Architecture
 
@@ -25,18 +27,19 @@ REWARD_MODEL = "reward_model"  # in the work directory
 
 
 def train_reward_model(params: Stage, architecture: Architecture, weights: Mapping[str, Tensor], tokenizer: Path, families: list[str],
-                       log: RunLog) -> Path:
-    """Train it, unless a run that was killed had done so; returns its checkpoint.
+                       work: Path, first: FirstRank, log: RunLog | None) -> None:
+    """Train it and write its checkpoint, unless a run that was killed had done so; every rank runs it.
 
     Args:
         weights: canonical tensors of the fine-tuned model.
         tokenizer: a directory with the tokenizer and its chat template.
         families: of tasks, to draw comparisons from.
+        log: on rank 0 only.
     """
-    asked, final = params.preferences, log.work / REWARD_MODEL
-    if final.exists():
-        return final
-    parallel.initialize(params.seed)
+    asked, final = params.preferences, work / REWARD_MODEL
+    if first.tells(final.exists()):
+        return
+    parallel.initialize(params.seed, params.layout)
     trainer = Trainer(architecture, Optimization(lr=asked.lr, steps=asked.steps, decay_steps=asked.steps, clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, expert_bias_rate=0.0, aux_loss=0.0)
     loaded = load_tokenizer(tokenizer)
@@ -49,17 +52,19 @@ def train_reward_model(params: Stage, architecture: Architecture, weights: Mappi
         order = list(range(len(rows)))
         random.Random(f"{params.seed}/reward model/{len(packs)}").shuffle(order)
         packs += [pack for (pack,) in pack_stream(lengths, order, params.pack_tokens, 1)] or [order]
-    with log.bar("reward model", asked.steps) as bar:
+    with log.bar("reward model", asked.steps) if log else nullcontext() as bar:
         for step, pack in enumerate(packs[:asked.steps], 1):
-            result = trainer.step([packed_batch([rows[index] for index in pack])])
-            log.step(step, "reward_model", loss=result.loss, grad_norm=result.grad_norm)
-            bar.advance(loss=result.loss)
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    write_checkpoint(temporary, architecture, {**weights, **trainer.weights()}.items(), tokenizer)
-    temporary.rename(final)
-    parallel.shutdown()
-    return final
+            result = trainer.step([packed_batch([rows[index] for index in own]) for own in own_packs([pack])])
+            if log:
+                log.step(step, "reward_model", loss=result.loss, grad_norm=result.grad_norm)
+                bar.advance(loss=result.loss)
+    trained = {**weights, **trainer.weights()}
+    if first.here:
+        temporary = final.with_name(f".{final.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_checkpoint(temporary, architecture, trained.items(), tokenizer)
+        temporary.rename(final)
+    parallel.leave_layout()
 
 
 def taught(params: Stage, families: list[str]) -> Iterator[Comparison]:

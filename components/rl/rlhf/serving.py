@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from components.rl.rlhf.judge import Judge
 from components.rl.rlhf.reward_model import REWARD_MODEL, taught, train_reward_model
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.tasks import FAMILIES, read_rows
+from stagecraft.engine.first import FirstRank
 from stagecraft.inference.server import Server
 from stagecraft.inference.server_settings import Settings
 from stagecraft.model.config import Architecture
@@ -24,33 +24,33 @@ STARTUP_SECONDS = 900.0
 
 
 @contextmanager
-def judging(params: Stage, architecture: Architecture, weights: Mapping[str, Tensor], corpus: Path, log: RunLog) -> Iterator[Judge | None]:
-    """The judge, while the block runs; None if preferences are off.
+def judging(params: Stage, architecture: Architecture, weights: Mapping[str, Tensor], corpus: Path, work: Path, first: FirstRank,
+            log: RunLog | None) -> Iterator[Judge | None]:
+    """The judge, while the block runs; None if preferences are off, and on other ranks than the first.
 
     Args:
         weights: of the fine-tuned model, from which a reward model of our own starts.
+        log: on rank 0 only.
     """
     asked = params.preferences
     if not asked.enabled:
         yield None
         return
     families = sorted({row["family"] for row in read_rows(corpus / "tasks" / "heldout.jsonl")} & set(FAMILIES))
+    if not asked.url:
+        train_reward_model(params, architecture, weights, corpus / "tokenizer", families, work, first, log)
+    if not log:
+        yield None
+        return
     with ExitStack() as stack:
         if asked.url:
             judge = Judge(asked, asked.url, asked.model)
         else:
-            model = train_reward_model(params, architecture, weights, corpus / "tokenizer", families, log)
-            server = stack.enter_context(Server(model, settings(params), log.work / "reward_model.log"))
+            server = stack.enter_context(Server(work / REWARD_MODEL, settings(params), work / "reward_model.log"))
             judge = Judge(asked, f"{server.url}/v1", NAME)
         judge.accuracy = accuracy(judge, params, families)
         log.note(f"reward model: right on {judge.accuracy:.1%} of held-out comparisons with a better answer")
         yield judge
-
-
-def keep_reward_model(params: Stage, keep: Path, log: RunLog) -> None:
-    """Copy the reward model that was trained for a stage, if one was."""
-    if params.preferences.enabled and not params.preferences.url:
-        shutil.copytree(log.work / REWARD_MODEL, keep)
 
 
 def settings(params: Stage) -> Settings:

@@ -1,0 +1,31 @@
+"""What rank 0 alone finds out, told to all ranks."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import stagecraft.megatron_cpu  # noqa: F401
+
+import torch.distributed as dist
+
+_PATIENCE = timedelta(days=30)
+
+
+class FirstRank:
+    """Rank 0 and those that hear from it; all of them make one, in a process group that is there.
+
+    They wait as long as it takes: what rank 0 waits for may be minutes away, and NCCL's groups give a rank up after ten.
+    """
+
+    def __init__(self) -> None:
+        self.here = dist.get_rank() == 0
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.get_world_size() > 1 else None
+
+    def tells(self, value: Any = None) -> Any:
+        """What rank 0 has for `value`. Every rank calls it; none is through before rank 0 has called it."""
+        if self._group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, 0, group=self._group)
+        return box[0]
