@@ -21,8 +21,8 @@ SECTION = "cluster"
 TRAINJOB_VARIABLE = "STAGECRAFT_TRAINJOB"
 TASK_VARIABLE = "STAGECRAFT_TASK_CONFIG"  # and KFP's TaskConfig
 
-# Stages whose ranks may lie on several nodes: the ones that know data-parallel ranks.
-ON_MANY_NODES = ("pretrain", "sft")
+# Stages whose ranks may lie on several nodes: the ones that train.
+ON_MANY_NODES = ("pretrain", "sft", "rl")
 
 
 def _matching(pattern: str, what: str, example: str) -> AfterValidator:
@@ -123,7 +123,7 @@ def parse_cluster(section: Any, shown: str) -> dict[str, Pod]:
         pods[name] = parse(Pod, section[name], f"{where}.{name}")
         if pods[name].nodes > 1 and name not in ON_MANY_NODES:
             raise UserError(f"{name} runs on one node (found {pods[name].nodes})", where=f"{where}.{name}.nodes",
-                            mend=f"set it to 1; more are for {' and '.join(ON_MANY_NODES)}")
+                            mend=f"set it to 1; more are for {', '.join(ON_MANY_NODES)}")
     return pods
 
 

@@ -55,10 +55,10 @@ def test_stages_are_those_that_there_are():
         parse_cluster([], "p")
 
 
-def test_only_data_parallel_stages_take_several_nodes():
+def test_only_stages_that_train_take_several_nodes():
     for name in STAGES:
         section = {**GOOD, name: GOOD[name] | {"nodes": 2}}
-        if name in ("pretrain", "sft"):
+        if name in ("pretrain", "sft", "rl"):
             assert parse_cluster(section, "p")[name].nodes == 2
         else:
             with pytest.raises(UserError, match=rf"p: cluster\.{name}\.nodes: {name} runs on one node \(found 2\)"):

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from components.pretrain.params import Params as Pretraining
 from components.rl.params import Params, Stage
+from stagecraft.contract.cluster import read_cluster
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, parse, read_profile
 from tests.rl.conftest import copy
@@ -50,6 +52,17 @@ def test_the_recipes_profile_has_the_stages_of_the_report():
         "rlvr_3": (256, 16, 65_536, 3e-6, 0, False), "swe_pivot": (64, 16, 131_072, 1e-6, 0, True),
         "swe": (16, 32, 196_608, 1e-6, 0, True), "rlhf": (128, 16, 49_152, 1e-6, 1e-4, False)}
     assert [name for name, part in parts.items() if part.preferences.enabled] == ["rlhf"]
+
+
+def test_the_recipes_profile_divides_the_model_as_the_report_does():
+    """TP, CP and EP, on the nodes that the profile asks for; packs and the model divide into them."""
+    profile = ROOT / "params" / "super-120b.yaml"
+    params, pod = load(Params, "rl", profile), read_cluster(profile)["rl"]
+    rlvr = {f"rlvr_{number}": (4, 1, 8, 16) for number in (1, 2, 3)}
+    assert {name: tuple(vars(part.layout).values()) for name, part in params.parts.items()} == {
+        **rlvr, "swe_pivot": (8, 1, 16, 8), "swe": (8, 1, 16, 16), "rlhf": (4, 1, 4, 32)}
+    params.check(load(Pretraining, "pretrain", profile).architecture, pod.nodes * pod.gpu.count)
+    assert [part.layout.data(128) for part in params.parts.values()] == [4, 4, 4, 1, 1, 8]
 
 
 @pytest.mark.slow
