@@ -98,7 +98,8 @@ def workers(given: Benchmark) -> None:
           + f" {'first reward':>12} {'last':>6} {'exact match':>11} {'stage':>8}")
     for seed in range(given.seeds):
         for way, (launcher, count) in ways.items():
-            metrics, where = given.run(f"{way.replace(' ', '-')}-{seed}", seed=seed, generators={"launcher": launcher, "count": count})
+            metrics, where = given.run(f"{way.replace(' ', '-')}-{seed}", seed=seed,
+                                       generators={"launcher": launcher, "count": count, "tensor": 1})
             curve = _curve(where)[1:]  # the first step waits for the engines
             step = statistics.median(sum(row[f"seconds_{part}"] for part in parts[1:]) for row in curve)
             print(f"{way:14} {seed:4} {step:8.3f} "

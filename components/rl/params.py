@@ -18,10 +18,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @params
 class Generators:
-    """Who generates: so many workers, each with a share of a step's prompts, as local processes or as actors of Ray."""
+    """Who generates: so many workers, each with a share of a step's prompts, as local processes or as actors of Ray.
+
+    `tensor` GPUs, where there are some, or processes divide the model of each.
+    """
 
     launcher: Literal["process", "ray"]
     count: Positive
+    tensor: Positive
 
 
 @params

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable
 from contextlib import suppress
+from multiprocessing import current_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -86,6 +87,7 @@ class _Pipe:
 
 
 def _run(pipe: Connection, slots: list[_Weights], job: Job, worker: int) -> None:
+    current_process()._config["daemon"] = False  # it ends with the trainer, and may have the children that divide its model
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: when it ends, so does this
     with suppress(BrokenPipeError, ConnectionResetError):  # the trainer has ended: not even an error gets through
         work(_Pipe(pipe, slots), job, worker)

@@ -28,16 +28,17 @@ class Actors:
 
     def __init__(self, job: Job, weights: _Weights):
         self._ray = ray = ray_cluster.join("rl.generators.launcher", "process")
-        count, gpus = job.params.generators.count, int(torch.cuda.is_available())
+        count, tensor = job.params.generators.count, job.params.generators.tensor
+        cpus, gpus = tensor * job.params.threads, tensor * int(torch.cuda.is_available())
         there = ray.cluster_resources()
-        for kind, each in (("CPU", job.params.threads), ("GPU", gpus)):
+        for kind, each in (("CPU", cpus), ("GPU", gpus)):
             if there.get(kind, 0) < count * each:
                 raise UserError(f"{count} workers of {each} {kind} each do not fit into Ray's {there.get(kind, 0):g}",
                                 where="rl.generators.count", mend="lower it or rl.threads, or add nodes")
         job = replace(job, corpus=job.corpus.resolve(), model=job.model.resolve(), kept=job.kept.resolve())
         # Pushes have a thread of their own: they come in order, also while `report` waits.
         kind = ray.remote(concurrency_groups={"pushes": 1})(_Actor).options(
-            num_cpus=job.params.threads, num_gpus=gpus, scheduling_strategy="SPREAD")
+            num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
         self._actors = [kind.remote(job, worker) for worker in range(count)]
         self._reports = [actor.report.remote() for actor in self._actors]
 

@@ -9,12 +9,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stagecraft.contract.errors import UserError
@@ -30,6 +32,9 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# Where several processes divide a model they inherit this; nothing is compiled in them either.
+OF_MANY = {"TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+SHARED_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +66,25 @@ class Engine:
         dtype: of weights, activations and attention cache: float32, bfloat16 or float16.
         seed: of sampling, unless a call gives its own.
         draft_tokens: tokens drafted by the checkpoint's MTP block per step; 0 turns speculative decoding off.
-        threads: OpenMP threads while the engine computes. More than one pays only for models of many millions of parameters, and only
-            with as many idle cores: on a busy machine two threads were seen to take ten times as long as one.
+        tensor: processes that divide the model, each with a GPU of its own where there are GPUs; 1: this one has all of it.
+        threads: OpenMP threads of each of them while the engine computes. More than one pays only for models of many millions of
+            parameters, and only with as many idle cores: on a busy machine two threads were seen to take ten times as long as one.
 
     Raises:
         UserError: `model` is no checkpoint, cannot be served, or cannot draft and was asked to.
     """
 
     def __init__(self, model: Path, *, max_model_len: int, max_num_seqs: int, dtype: str = "float32", seed: int = 0,
-                 draft_tokens: int = 0, threads: int = 1):
+                 draft_tokens: int = 0, tensor: int = 1, threads: int = 1):
         config = read_config(Path(model))
         if draft_tokens and not config.get("num_nextn_predict_layers"):
             raise UserError("the checkpoint has no MTP block to draft with", where=str(model), mend="set draft_tokens to 0")
-        self.max_model_len, self._seed, self._drafts = max_model_len, seed, draft_tokens > 0
+        self.max_model_len, self._seed, self._drafts, self._tensor = max_model_len, seed, draft_tokens > 0, tensor
         os.environ.update(ENVIRONMENT)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        if tensor > 1:
+            os.environ.update(OF_MANY)
         self._threads, self._group_was_there = threads, torch.distributed.is_initialized()
         with guest.at_work(threads), guest.arrival():
             without_scikit_learn()
@@ -90,7 +98,8 @@ class Engine:
                     max_num_batched_tokens=max_model_len * max_num_seqs, enforce_eager=True,
                     skip_tokenizer_init=True, generation_config="vllm", enable_prefix_caching=False, disable_log_stats=not draft_tokens,
                     logprobs_mode="processed_logprobs", async_scheduling=False, use_tqdm_on_load=False,
-                    kv_cache_memory_bytes=kv_cache_bytes(config, max_model_len, max_num_seqs, dtype, draft_tokens),
+                    kv_cache_memory_bytes=kv_cache_bytes(config, max_model_len, max_num_seqs, dtype, draft_tokens, tensor),
+                    tensor_parallel_size=tensor, distributed_executor_backend="mp" if tensor > 1 else None,
                     speculative_config={"method": "mtp", "num_speculative_tokens": draft_tokens} if draft_tokens else None,
                 )
             except (ValueError, KeyError, OSError, NotImplementedError, SafetensorError) as error:
@@ -151,7 +160,12 @@ class Engine:
         The MTP block keeps its weights: drafts may be accepted less often, what is generated does not depend on them.
         """
         with guest.at_work(self._threads), guest.arrival():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+            if self._tensor == 1:
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+            else:
+                with TemporaryDirectory(dir=SHARED_MEMORY) as directory:  # each process reads its share of them
+                    save_file(dict(weights), Path(directory) / "model.safetensors", metadata={"format": "pt"})
+                    self._llm.collective_rpc("reload_weights", kwargs={"weights_path": directory})
         self._llm.reset_prefix_cache()
 
     def draft_statistics(self) -> tuple[int, int, list[int]]:

@@ -88,9 +88,10 @@ def shut_down(llm: Any, *, keep_process_group: bool) -> None:
         client._finalizer.detach()
         client.engine_core.model_executor.shutdown()
         client.engine_core.scheduler.shutdown()
-        parallel_state.destroy_model_parallel()
-        parallel_state._WORLD.destroy()
-        parallel_state._WORLD = parallel_state._NODE_COUNT = None
+        if parallel_state._WORLD is not None:  # it is in this process, not in those that divide the model
+            parallel_state.destroy_model_parallel()
+            parallel_state._WORLD.destroy()
+            parallel_state._WORLD = parallel_state._NODE_COUNT = None
         gc.unfreeze()
     else:
         client.shutdown()

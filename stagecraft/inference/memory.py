@@ -38,8 +38,10 @@ def read_config(model: Path) -> dict[str, Any]:
     return config
 
 
-def kv_cache_bytes(config: dict[str, Any], max_model_len: int, max_num_seqs: int, dtype: str, draft_tokens: int = 0) -> int:
-    """Bytes of cache in which `max_num_seqs` sequences of `max_model_len` tokens fit at the same time.
+def kv_cache_bytes(config: dict[str, Any], max_model_len: int, max_num_seqs: int, dtype: str, draft_tokens: int = 0,
+                   tensor: int = 1) -> int:
+    """Bytes of cache, in each of `tensor` processes that divide the model, in which `max_num_seqs` sequences of `max_model_len` tokens fit
+    at the same time.
 
     vLLM keeps all layers' caches in pages of one size, the larger of an attention block and a Mamba state. A sequence takes a page
     per attention layer and block, and one per Mamba layer plus one for every drafted token. Layers are put into groups of equal
@@ -48,10 +50,10 @@ def kv_cache_bytes(config: dict[str, Any], max_model_len: int, max_num_seqs: int
     size = ELEMENT_BYTES[dtype]
     pattern = config["hybrid_override_pattern"] + (config.get("mtp_hybrid_override_pattern", "") if draft_tokens else "")
     attention, mamba = pattern.count("*"), pattern.count("M")
-    token = 2 * config["num_key_value_heads"] * config["head_dim"] * size
-    inner = config["mamba_num_heads"] * config["mamba_head_dim"]
-    convolution = (inner + 2 * config["n_groups"] * config["ssm_state_size"]) * (config["conv_kernel"] - 1 + draft_tokens) * size
-    state = 4 * inner * config["ssm_state_size"] + convolution
+    token = 2 * ceil(config["num_key_value_heads"] / tensor) * config["head_dim"] * size
+    inner = config["mamba_num_heads"] // tensor * config["mamba_head_dim"]
+    width = inner + 2 * ceil(config["n_groups"] / tensor) * config["ssm_state_size"]
+    state = 4 * inner * config["ssm_state_size"] + width * (config["conv_kernel"] - 1 + draft_tokens) * size
     block = BLOCK * ceil(max(BLOCK * token, state) / (BLOCK * token))  # vLLM lengthens blocks to the size of a Mamba state
     group = max(1, min(attention, mamba) or max(attention, mamba))
     pages = group * (ceil(attention / group) * ceil((max_model_len + draft_tokens) / block) + ceil(mamba / group) * (2 + draft_tokens))

@@ -6,9 +6,11 @@ import random
 import shutil
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import NemotronHForCausalLM
 
 from stagecraft.contract.errors import UserError
 from stagecraft.inference.engine import Engine
@@ -119,6 +121,22 @@ def test_updated_weights_are_a_fresh_engine_with_these_weights(checkpoint, tmp_p
             assert updated.generate(PROMPTS, **asked) == expected != before
         updated.update_weights(load_file(checkpoint / "model.safetensors").items())
         assert updated.generate(PROMPTS, **asked) == before
+
+
+@pytest.mark.slow
+def test_a_model_that_two_processes_divide_answers_as_transformers_does(checkpoint, transformer, tmp_path):
+    """Also with weights handed over later; the processes end with the engine."""
+    other = tiny_checkpoint(tmp_path / "other", seed=1)
+    models = transformer, NemotronHForCausalLM.from_pretrained(other, dtype=torch.float32).eval()
+    with Engine(checkpoint, max_model_len=LENGTH, max_num_seqs=SEQUENCES, tensor=2) as divided:
+        for model in models:
+            for prompt, (completion,) in zip(PROMPTS, divided.generate(PROMPTS, temperature=0, max_tokens=8, logprobs=True)):
+                assert completion.token_ids == greedy(model, prompt, 8)
+                expected = reference_logprobs(model, prompt + completion.token_ids)[-8:]
+                torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+            assert len(ranks := [child for child in psutil.Process().children() if "Worker_TP" in " ".join(child.cmdline())]) == 2
+            divided.update_weights(load_file(other / "model.safetensors").items())
+    assert not [child for child in ranks if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize(("prompts", "changes"), [([[]], {}), ([[5] * LENGTH], {}), ([[5]], {"n": 2})])

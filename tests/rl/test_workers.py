@@ -25,7 +25,7 @@ from tests.rl.test_prompts import PARAMS
 from tests.rl.test_staleness import curve
 from tests.stages.commands import ROOT, run, start, wait_for
 
-TWO = {"launcher": "process", "count": 2}
+TWO = {"launcher": "process", "count": 2, "tensor": 1}
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 4))
@@ -47,13 +47,13 @@ def test_shares_have_names_of_their_own_and_begin_with_the_step(step, workers):
 
 
 def test_more_workers_than_prompts_are_refused():
-    rl = read_profile(ROOT / "params.yaml")["rl"] | {"generators": {"launcher": "process", "count": 33}}
+    rl = read_profile(ROOT / "params.yaml")["rl"] | {"generators": {"launcher": "process", "count": 33, "tensor": 1}}
     with pytest.raises(UserError, match="33 generators have no share each in 32 prompts_per_step"):
         parse(Params, rl, "rl")
 
 
 def job(tmp_path, **changes):
-    return Job(replace(PARAMS, generators=Generators(launcher="ray", count=2), **changes), tmp_path, tmp_path, None, tmp_path, ())
+    return Job(replace(PARAMS, generators=Generators(launcher="ray", count=2, tensor=1), **changes), tmp_path, tmp_path, None, tmp_path, ())
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
@@ -105,6 +105,16 @@ def test_two_workers_draw_what_one_draws(tuned, shared, unbroken, tmp_path, stal
     # Sums in batches of another size round differently, which the updates carry on; the first step has seen none.
     assert [row for row in alone if row["step"] == 0] == [row for row in together if row["step"] == 0]
     assert [(row["step"], row["id"]) for row in alone] == [(row["step"], row["id"]) for row in together]
+
+
+@pytest.mark.slow
+def test_an_engine_that_two_processes_divide_draws_what_one_draws(tuned, unbroken, tmp_path):
+    where = copy(tuned, tmp_path / "divided", generators={"launcher": "process", "count": 1, "tensor": 2})
+    metrics = run("rl", where)
+    assert max(row["taught"] for row in curve(where)) > 0 and curve(where)[0]["mismatch"] < 1e-4
+    first = [[row for row in rollouts(each) if row["step"] == 0] for each in (unbroken(1), where)]
+    assert first[0] == first[1] and len(first[0]) > 0  # later ones are of weights whose updates saw sums in another order
+    assert metrics["mismatch_max"] == pytest.approx(json.loads((unbroken(1) / "metrics/rl.json").read_text())["mismatch_max"], rel=0.1)
 
 
 @pytest.mark.slow
