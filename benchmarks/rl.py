@@ -1,7 +1,8 @@
 """Reinforcement learning measured, on a directory PROJECT with `params.yaml` and the artifacts `corpus` and `sft`.
 
 python -m benchmarks.rl PROJECT staleness   in turn, beside and with weights pushed in flight
-python -m benchmarks.rl PROJECT workers     one generation worker, two processes and two actors of Ray (needs ray)
+python -m benchmarks.rl PROJECT workers     one generation worker, two, a divided one, and two actors of Ray (needs ray)
+python -m benchmarks.rl PROJECT ranks       a trainer of one rank and of two
 python -m benchmarks.rl PROJECT seeds       gain over SFT with its standard error, by family
 python -m benchmarks.rl PROJECT families    all families together against one alone
 python -m benchmarks.rl PROJECT healing     accepted drafts before RL, after it and healed, by the trainer and by vLLM's own counters
@@ -17,6 +18,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -91,15 +93,27 @@ def staleness(given: Benchmark) -> None:
 
 
 def workers(given: Benchmark) -> None:
-    """A step's prompts drawn by one process, by two, and by two actors of Ray: medians over the steps after the first, in seconds."""
-    ways = {"one process": ("process", 1), "two processes": ("process", 2), "two Ray actors": ("ray", 2)}
+    """A step's prompts drawn by one process, by two, by one whose engine two processes divide, and by two actors of Ray."""
+    ways = {"one process": ("process", 1, 1), "two processes": ("process", 2, 1), "one, divided": ("process", 1, 2),
+            "two Ray actors": ("ray", 2, 1)}
+    _steps(given, {way: {"generators": dict(zip(("launcher", "count", "tensor"), each))} for way, each in ways.items()})
+
+
+def ranks(given: Benchmark) -> None:
+    """The trainer as one rank and as two, which divide a step's packs, the rows, the layers or the experts."""
+    one = {"tensor": 1, "pipeline": 1, "context": 1, "expert": 1}
+    divided = {f"two, {name}": {"processes": 2, "layout": one | {name: 2}} for name in ("context", "pipeline", "expert")}
+    _steps(given, {"one rank": {}, "two, data": {"processes": 2}, **divided})
+
+
+def _steps(given: Benchmark, ways: dict[str, dict[str, Any]]) -> None:
+    """Medians over the steps after the first, in seconds, for runs with parameters changed."""
     parts = ("generate", "wait", "update", "handover")
     print(f"{'':14} {'seed':>4} {'step':>8} " + " ".join(f"{part:>8}" for part in parts)
           + f" {'first reward':>12} {'last':>6} {'exact match':>11} {'stage':>8}")
     for seed in range(given.seeds):
-        for way, (launcher, count) in ways.items():
-            metrics, where = given.run(f"{way.replace(' ', '-')}-{seed}", seed=seed,
-                                       generators={"launcher": launcher, "count": count, "tensor": 1})
+        for way, changes in ways.items():
+            metrics, where = given.run(f"{re.sub('[^a-z]+', '-', way.lower())}-{seed}", seed=seed, **changes)
             curve = _curve(where)[1:]  # the first step waits for the engines
             step = statistics.median(sum(row[f"seconds_{part}"] for part in parts[1:]) for row in curve)
             print(f"{way:14} {seed:4} {step:8.3f} "
@@ -202,7 +216,8 @@ def _table(before: dict[str, float], after: dict[str, list[dict[str, float]]]) -
 
 
 BENCHMARKS: dict[str, Callable[[Benchmark], None]] = {
-    "staleness": staleness, "workers": workers, "seeds": seeds, "families": families, "healing": healing, "rlhf": rlhf, "trl": trl}
+    "staleness": staleness, "workers": workers, "ranks": ranks, "seeds": seeds, "families": families, "healing": healing, "rlhf": rlhf,
+    "trl": trl}
 
 
 def main() -> None:

@@ -120,8 +120,13 @@ def _work_key(params: Any, inputs: dict[str, str], code: str) -> str:
 
 def _work(params: Any, values: dict[str, Any]) -> dict[str, Any]:
     placement = getattr(params, "PLACEMENT", ())
-    return {name: _work(getattr(params, name), value) if is_dataclass(getattr(params, name)) else value
+    return {name: _work(getattr(params, name), value) if is_dataclass(getattr(params, name)) else _without(value, placement)
             for name, value in values.items() if name not in placement}
+
+
+def _without(value: Any, placement: Sequence[str]) -> Any:
+    """What a mapping says that overrides parameters, as a part of a run does."""
+    return {key: _without(each, placement) for key, each in value.items() if key not in placement} if isinstance(value, dict) else value
 
 
 def _work_directory(stage: Stage, key: str) -> Path:

@@ -10,6 +10,8 @@ from components.rl.params import Params, Stage
 from stagecraft.contract.cluster import read_cluster
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, parse, read_profile
+from stagecraft.contract.runner import _work_key
+from stagecraft.engine.layout import Layout
 from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
 from tests.rl.test_staleness import curve
@@ -23,6 +25,17 @@ def test_a_stage_differs_in_what_it_says_alone():
     own = {key: getattr(PARAMS, key) for key in vars(first)}
     assert vars(first) == own | {"seed": 5} and vars(third) == own | {"seed": 7}
     assert vars(second) == own | {"seed": 6, "lr": 1e-5, "generators": replace(PARAMS.generators, count=2)}
+
+
+def test_where_it_is_done_is_no_part_of_what_is_done():
+    """A killed run goes on under another layout, also one that a stage says."""
+    def key(**changes):
+        return _work_key(replace(PARAMS, **changes), {}, "")
+
+    stages, layout = {"one": {}, "two": {"lr": 1e-5}}, Layout(tensor=1, pipeline=1, context=2, expert=1)
+    divided = {"one": {"layout": {"context": 2}}, "two": {"layout": {"expert": 2}, "lr": 1e-5}}
+    assert key(stages=stages) == key(stages=divided) == key(stages=stages, layout=layout, processes=2)
+    assert key(stages=stages) != key(stages={"one": {}, "two": {"lr": 2e-5}})
 
 
 @pytest.mark.parametrize(("stages", "message"), [
