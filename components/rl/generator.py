@@ -60,7 +60,7 @@ class Generator:
         self.rows = read_prompts(job.corpus / "tasks" / "rl.jsonl", self.tokenizer, params)
         self.engine = Engine(job.model, max_model_len=params.max_prompt_tokens + params.max_new_tokens,
                              max_num_seqs=len(share(params.prompts_per_step, worker, self.workers)) * params.generations_per_prompt,
-                             seed=params.seed, tensor=params.generators.tensor, threads=params.threads)
+                             dtype=params.dtype, seed=params.seed, tensor=params.generators.tensor, threads=params.threads)
         self.version = 0
         job.kept.mkdir(parents=True, exist_ok=True)
         if params.curriculum.samples:

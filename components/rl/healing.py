@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from components.rl.acceptance import Acceptance, Answer, acceptance
@@ -43,8 +44,8 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
     parallel.initialize(params.seed, params.layout)
     trainer = Trainer(architecture, Optimization(lr=asked.lr, steps=asked.steps, warmup_steps=0, decay_steps=asked.steps,
                                                  betas=(0.9, 0.999), clip=params.clip),
-                      max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, expert_bias_rate=0.0, aux_loss=0.0,
-                      mtp_depths=asked.depths, mtp_loss_scale=1.0)
+                      max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, dtype=getattr(torch, params.dtype),
+                      expert_bias_rate=0.0, aux_loss=0.0, mtp_depths=asked.depths, mtp_loss_scale=1.0)
     last = read_answers(kept, params.steps)
     trainer.load_weights(before)
     worth = {"before": acceptance(trainer, read_answers(started, 0), params.pack_tokens)}

@@ -87,6 +87,7 @@ class Stage:
 
     seed: Count
     layout: Layout
+    dtype: Literal["float32", "bfloat16"]
     threads: Positive
     staleness: Annotated[int, Field(ge=0, le=1)]
     in_flight: bool

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from components.rl.params import Stage
 from stagecraft.checkpoint.convert import from_hf
 from stagecraft.engine import parallel, whole
 from stagecraft.engine.batch import Batch, whole_row
@@ -21,12 +22,14 @@ class Reference:
 
     Args:
         weights: canonical tensors.
-        temperature: of the distributions compared.
+        params: say the dtype, the longest row and the temperature of the distributions compared.
     """
 
-    def __init__(self, architecture: Architecture, weights: Mapping[str, Tensor], max_sequence_length: int, temperature: float):
-        config = transformer_config(architecture, **parallel.sizes(), expert_bias_rate=0.0, aux_loss=0.0)
-        self._module, self._temperature = build_model(architecture, config, max_sequence_length).eval(), temperature
+    def __init__(self, architecture: Architecture, weights: Mapping[str, Tensor], params: Stage):
+        config = transformer_config(architecture, dtype=getattr(torch, params.dtype), expert_bias_rate=0.0, aux_loss=0.0,
+                                    **parallel.sizes())
+        self._temperature = params.temperature
+        self._module = build_model(architecture, config, params.pack_tokens).to(torch.cuda.current_device()).eval()
         whole.scatter(self._module, architecture, from_hf(architecture, weights, mtp=False))
 
     @torch.no_grad()

@@ -40,14 +40,15 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
     trainer = Trainer(architecture, Optimization(lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps,
                                                  decay_steps=round(params.decay_share * params.steps), betas=(0.9, 0.999),
                                                  clip=params.clip),
-                      max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, expert_bias_rate=0.0, aux_loss=0.0)
+                      max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, dtype=getattr(torch, params.dtype),
+                      expert_bias_rate=0.0, aux_loss=0.0)
     checkpoints.resume(work / "checkpoints", trainer)
     kept = 0
     if log:
         log.rewind(before + trainer.steps_done, "train")
         kept = sum(rewind_rollouts(work / name, before + trainer.steps_done) for name in KEPT)
     if trainer.steps_done < params.steps:  # else it was killed after its last step
-        reference = Reference(architecture, weights, params.pack_tokens, params.temperature) if params.kl else None
+        reference = Reference(architecture, weights, params) if params.kl else None
         torch.set_num_threads(params.threads)
         now = trainer.weights()
         with Lead(replace(job, first=trainer.steps_done), now, work, before, kept, log) if log else nullcontext() as lead:

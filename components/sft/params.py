@@ -55,6 +55,7 @@ class Params(Schedule):
     modes: Modes
     processes: Positive
     layout: Layout
+    dtype: Literal["float32", "bfloat16"]
     pack_tokens: Positive
     packs_per_step: Positive
     later_stages: list[Stage]

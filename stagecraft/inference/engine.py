@@ -35,6 +35,7 @@ ENVIRONMENT = {
 # Where several processes divide a model they inherit this; nothing is compiled in them either.
 OF_MANY = {"TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 SHARED_MEMORY = "/dev/shm"
+PREFILL = 65_536  # tokens of one step at most, if a single prompt is no longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,8 @@ class Engine:
             try:
                 self._llm = LLM(
                     model=str(model), dtype=dtype, seed=seed, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-                    # One step prefills every prompt of a batch.
-                    max_num_batched_tokens=max_model_len * max_num_seqs, enforce_eager=True,
+                    # One step prefills every prompt of a batch, or so many that their activations fit beside a large model.
+                    max_num_batched_tokens=min(max_model_len * max_num_seqs, max(max_model_len, PREFILL)), enforce_eager=True,
                     skip_tokenizer_init=True, generation_config="vllm", enable_prefix_caching=False, disable_log_stats=not draft_tokens,
                     logprobs_mode="processed_logprobs", async_scheduling=False, use_tqdm_on_load=False,
                     kv_cache_memory_bytes=kv_cache_bytes(config, max_model_len, max_num_seqs, dtype, draft_tokens, tensor),

@@ -62,7 +62,7 @@ def run(weights: dict[str, torch.Tensor]) -> tuple[dict, dict[str, torch.Tensor]
     """Updates under the present layout, with a KL term; then what the MTP block foresees."""
     trainer = Trainer(SHAPES, Optimization(lr=2e-3, steps=STEPS), max_sequence_length=64, weights=weights, frozen=FROZEN,
                       expert_bias_rate=0.0, aux_loss=0.0)
-    reference = Reference(SHAPES, weights, 64, ASKED.temperature)
+    reference = Reference(SHAPES, weights, ASKED)
     loss = PolicyLoss(ASKED.temperature, 0.2, 0.28, ASKED.importance_limit, ASKED.mismatch_limit, ASKED.kl)
     told = {"steps": [update(trainer, loss, lessons(samples_of(step), ASKED), ASKED, reference) for step in range(STEPS)]}
     whole = trainer.weights()

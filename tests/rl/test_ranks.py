@@ -1,7 +1,11 @@
 """The stage with a trainer of two ranks, whose layout changes from one part to the next: what one rank draws, and killed the same bits."""
 
 
+import math
+
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.rl.conftest import copy
 from tests.rl.test_staleness import curve, rollouts
@@ -40,3 +44,17 @@ def test_ranks_that_a_layout_does_not_divide_are_one_line_before_any_work(tuned,
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2 and "error: rl.stages.rlvr.layout: 3 ranks cannot be divided into tensor 2" in output
     assert "Traceback" not in output and not list((where / ".work").glob("rl/*/ranks"))
+
+
+@pytest.mark.slow
+def test_in_bfloat16_trainer_and_generators_agree_as_far_as_its_bits_go(tuned, tmp_path):
+    where = copy(tuned, tmp_path / "bfloat16", dtype="bfloat16", processes=2, kl=0.01)
+    metrics = run("rl", where)
+    rows = curve(where)
+    assert max(row["taught"] for row in rows) > 0 and all(math.isfinite(row["grad_norm"]) for row in rows)
+    assert 1e-4 < rows[0]["mismatch"] < 0.05 and rows[0]["kl"] < 1e-4 < metrics["mismatch_max"]
+    weights = load_file(where / "artifacts/aligned/model.safetensors")
+    before = load_file(tuned / "artifacts/sft/model.safetensors")
+    learned = {name for name, tensor in weights.items()
+               if tensor.dtype == torch.bfloat16 and not torch.equal(tensor, before[name].bfloat16())}
+    assert len(learned) > len(weights) / 2

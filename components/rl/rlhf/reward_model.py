@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from components.rl.params import Stage
@@ -41,7 +42,8 @@ def train_reward_model(params: Stage, architecture: Architecture, weights: Mappi
         return
     parallel.initialize(params.seed, params.layout)
     trainer = Trainer(architecture, Optimization(lr=asked.lr, steps=asked.steps, decay_steps=asked.steps, clip=params.clip),
-                      max_sequence_length=params.pack_tokens, weights=weights, expert_bias_rate=0.0, aux_loss=0.0)
+                      max_sequence_length=params.pack_tokens, weights=weights, dtype=getattr(torch, params.dtype),
+                      expert_bias_rate=0.0, aux_loss=0.0)
     loaded = load_tokenizer(tokenizer)
     rows = [encode_conversation(loaded, {"messages": [
         {"role": "user", "content": question(asked.principle, each.request, each.answers)},
