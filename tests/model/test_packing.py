@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import accumulate
 from random import Random
 
 import pytest
@@ -17,6 +18,7 @@ from stagecraft.data.packing import pack_bins, pack_stream
 from stagecraft.engine.batch import Batch
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
+from stagecraft.model.packing import own_places, pack
 from tests.architectures import tiny
 
 SHAPES = tiny()
@@ -89,6 +91,26 @@ def test_boundaries_that_a_layer_would_not_see_are_refused():
     for other in ([5, 7], [5, 5]):
         with pytest.raises(ValueError, match="boundaries of a row of"):
             trainer.step([replace(batch, packed=packed_batch(drawn(other, 0)).packed)])
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 6))
+def test_ranks_divide_a_pack_wherever_its_boundaries_are(lengths, ranks):
+    """Every token lies with one rank, which knows the first token of its sequence and sees none but from there to itself."""
+    if left := -sum(lengths) % (2 * ranks):
+        lengths = [*lengths, left]
+    whole, starts = pack(lengths), list(accumulate(lengths, initial=0))
+    assert sorted(place for rank in range(ranks) for place in own_places(sum(lengths), rank, ranks).tolist()) == list(range(sum(lengths)))
+    for rank in range(ranks):
+        part, places = whole.part(rank, ranks), own_places(sum(lengths), rank, ranks)
+        assert torch.equal(part.sequence, whole.sequence[places]) and torch.equal(part.last, whole.last[places])
+        assert torch.equal(part.seq_idx, whole.seq_idx)
+        seen = {token: (start, until - (end - 1 - token)) for first, end, start, until in part.stretches for token in range(first, end)}
+        assert seen == {token: (starts[part.sequence[token]], place + 1) for token, place in enumerate(places.tolist())}
+
+
+def test_a_row_that_ranks_cannot_divide_is_refused():
+    with pytest.raises(ValueError, match="a row of 30 tokens cannot be divided among 4 context-parallel ranks: fill it up to a multiple of 8"):
+        pack([10, 20]).part(0, 4)
 
 
 @given(st.lists(st.integers(1, 100), max_size=200), st.integers(100, 300))
