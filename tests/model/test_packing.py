@@ -109,7 +109,7 @@ def test_ranks_divide_a_pack_wherever_its_boundaries_are(lengths, ranks):
 
 
 def test_a_row_that_ranks_cannot_divide_is_refused():
-    with pytest.raises(ValueError, match="a row of 30 tokens cannot be divided among 4 context-parallel ranks: fill it up to a multiple of 8"):
+    with pytest.raises(ValueError, match="30 tokens cannot be divided among 4 context-parallel ranks: fill it up to a multiple of 8"):
         pack([10, 20]).part(0, 4)
 
 
