@@ -214,6 +214,24 @@ def bind_kernels(*, split_conv_scan: Callable[..., torch.Tensor], gated_norm: ty
     mixer._check_mamba_sequence_packing_support = lambda for_inference_not_training=True: (not for_inference_not_training, "training only")
 
 
+def bind_packed_rows(*, roll: Callable[..., Any]) -> None:
+    """Let context parallelism divide packed rows as it divides others, wherever the boundaries of their sequences are.
+
+    megatron-core takes every sequence of such a row for divided by itself: ssm/mamba_context_parallel.py:359 and 397 then need Transformer
+    Engine to put the row in order, and transformer/multi_token_prediction.py:238 looks for a successor there.
+
+    Args:
+        roll: signature of multi_token_prediction's `roll_tensor`.
+    """
+    from megatron.core.ssm import mamba_context_parallel
+    from megatron.core.transformer import multi_token_prediction
+
+    for name in ("_undo_attention_load_balancing", "_redo_attention_load_balancing"):
+        upstream = getattr(mamba_context_parallel, name)
+        setattr(mamba_context_parallel, name, lambda row, ranks, packed=None, upstream=upstream: upstream(row, ranks))
+    multi_token_prediction.roll_tensor = roll
+
+
 def bind_modules(*, norm: Any, duplicated_linear: Any) -> None:
     """Set the modules that are named in code rather than in the layer spec, for models built from now on.
 

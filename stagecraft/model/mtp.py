@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import stagecraft.megatron_cpu  # noqa: F401
+from stagecraft.megatron_cpu import bind_packed_rows
 
 import torch
 from megatron.core.models.hybrid import hybrid_model
@@ -42,10 +42,7 @@ class Depths:
 
 def roll(tensor: Tensor | None, shifts: int = -1, dims: int = -1, cp_group: Any = None,
          packed_seq_params: Packed | None = None) -> tuple[Tensor | None, Tensor | None]:
-    """In the place of megatron-core's `roll_tensor`: every token's successor in its sequence, 0 behind the last, and the sum of them.
-
-    megatron-core takes a packed row that context parallelism divides for one whose sequences are divided each by itself.
-    """
+    """In the place of megatron-core's `roll_tensor`: every token's successor in its sequence, 0 behind the last, and the sum of them."""
     rolled, total = _roll_row(tensor, shifts, dims, cp_group)
     if rolled is None or packed_seq_params is None:
         return rolled, total
@@ -85,4 +82,4 @@ def add_losses(*, hidden_states: Tensor, labels: Tensor | None, loss_mask: Tenso
 
 
 hybrid_model.process_mtp_loss = add_losses
-multi_token_prediction.roll_tensor = roll
+bind_packed_rows(roll=roll)

@@ -15,7 +15,6 @@ import stagecraft.megatron_cpu  # noqa: F401
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.ssm import mamba_context_parallel
 from torch import Tensor
 
 
@@ -90,14 +89,3 @@ def own_places(total: int, rank: int, ranks: int) -> Tensor:
 def _megatrons(lengths: Sequence[int], bounds: Tensor) -> dict[str, Any]:
     return {"qkv_format": "thd", "cu_seqlens_q": bounds, "cu_seqlens_kv": bounds, "max_seqlen_q": max(lengths),
             "max_seqlen_kv": max(lengths), "total_tokens": sum(lengths)}
-
-
-def _order_as_plain_rows(name: str) -> None:
-    """ssm/mamba_context_parallel.py:359, 397 take a packed row for one whose sequences are divided each by itself, and need Transformer
-    Engine to put it in order."""
-    upstream = getattr(mamba_context_parallel, name)
-    setattr(mamba_context_parallel, name, lambda row, ranks, packed=None: upstream(row, ranks))
-
-
-_order_as_plain_rows("_undo_attention_load_balancing")
-_order_as_plain_rows("_redo_attention_load_balancing")

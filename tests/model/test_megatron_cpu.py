@@ -69,6 +69,17 @@ def test_mamba_mixer_refuses_to_be_built_without_mamba_ssm():
     assert "if not HAVE_MAMBA_SSM:" in inspect.getsource(mamba_mixer.MambaMixer.__init__)
 
 
+def test_packed_rows_are_taken_for_divided_by_sequence():
+    """Without the entry the order of such a row is Transformer Engine's to restore."""
+    error = fails_without_the_shim("""
+import stagecraft.megatron_cpu, torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.ssm.mamba_context_parallel import _undo_attention_load_balancing as undo
+undo(torch.arange(8.0), 2, PackedSeqParams(cu_seqlens_q=torch.tensor([0, 3, 8])))
+""")
+    assert "Please update Transformer Engine" in error
+
+
 def test_saving_starts_a_manager_process():
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
