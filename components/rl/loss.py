@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from stagecraft.engine.batch import Batch
-from stagecraft.model.vocabulary import entropies, losses
+from stagecraft.model.vocabulary import losses_and_entropies
 
 
 @dataclass
@@ -83,9 +83,9 @@ class PolicyLoss:
         """logits [1, t, this rank's vocabulary] -> (summed loss, tokens in it, sums over the completion tokens of the figures reported)."""
         rollout: Rollout = batch.extra
         spoken = batch.loss_mask[0] > 0
-        scaled = logits[0, spoken].float() / self.temperature
-        entropy = entropies(scaled)
-        logprobs = -losses(scaled, batch.labels[0, spoken])
+        scaled = logits[0, spoken] if self.temperature == 1 else logits[0, spoken].float() / self.temperature
+        loss, entropy = losses_and_entropies(scaled, batch.labels[0, spoken])
+        logprobs = -loss
         generator, advantage = rollout.generator_logprobs[spoken], rollout.advantages[spoken]
         frozen = logprobs.detach()
         sequence = batch.packed.sequence[spoken]

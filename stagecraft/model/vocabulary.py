@@ -25,17 +25,17 @@ def losses(logits: Tensor, labels: Tensor) -> Tensor:
     return vocab_parallel_cross_entropy(logits.float(), labels)
 
 
-@torch.no_grad()
-def entropies(logits: Tensor) -> Tensor:
-    """Of the distributions of logits [rows, this rank's classes], in nats, float32 [rows]; no gradient."""
-    logits = logits.float()
-    total = logits.logsumexp(-1)
-    if (group := parallel_state.get_tensor_model_parallel_group()).size() > 1:
-        total = _of_all(total, group).logsumexp(0)
-    mean = ((logits - total.unsqueeze(-1)).exp_() * logits).sum(-1)
-    if group.size() > 1:
-        dist.all_reduce(mean, group=group)
-    return total - mean
+def losses_and_entropies(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`losses`, and of the distributions the entropies in nats, float32 [rows], which have no gradient."""
+    group, values = parallel_state.get_tensor_model_parallel_group(), logits.detach().float()
+    if group.size() == 1:
+        loss = losses(logits, labels)
+        total = values.gather(-1, labels.unsqueeze(-1)) + loss.detach().unsqueeze(-1)
+        return loss, total.squeeze(-1) - torch.linalg.vecdot((values - total).exp_(), values)
+    total = _of_all(values.logsumexp(-1), group).logsumexp(0)
+    mean = torch.linalg.vecdot((values - total.unsqueeze(-1)).exp_(), values)
+    dist.all_reduce(mean, group=group)
+    return losses(logits, labels), total - mean
 
 
 @torch.no_grad()

@@ -127,6 +127,8 @@ def test_loss_and_its_gradient_against_the_reference():
     total, tokens, figures = loss(logits, batch)
     assert total.item() == pytest.approx(reference(logits, batch, rollout, loss), rel=1e-5)
     assert tokens == 4 and figures["masked"] == 2
+    spread = torch.distributions.Categorical(logits=(logits[0].detach() / loss.temperature).double()).entropy()
+    assert figures["entropy"].item() == pytest.approx(spread[batch.loss_mask[0] > 0].sum().item(), rel=1e-6)
     total.backward()
     weight = torch.exp(-shift).clamp(max=1.05) * rollout.advantages
     weight[[0, 4, 5]] = 0
