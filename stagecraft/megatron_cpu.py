@@ -165,6 +165,7 @@ def _patch_after_import() -> None:
 def _import_megatron() -> None:
     warnings.filterwarnings("ignore", module=r"megatron\..*")
     warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint\..*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")  # old names of collectives
     for name in ("megatron.core", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # What a writer of checkpoints meets is raised too, and told by stagecraft/engine/saving.py.
