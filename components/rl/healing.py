@@ -57,8 +57,7 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
     packs = _packs(last_rollouts(kept, params), params)
     with log.bar("healing", asked.steps, done=trainer.steps_done) if log else nullcontext() as bar:
         for pack in packs[trainer.steps_done:]:
-            result = trainer.step([packed_batch([(each.prompt + each.tokens, [0] * len(each.prompt) + each.mask) for each in own])
-                                   for own in own_packs([pack])])
+            result = trainer.step([packed_batch([each.sequence for each in own]) for own in own_packs([pack])])
             if log:
                 losses = {f"loss_{depth}": value for depth, value in enumerate(result.mtp_losses, 1)}
                 log.step(trainer.steps_done, "healing", **losses, grad_norm=result.grad_norm, lr=result.lr)

@@ -51,6 +51,11 @@ class Sample:
     advantage: float = 0.0
     newest: int = 0
 
+    @property
+    def sequence(self) -> tuple[list[int], list[int]]:
+        """(token ids, loss mask) of prompt and completion, as packs take them."""
+        return self.prompt + self.tokens, [0] * len(self.prompt) + self.mask
+
     def record(self, step: int) -> dict[str, Any]:
         """The sample as a readable line."""
         return {"step": step, "id": self.id, "family": self.family, "prompt": self.asked, "completion": self.text,
@@ -119,7 +124,7 @@ def batches(samples: list[Sample], params: Stage) -> list[Batch]:
 
 
 def _batch(samples: list[Sample]) -> Batch:
-    batch = packed_batch([(sample.prompt + sample.tokens, [0] * len(sample.prompt) + sample.mask) for sample in samples])
+    batch = packed_batch([sample.sequence for sample in samples])
     logprobs, advantages = batch.loss_mask.new_zeros(2, batch.tokens.shape[1])
     at = 0
     for sample in samples:

@@ -1,10 +1,5 @@
-"""What every rank of test_layouts.py runs: the same steps under one layout after the other, told by rank 0 as JSON.
+"""What every rank of test_layouts.py runs: the same steps under one layout after the other (tests/layouts.py)."""
 
-    torchrun --nproc-per-node=4 -m tests.engine.layouts <directory> <cases>
-"""
-
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +8,6 @@ from stagecraft.megatron_cpu import ON_CPU  # noqa: F401
 
 import torch
 from megatron.core import parallel_state
-from safetensors.torch import load_file
 
 from stagecraft.engine import checkpoints, parallel
 from stagecraft.engine.batch import Batch
@@ -23,6 +17,7 @@ from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.model import products
 from tests.architectures import tiny
+from tests.layouts import tell
 
 SHAPES = tiny(hybrid_override_pattern="M*EME", num_key_value_heads=2)
 SCHEDULE = Optimization(lr=2e-3, min_lr=1e-4, steps=12, warmup_steps=3, decay_steps=4, weight_decay=0.1)
@@ -104,20 +99,11 @@ def run(weights, case: dict, directory: Path) -> tuple[dict, dict]:
     return told, whole
 
 
-def main() -> None:
-    """Run all cases; rank 0 writes what it saw, and the whole weights."""
-    directory, cases = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
-    weights = load_file(directory / "weights.safetensors")
-    told = {}
-    for name, case in cases.items():
-        with to_nearest():
-            found, whole = run(weights, case, directory / name)
-        if whole:
-            torch.save(whole, directory / f"{name}.pt")
-            told[name] = found
-    if told:
-        (directory / "told.json").write_text(json.dumps(told))
+def to_the_nearest(weights, case: dict, directory: Path) -> tuple[dict, dict]:
+    """`run`, with gradients rounded as one process rounds them."""
+    with to_nearest():
+        return run(weights, case, directory)
 
 
 if __name__ == "__main__":
-    main()
+    tell(to_the_nearest)

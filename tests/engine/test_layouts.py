@@ -1,21 +1,16 @@
 """Tensor, sequence, pipeline, expert and data parallelism: the same training as one process, and checkpoints that change the layout."""
 
-import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from itertools import chain
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from stagecraft.contract.errors import UserError
 from stagecraft.engine.layout import Layout
 from stagecraft.model.build import pipeline_stages
 from tests.architectures import tiny
 from tests.engine import layouts
+from tests.layouts import ask
 
 ONE = {"tensor": 1, "pipeline": 1, "context": 1, "expert": 1}
 RECIPE = {"precision": "nvfp4"}
@@ -76,16 +71,7 @@ def weights():
 @pytest.fixture(scope="module")
 def told(weights, tmp_path_factory):
     """What four ranks say of all cases."""
-    directory = tmp_path_factory.mktemp("layouts")
-    save_file(weights, directory / "weights.safetensors")
-    (directory / "cases.json").write_text(json.dumps(CASES))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "-m", "tests.engine.layouts",
-         str(directory), str(directory / "cases.json")], capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "STAGECRAFT_NUMERICS": "eager"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((directory / "told.json").read_text())
-    return {name: (found[name], torch.load(directory / f"{name}.pt")) for name in CASES}
+    return ask("tests.engine.layouts", weights, CASES, tmp_path_factory.mktemp("layouts"), STAGECRAFT_NUMERICS="eager")
 
 
 def one_process(weights, case):

@@ -1,18 +1,12 @@
-"""What every rank of test_layouts.py runs: the same updates under one layout after the other, told by rank 0 as JSON.
+"""What every rank of test_layouts.py runs: the same updates under one layout after the other (tests/layouts.py)."""
 
-    torchrun --nproc-per-node=4 -m tests.rl.layouts <directory> <cases>
-"""
-
-import json
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from stagecraft.megatron_cpu import ON_CPU  # noqa: F401
 
 import torch
-from safetensors.torch import load_file
 
 from components.rl.acceptance import acceptance
 from components.rl.loss import PolicyLoss
@@ -23,6 +17,7 @@ from stagecraft.engine import parallel
 from stagecraft.engine.layout import Layout
 from stagecraft.engine.trainer import Optimization, Trainer
 from tests.architectures import tiny
+from tests.layouts import tell
 from tests.rl.test_prompts import PARAMS
 
 SHAPES = tiny(hybrid_override_pattern="M*EME", num_attention_heads=4, num_key_value_heads=2, n_groups=4)
@@ -71,21 +66,13 @@ def run(weights: dict[str, torch.Tensor]) -> tuple[dict, dict[str, torch.Tensor]
     return told | {"foreseen": [*found.agreement, found.length]}, whole
 
 
-def main() -> None:
-    """Run all cases; rank 0 writes what it saw, and the whole weights."""
-    directory, cases = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
-    weights = load_file(directory / "weights.safetensors")
-    told = {}
-    for name, layout in cases.items():
-        parallel.initialize(7, Layout(**layout))
-        found, whole = run(weights)
-        parallel.leave_layout()
-        if whole:
-            torch.save(whole, directory / f"{name}.pt")
-            told[name] = found
-    if told:
-        (directory / "told.json").write_text(json.dumps(told))
+def under(weights: dict[str, torch.Tensor], layout: dict[str, int], directory: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """`run` under a layout."""
+    parallel.initialize(7, Layout(**layout))
+    told = run(weights)
+    parallel.leave_layout()
+    return told
 
 
 if __name__ == "__main__":
-    main()
+    tell(under)

@@ -1,19 +1,14 @@
 """The trainer of reinforcement learning on several ranks: the updates of one rank, however the model and the packs are divided."""
 
-import json
-import os
-import subprocess
-import sys
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from components.rl.healing import FROZEN
 from stagecraft.engine import parallel
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from tests.engine.test_layouts import size
+from tests.layouts import ask
 from tests.rl import layouts
 
 CASES = {
@@ -38,15 +33,7 @@ def weights():
 @pytest.fixture(scope="module")
 def told(weights, tmp_path_factory):
     """What four ranks say of all cases."""
-    directory = tmp_path_factory.mktemp("layouts")
-    save_file(weights, directory / "weights.safetensors")
-    (directory / "cases.json").write_text(json.dumps(CASES))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "-m", "tests.rl.layouts",
-         str(directory), str(directory / "cases.json")], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((directory / "told.json").read_text())
-    return {name: (found[name], torch.load(directory / f"{name}.pt")) for name in CASES}
+    return ask("tests.rl.layouts", weights, CASES, tmp_path_factory.mktemp("layouts"))
 
 
 @pytest.fixture(scope="module")

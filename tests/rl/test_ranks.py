@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.engine.test_layouts import size
 from tests.rl.conftest import copy
 from tests.rl.test_staleness import curve, rollouts
 from tests.stages.commands import kill_when, run, start
 
-ONE = {"tensor": 1, "pipeline": 1, "context": 1, "expert": 1}
-TWO = {"processes": 2, "layout": {**ONE, "context": 2}, "staleness": 1,
+TWO = {"processes": 2, "layout": size(context=2), "staleness": 1,
        "stages": {"verified": {}, "held": {"layout": {"context": 1, "pipeline": 2}, "kl": 0.01, "steps": 3}}}
 
 
@@ -39,7 +39,7 @@ def test_two_ranks_draw_what_one_draws_and_a_kill_changes_no_bit(tuned, unbroken
 
 @pytest.mark.slow
 def test_ranks_that_a_layout_does_not_divide_are_one_line_before_any_work(tuned, tmp_path):
-    where = copy(tuned, tmp_path / "odd", processes=3, layout={**ONE, "tensor": 2})
+    where = copy(tuned, tmp_path / "odd", processes=3, layout=size(tensor=2))
     process = start("rl", where)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2 and "error: rl.stages.rlvr.layout: 3 ranks cannot be divided into tensor 2" in output
