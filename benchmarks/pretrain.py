@@ -4,9 +4,10 @@
 
 Sizes are multiples of the widths of the profile in force (params.yaml). Every contender is a process of one thread; they take their steps
 in turn, unquantised in `--dtype` with AdamW, without MTP, which transformers does not train. Before the first step their losses on the same
-rows must agree: the work is the same. Seconds are the processes' own (CPU), so other work on the machine counts little; ratios are medians
-over pairs of neighbouring steps. `--profile` prints where the time goes, by parts of the model, in the profile's own step (recipe, MTP and
-optimizer included) and in ours of the race at the profile's widths, and what a large product's rate lets either gain at most.
+rows must agree: the work is the same. transformers runs as it comes, and again with what stagecraft/onednn does to a process. Seconds are
+the processes' own (CPU), so other work on the machine counts little; ratios are medians over pairs of neighbouring steps. `--profile`
+prints where the time goes, by parts of the model, in the profile's own step (recipe, MTP and optimizer included) and in ours of the race at
+the profile's widths, and what a large product's rate lets either gain at most.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -42,7 +44,7 @@ from stagecraft.engine.batch import Batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.model.config import Architecture
 
-OURS, QUANTISED, THEIRS = CONTENDERS = ("ours", "ours, NVFP4 recipe", "transformers")
+CONTENDERS = OURS, QUANTISED, THEIRS, WITH_OUR_PRODUCTS = ("ours", "ours, NVFP4 recipe", "transformers", "transformers, our products")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # of the first losses, nats
 WARM_UP = 3  # steps that compile and allocate
 WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "mamba_num_heads", "moe_intermediate_size", "moe_latent_size",
@@ -118,7 +120,7 @@ def theirs(params: Params) -> Callable[[], float]:
 def contend(name: str, params: Params, turn: Connection) -> None:
     """A contender's process: one step for every message, answered by (loss, CPU seconds)."""
     torch.set_num_threads(1)
-    step = theirs(params) if name == THEIRS else ours(params, "bf16" if name == OURS else params.precision)
+    step = theirs(params) if name in (THEIRS, WITH_OUR_PRODUCTS) else ours(params, "bf16" if name == OURS else params.precision)
     while turn.recv():
         started = time.process_time()
         loss = step()
@@ -136,9 +138,10 @@ def race(params: Params, steps: int) -> dict[str, list[float]]:
     for name in CONTENDERS:
         turns[name], end = context.Pipe()
         processes.append(context.Process(target=contend, args=(name, params, end), daemon=True))
-        processes[-1].start()
+        with patch.dict(os.environ, {"STAGECRAFT_NUMERICS": "eager"} if name == THEIRS else {}):
+            processes[-1].start()
     for step in range(WARM_UP + steps):
-        for name in CONTENDERS[step % 3:] + CONTENDERS[:step % 3]:
+        for name in CONTENDERS[step % 4:] + CONTENDERS[:step % 4]:
             turns[name].send(True)
             loss, taken = turns[name].recv()
             first.setdefault(name, loss)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from stagecraft.gloo import share_device
+from stagecraft.onednn import replace_products
 
 ON_CPU = not torch.cuda.is_available()
 
@@ -176,6 +177,7 @@ def _import_megatron() -> None:
         return
     _cuda_means_cpu()
     share_device()
+    replace_products()  # of PyTorch's matrices: MKL is slow on some processors
     with _without_compile(), _triton_at_import():
         import megatron.core
         import megatron.core.models.hybrid.hybrid_model

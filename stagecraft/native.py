@@ -23,12 +23,13 @@ from torch import Tensor
 
 # Without -ffast-math in full glibc's vectorised expf is not used. It must not reach the link: there GCC before 13 adds an initialiser that
 # flushes subnormal numbers to zero in the whole process.
-FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-std=c++17", "-fPIC", "-c")
+FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-std=c++20", "-fPIC", "-c")
+_TORCH = Path(torch.__file__).parent
 
 
 @functools.cache
 def library(package: Path) -> ctypes.CDLL | None:
-    """The compiled `*.cpp` of a directory; None, with one warning, where they cannot be had."""
+    """The compiled `*.cpp` of a directory, with PyTorch's headers and library; None, with one warning, where they cannot be had."""
     if os.environ.get("STAGECRAFT_NUMERICS") == "eager":
         return None
     try:
@@ -48,15 +49,17 @@ def _built(package: Path) -> Path:
         raise OSError(f"there is no {os.environ.get('CXX', 'g++')}")
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), platform.machine())
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\0".join([*texts, *FLAGS, version, cpu]).encode()).hexdigest()[:16]
+    headers = [f"-I{_TORCH / 'include'}", f"-I{_TORCH / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
+    libraries = [f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-z,defs"]
+    key = hashlib.sha256("\0".join([*texts, *FLAGS, version, cpu, torch.__version__]).encode()).hexdigest()[:16]
     path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stagecraft" / "native" / f"{package.name}-{key}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             made, unlinked = Path(directory) / path.name, [str(Path(directory) / f"{source.stem}.o") for source in sources]
-            compilations = ([*FLAGS, str(source), "-o", to] for source, to in zip(sources, unlinked))
+            compilations = ([*FLAGS, *headers, str(source), "-o", to] for source, to in zip(sources, unlinked))
             # -Bsymbolic: a name that libc has too (`advance`, say) means ours.
-            for command in (*compilations, ["-shared", "-Wl,-Bsymbolic", *unlinked, "-o", str(made)]):
+            for command in (*compilations, ["-shared", "-Wl,-Bsymbolic", *unlinked, *libraries, "-o", str(made)]):
                 subprocess.run([compiler, *command], capture_output=True, text=True, check=True)
             made.replace(path)
     return path
@@ -66,7 +69,7 @@ def _built(package: Path) -> Path:
 def gemm() -> ctypes.c_void_p | None:
     """PyTorch's BLAS, the product of float32 matrices; None in a build that does not show it."""
     try:
-        torch_cpu = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
+        torch_cpu = ctypes.CDLL(str(next((_TORCH / "lib").glob("libtorch_cpu.*"))))
         return ctypes.cast(torch_cpu.sgemm_, ctypes.c_void_p)
     except (StopIteration, OSError, AttributeError):
         return None

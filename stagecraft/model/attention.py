@@ -1,4 +1,4 @@
-"""Causal self-attention by PyTorch's fused kernel; packed sequences do not see each other.
+"""Causal self-attention, by a C++ call or PyTorch's fused kernel; packed sequences do not see each other.
 
 megatron-core's own DotProductAttention materialises the score matrix, and knows neither packing nor context parallelism; Transformer
 Engine's does so too where flash-attn is not installed.
@@ -11,13 +11,12 @@ from typing import Any
 import stagecraft.megatron_cpu  # noqa: F401
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
+from stagecraft.model.attend import Stretch, attend, in_one_call
 from stagecraft.model.packing import Packed
 
 
@@ -32,17 +31,22 @@ class ScaledDotProductAttention(MegatronModule):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
                 packed_seq_params: Packed | None = None, **unused: Any) -> Tensor:
         """[s, b, heads, d] -> [s, b, heads * d]; packed: [t, heads, d] -> [t, heads * d]."""
+        packed = packed_seq_params
         if self.config.context_parallel_size > 1:
             key, value = self._whole_row(key, value)
-            if packed_seq_params is None:
-                return self._attend_part(query, key, value).permute(2, 0, 1, 3).flatten(2)
-            return self._attend_stretches(query, key, value, packed_seq_params)
-        if packed_seq_params is None:
-            return self._attend(*(t.permute(1, 2, 0, 3) for t in (query, key, value))).permute(2, 0, 1, 3).flatten(2)
-        layout = packed_seq_params.padded
-        rows = [torch.cat([t, t.new_zeros(1, *t.shape[1:])])[layout].transpose(1, 2) for t in (query, key, value)]
-        out = self._attend(*rows)  # sequences, heads, longest, d
-        return out.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, packed_seq_params.unpadded)
+        elif packed is not None and not in_one_call(query):
+            return self._attend_padded(query, key, value, packed)
+        if packed is None:
+            return attend(query, key, value, self.scale, self._stretches(len(query)))
+        query, key, value = (t.unsqueeze(1) for t in (query, key, value))
+        return attend(query, key, value, self.scale, packed.stretches).squeeze(1)
+
+    def _attend_padded(self, query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
+        """All sequences at once, for a GPU."""
+        rows = [torch.cat([t, t.new_zeros(1, *t.shape[1:])])[packed.padded].transpose(0, 1) for t in (query, key, value)]
+        longest = len(rows[0])
+        out = attend(*rows, self.scale, [(0, longest, 0, longest)])  # longest, sequences, heads * d
+        return out.transpose(0, 1).flatten(0, 1).index_select(0, packed.unpadded)
 
     @staticmethod
     def _whole_row(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,31 +61,13 @@ class ScaledDotProductAttention(MegatronModule):
         chunks = dict(zip(places, gathered.chunk(2 * ranks)))
         return torch.cat([chunks[place] for place in range(2 * ranks)]).unbind(1)
 
-    def _attend_part(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[s, b, heads, d] of this context-parallel rank, keys and values of the whole row -> [b, heads, s, d].
+    def _stretches(self, tokens: int) -> list[Stretch]:
+        """Of this rank's tokens of a row of one sequence, as in `Packed`.
 
-        It has chunk `rank` of the row and the one as far from its end, which see the keys of all chunks before them.
+        A context-parallel rank has chunk `rank` of the row and the one as far from its end, which see the keys of all chunks before them.
         """
-        group = parallel_state.get_context_parallel_group()
-        ranks, rank = group.size(), group.rank()
-        k, v = (t.permute(1, 2, 0, 3) for t in (key, value))
-        size, out = len(query) // 2, []
-        for place, q in zip((rank, 2 * ranks - 1 - rank), query.permute(1, 2, 0, 3).chunk(2, 2)):
-            until = (place + 1) * size
-            out.append(self._attend_last(q, k[:, :, :until], v[:, :, :until]))
-        return torch.cat(out, 2)
-
-    def _attend_stretches(self, query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
-        """[t, heads, d] of this context-parallel rank, keys and values of the whole row -> [t, heads * d]."""
-        q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (query, key, value))
-        out = [self._attend_last(q[:, :, first:end], k[:, :, start:until], v[:, :, start:until])
-               for first, end, start, until in packed.stretches]
-        return torch.cat(out, 2)[0].transpose(0, 1).flatten(1)
-
-    def _attend_last(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries of the last of the keys' tokens."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(q.shape[2], k.shape[2]), scale=self.scale,
-                                              enable_gqa=k.shape[1] != q.shape[1])
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=k.shape[1] != q.shape[1])
+        if self.config.context_parallel_size == 1:
+            return [(0, tokens, 0, tokens)]
+        group, size = parallel_state.get_context_parallel_group(), tokens // 2
+        chunks = group.rank(), 2 * group.size() - 1 - group.rank()
+        return [(at * size, (at + 1) * size, 0, (chunk + 1) * size) for at, chunk in enumerate(chunks)]

@@ -29,8 +29,8 @@ class Packed(PackedSeqParams):
         padded: [sequences, longest], the layout that attention computes in: a token, or the number of tokens where there is none; None
             where ranks divide the row.
         unpadded: [t], a token's place in the flattened padded layout.
-        stretches: of the rank's tokens, where ranks divide the row: (first, end) of tokens next to each other of one sequence, and in
-            the row (first, end) of what the last of them sees.
+        stretches: of the rank's tokens: (first, end) of tokens next to each other of one sequence, and in the row (first, end) of what
+            the last of them sees.
     """
 
     lengths: Sequence[int] = ()
@@ -69,7 +69,8 @@ def pack(lengths: Sequence[int]) -> Packed:
     last[bounds[1:].long() - 1] = True
     return Packed(**_megatrons(lengths, bounds), lengths=lengths, last=last,
                   sequence=torch.repeat_interleave(torch.arange(len(lengths), device=device), sizes),
-                  padded=torch.where(inside, bounds[:-1, None] + column, total), unpadded=inside.flatten().nonzero().flatten())
+                  padded=torch.where(inside, bounds[:-1, None] + column, total), unpadded=inside.flatten().nonzero().flatten(),
+                  stretches=[(first, end, first, end) for first, end in pairwise(accumulate(lengths, initial=0))])
 
 
 def own_places(total: int, rank: int, ranks: int) -> Tensor:

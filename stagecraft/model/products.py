@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stagecraft.model.loops import library
 from stagecraft.model.losses import GRADIENTS, LOSSES
-from stagecraft.native import at, gemm
+from stagecraft.native import at
 from stagecraft.numerics import fp8, hadamard, mxfp8, nvfp4
 
 NVFP4, MXFP8, FP8 = "nvfp4", "mxfp8", "fp8"
@@ -112,13 +112,13 @@ def _ends(x: Tensor, w: Tensor, bounds: list[int]) -> Tensor | None:
 
 
 def _in_one_call(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and library() is not None and gemm() is not None
+    return x.device.type == "cpu" and x.dtype == torch.float32 and library() is not None
 
 
 def _grouped(what: str, bounds: list[int], w: Tensor, first: Tensor, second: Tensor, to: Tensor) -> None:
     """One of the three products of `grouped.cpp`; `w` gives the shapes."""
     groups, out, width = w.shape
-    getattr(library(), f"grouped_{what}")(gemm(), c_int64(groups), (c_int64 * len(bounds))(*bounds), c_int64(out), c_int64(width),
+    getattr(library(), f"grouped_{what}")(c_int64(groups), (c_int64 * len(bounds))(*bounds), c_int64(out), c_int64(width),
                                           *map(at, (first.contiguous(), second.contiguous(), to)))
 
 
