@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "blocks.hpp"
@@ -13,7 +14,6 @@
 namespace {
 
 constexpr int64_t BLOCK = 64, AREA = BLOCK * BLOCK;
-constexpr float HIDDEN = -1e30f;
 
 struct Sizes {
     int64_t batch, heads, groups, size, stretches;
@@ -58,15 +58,12 @@ void gather_columns(int64_t rows, int64_t size, const float* from, int64_t by, f
     }
 }
 
-// e^v, but not less than the smallest that the vectorised function gives without falling back to one value at a time.
-inline float raised(float v) { return std::exp(v < -87.0f ? -87.0f : v); }
+// Of block `j` of keys, row `r`: the first of the queries from `at` on that sees it.
+int64_t seeing(int64_t j, int64_t r, int64_t at, int64_t offset) { return std::clamp<int64_t>(j * BLOCK + r - at - offset, 0, BLOCK); }
 
-// Scores of block `j` of keys and the queries from `at` on, that these do not see.
-void hide(float* scores, int64_t j, int64_t at, int64_t offset, float value) {
-    for (int64_t r = 0; r < BLOCK; ++r) {
-        const int64_t seeing = std::clamp<int64_t>(j * BLOCK + r - at - offset, 0, BLOCK);  // the first query that sees this key
-        std::fill(scores + r * BLOCK, scores + r * BLOCK + seeing, value);
-    }
+// Weights of keys that queries do not see are zero.
+void hide(float* weights, int64_t j, int64_t at, int64_t offset) {
+    for (int64_t r = 0; r < BLOCK; ++r) std::fill(weights + r * BLOCK, weights + r * BLOCK + seeing(j, r, at, offset), 0.0f);
 }
 
 }  // namespace
@@ -96,20 +93,21 @@ void attend_forward(const int64_t* sizes, const int64_t* of_stretches, float sca
                 for (int64_t at = 0; at < part.queries(); at += BLOCK) {
                     const int64_t rows = std::min(BLOCK, part.queries() - at), blocks = part.visible(at, rows);
                     gather_columns(rows, s.size, q.at(part.first + at, b, head), q.by_token, queries.data(), scale);
-                    std::fill(largest, largest + BLOCK, HIDDEN);
+                    std::fill(largest, largest + BLOCK, std::numeric_limits<float>::lowest());
                     std::fill(total, total + BLOCK, 0.0f);
                     for (int64_t j = 0; j < blocks; ++j) {
                         float* block = &scores[j * AREA];
                         multiply(BLOCK, BLOCK, s.size, &keys[j * BLOCK * s.size], s.size, queries.data(), BLOCK, block, BLOCK, false);
-                        if (part.hides(j, at)) hide(block, j, at, part.offset(), HIDDEN);
+                        const bool hides = part.hides(j, at);
                         for (int64_t r = 0; r < BLOCK; ++r)
-                            for (int64_t i = 0; i < BLOCK; ++i) largest[i] = largest[i] < block[r * BLOCK + i] ? block[r * BLOCK + i] : largest[i];
+                            for (int64_t i = hides ? seeing(j, r, at, part.offset()) : 0; i < BLOCK; ++i)
+                                largest[i] = largest[i] < block[r * BLOCK + i] ? block[r * BLOCK + i] : largest[i];
                     }
                     for (int64_t j = 0; j < blocks; ++j) {
                         float* block = &scores[j * AREA];
                         for (int64_t r = 0; r < BLOCK; ++r)
-                            for (int64_t i = 0; i < BLOCK; ++i) block[r * BLOCK + i] = raised(block[r * BLOCK + i] - largest[i]);
-                        if (part.hides(j, at)) hide(block, j, at, part.offset(), 0.0f);
+                            for (int64_t i = 0; i < BLOCK; ++i) block[r * BLOCK + i] = std::exp(block[r * BLOCK + i] - largest[i]);
+                        if (part.hides(j, at)) hide(block, j, at, part.offset());
                         for (int64_t r = 0; r < BLOCK; ++r)
                             for (int64_t i = 0; i < BLOCK; ++i) total[i] += block[r * BLOCK + i];
                         multiply(s.size, BLOCK, BLOCK, &values[j * BLOCK * s.size], BLOCK, block, BLOCK, sum.data(), BLOCK, j > 0);
@@ -157,15 +155,15 @@ void attend_backward(const int64_t* sizes, const int64_t* of_stretches, float sc
                         gather(rows, s.size, g_rows, grad.by_token, grad_rows.data());
                         for (int64_t i = 0; i < BLOCK; ++i) {
                             delta[i] = 0.0f;
-                            sum[i] = i < rows ? sums[(b * s.heads + head) * tokens + first + i] : -HIDDEN;
+                            sum[i] = i < rows ? sums[(b * s.heads + head) * tokens + first + i] : 0.0f;
                             for (int64_t e = 0; i < rows && e < s.size; ++e) delta[i] += g_rows[i * grad.by_token + e] * o_rows[i * out.by_token + e];
                         }
                         for (int64_t j = 0; j < part.visible(at, rows); ++j) {
                             multiply(BLOCK, BLOCK, s.size, &keys[j * cells], s.size, query_columns.data(), BLOCK, scores.data(), BLOCK, false);
                             multiply(BLOCK, BLOCK, s.size, &values[j * cells], s.size, grad_columns.data(), BLOCK, d_scores.data(), BLOCK, false);
                             for (int64_t r = 0; r < BLOCK; ++r)
-                                for (int64_t i = 0; i < BLOCK; ++i) scores[r * BLOCK + i] = raised(scores[r * BLOCK + i] - sum[i]);
-                            if (part.hides(j, at)) hide(scores.data(), j, at, part.offset(), 0.0f);
+                                for (int64_t i = 0; i < BLOCK; ++i) scores[r * BLOCK + i] = std::exp(scores[r * BLOCK + i] - sum[i]);
+                            if (part.hides(j, at)) hide(scores.data(), j, at, part.offset());
                             for (int64_t r = 0; r < BLOCK; ++r)
                                 for (int64_t i = 0; i < BLOCK; ++i)
                                     d_scores[r * BLOCK + i] = scores[r * BLOCK + i] * (d_scores[r * BLOCK + i] - delta[i]);

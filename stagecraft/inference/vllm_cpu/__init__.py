@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 
 from stagecraft.gloo import share_device
+from stagecraft.onednn import replace_products
 
 WRITTEN_FOR = "0.32.0"
 
@@ -59,3 +60,4 @@ def register() -> None:
                    steady, thinking_budget):
         defect.mend()
     share_device()
+    replace_products()
