@@ -1,7 +1,7 @@
 """A sequence that grows gets the blocks that upstream's managers give it, whichever way is taken."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from vllm import SamplingParams
 from vllm.v1.core.kv_cache_manager import KVCacheManager
@@ -22,6 +22,7 @@ def manager(drafts: int, mamba_block: int, caching: bool) -> KVCacheManager:
 
 
 @settings(max_examples=60, deadline=None)
+@example([(0, 1)] * 11 + [(0, 2)] + [(0, 9)] * 4 + [(0, 1)], 0, 48)  # a state that has moved on to its second block
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=40), st.sampled_from([0, 2]), st.sampled_from([48, LONGEST]))
 def test_blocks_are_those_that_upstream_gives(steps, drafts, mamba_block):
     """Four sequences in any order, each by as many tokens at a time, until the pool is empty or a sequence at its end."""
@@ -43,7 +44,7 @@ def test_blocks_are_those_that_upstream_gives(steps, drafts, mamba_block):
             short.append(given_ is ours.empty_kv_cache_blocks)
         assert ours.get_block_ids(request.request_id) == theirs.get_block_ids(request.request_id)
         assert ours.block_pool.get_num_free_blocks() == theirs.block_pool.get_num_free_blocks()
-    assert len(short) < 6 or any(short)
+    assert len(short) < 6 or mamba_block < LONGEST or any(short)
 
 
 def test_kept_blocks_go_upstreams_way(monkeypatch):

@@ -14,9 +14,12 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, Mamb
 from vllm.v1.request import Request
 
 
-def _stays(manager: Any) -> bool:
-    """Whether the manager's blocks of a sequence only ever grow, by its length alone."""
-    return type(manager) is FullAttentionManager or (type(manager) is MambaManager and manager.mamba_cache_mode == "none")
+def _stays(manager: Any, longest: int) -> bool:
+    """Whether the manager's blocks of a sequence only ever grow, by its length alone: a Mamba state that moves on to a second block leaves the
+    first one."""
+    if type(manager) is MambaManager:
+        return manager.mamba_cache_mode == "none" and manager.block_size >= longest
+    return type(manager) is FullAttentionManager
 
 
 def _reach(manager: Any, request: str) -> int:
@@ -32,7 +35,7 @@ def mend() -> None:
         if not rest and not named and num_new_tokens > 0 and not self.enable_caching:  # a sequence that runs
             managers = self.coordinator.single_type_managers
             last = min(request.num_computed_tokens + num_new_tokens + num_lookahead_tokens, self.max_model_len)
-            if all(_stays(manager) and _reach(manager, request.request_id) >= last for manager in managers):
+            if all(_stays(manager, self.max_model_len) and _reach(manager, request.request_id) >= last for manager in managers):
                 return self.empty_kv_cache_blocks
         return upstream(self, request, num_new_tokens, *rest, num_lookahead_tokens=num_lookahead_tokens, **named)
 
