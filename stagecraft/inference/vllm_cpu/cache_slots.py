@@ -15,8 +15,10 @@ from vllm.v1.request import Request
 
 
 def _stays(manager: Any, longest: int) -> bool:
-    """Whether the manager's blocks of a sequence only ever grow, by its length alone: a Mamba state that moves on to a second block leaves the
-    first one."""
+    """Whether the manager's blocks of a sequence only ever grow, by its length alone.
+
+    A Mamba state that moves on to a second block leaves the first one.
+    """
     if type(manager) is MambaManager:
         return manager.mamba_cache_mode == "none" and manager.block_size >= longest
     return type(manager) is FullAttentionManager
