@@ -1,6 +1,7 @@
-"""Products of float32 matrices by oneDNN, which PyTorch brings along, on AMD's processors with AVX-512: MKL uses half of them.
+"""Products of float32 matrices by oneDNN, which PyTorch brings along, on AMD's processors with AVX-512, of which MKL uses half.
 
-oneDNN multiplied 2.2 times as fast there as MKL on one thread (`python -m benchmarks.products`); on Intel's they are alike.
+On one thread oneDNN multiplied 2.1 to 2.6 times as fast there (`python -m benchmarks.products`). A call costs it more than MKL: small
+products stay with the latter.
 """
 
 from __future__ import annotations

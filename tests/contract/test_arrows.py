@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 MAY: dict[str, set[str] | None] = {
     "contract": set(), "numerics": set(), "data": set(), "planning": set(), "environments": {"data"},
     "model": {"numerics", "megatron_cpu", "native"}, "engine": {"model", "checkpoint", "megatron_cpu"}, "checkpoint": {"model"},
-    "inference": {"numerics", "data", "native", "gloo"},
+    "inference": {"numerics", "data", "native", "gloo", "onednn"}, "onednn": {"native"},
     "doctor": set(), "cli": None,
 }
 ORCHESTRATION = {"kfp", "dvc", "mlflow", "kubernetes", "kubeflow"}
