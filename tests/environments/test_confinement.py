@@ -19,6 +19,7 @@ import pytest
 from stagecraft.environments import confinement, seccomp
 from stagecraft.environments.confinement import Limits, confine
 from stagecraft.environments.sandbox import call_confined, run_confined
+from tests.processes import below
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 FEW = Limits(cpu_seconds=10, wall_seconds=30.0, memory=512 * 2**20, processes=8)  # time enough on a slow machine for what ends by itself
@@ -267,7 +268,7 @@ def test_infinite_loop_and_sleep_end():
 
 def test_children_do_not_outlive_the_program():
     def left():
-        return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+        return below(os.getpid(), lambda child: child.status() != psutil.STATUS_ZOMBIE)
 
     before = left()
     confine("import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(30)", limits=SHORT)

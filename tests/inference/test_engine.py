@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 import shutil
 
@@ -17,6 +18,7 @@ from stagecraft.inference.engine import Engine
 from stagecraft.inference.vllm_cpu import backbone, latent_moe
 from tests.checkpoints import tiny_checkpoint
 from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, greedy, reference_logprobs
+from tests.processes import named
 
 PROMPTS = draw_prompts(20)  # more than fit one batch
 
@@ -134,7 +136,7 @@ def test_a_model_that_two_processes_divide_answers_as_transformers_does(checkpoi
                 assert completion.token_ids == greedy(model, prompt, 8)
                 expected = reference_logprobs(model, prompt + completion.token_ids)[-8:]
                 torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
-            assert len(ranks := [child for child in psutil.Process().children() if "Worker_TP" in " ".join(child.cmdline())]) == 2
+            assert len(ranks := named(os.getpid(), "Worker_TP")) == 2
             divided.update_weights(load_file(other / "model.safetensors").items())
     assert not [child for child in ranks if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from tests.processes import named
 from tests.rl.conftest import copy
 from tests.stages.commands import kill_when, run, start, wait_for
 
@@ -61,13 +62,10 @@ def test_weights_pushed_in_flight_are_taken_up_between_two_tokens(tuned, unbroke
 
 
 def test_a_lost_generator_is_one_line(tuned, tmp_path):
-    import psutil
-
     where = copy(tuned, tmp_path / "lost", steps=200)
     process = start("rl", where)
     wait_for(process, where, "rl/*/stages/*/rollouts/*.jsonl")
-    generators = [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
-    for generator in generators:
+    for generator in named(process.pid, "spawn_main"):
         generator.kill()
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 2 and "error: rl: the generator was lost (exit code -9)" in output and "Traceback" not in output

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +19,7 @@ from components.rl.ray_actors import Actors
 from components.rl.rollouts import Draw, Sample, draw_path, merge
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import parse, read_profile
+from tests.processes import named
 from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
 from tests.rl.test_staleness import curve
@@ -77,7 +77,7 @@ def kill_a_worker(where, name, kept):
     """SIGKILL to the last started process of that name once a file of the work directory is there; what the stage said."""
     process = start("rl", where)
     wait_for(process, where, f"rl/*/stages/*/rollouts/{kept}")
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if name in " ".join(child.cmdline())]
+    workers = named(process.pid, name)
     assert len(workers) == 2
     max(workers, key=lambda each: (each.create_time(), each.pid)).kill()  # a tick of the clock can see both start
     output = process.communicate(timeout=120)[0]

@@ -19,6 +19,7 @@ from openai import APIError, OpenAI
 from ruamel.yaml import YAML
 
 from stagecraft.contract import manifest
+from tests.processes import named
 from tests.serve.conftest import PROFILE, promote
 
 COMMAND = [sys.executable, "-m", "stagecraft.cli.main"]
@@ -179,8 +180,7 @@ def _generated(url):
 
 def _family(process):
     """(API process, engine) under `stagecraft serve`."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return tuple(next(child for child in children if name in " ".join(child.cmdline())) for name in ("api_server", "EngineCore"))
+    return tuple(named(process.pid, name)[0] for name in ("api_server", "EngineCore"))
 
 
 def _layout(process):

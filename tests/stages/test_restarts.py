@@ -13,6 +13,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from tests.processes import below
 from tests.stages import commands
 from tests.stages.commands import ROOT, curve, kill, kill_when, project, run, wait_for
 
@@ -57,7 +58,7 @@ def end(process):
 def test_torchrun_starts_killed_ranks_again_and_the_bits_are_the_same(straight, fresh):
     process = start(fresh, 2, "--max-restarts", "1")
     wait_for(process, fresh, CHECKPOINT)
-    (rank,) = [child for child in psutil.Process(process.pid).children(recursive=True) if child.environ().get("RANK") == "1"]
+    (rank,) = below(process.pid, lambda child: child.environ().get("RANK") == "1")
     rank.send_signal(signal.SIGKILL)
     end(process)
     first, second = begun_at(fresh)
@@ -136,7 +137,7 @@ def test_a_hung_rank_ends_the_stage_with_its_name_and_a_stack(fresh):
     profile.write_text(changed)
     process = commands.start("pretrain", fresh)
     wait_for(process, fresh, CHECKPOINT)
-    (rank,) = [child for child in psutil.Process(process.pid).children(recursive=True) if child.environ().get("RANK") == "1"]
+    (rank,) = below(process.pid, lambda child: child.environ().get("RANK") == "1")
     rank.send_signal(signal.SIGSTOP)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 75, output[-3000:]
