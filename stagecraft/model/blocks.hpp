@@ -45,7 +45,8 @@ inline void transpose(int64_t rows, int64_t columns, const float* from, int64_t 
                       float factor = 1.0f) {
     const int64_t whole_rows = rows / 16 * 16, whole_columns = columns / 16 * 16;
     for (int64_t i = 0; i < whole_rows; i += 16)
-        for (int64_t j = 0; j < whole_columns; j += 16) transpose_square(from + i * by_from + j, by_from, to + j * by_to + i, by_to, factor);
+        for (int64_t j = 0; j < whole_columns; j += 16)
+            transpose_square(from + i * by_from + j, by_from, to + j * by_to + i, by_to, factor);
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) to[j * by_to + i] = factor * from[i * by_from + j];
 }
