@@ -1,6 +1,6 @@
 """Products of float32 matrices by oneDNN, which PyTorch brings along, on AMD's processors with AVX-512, of which MKL uses half.
 
-On one thread oneDNN multiplied 2.1 to 2.6 times as fast there (`python -m benchmarks.products`). A call costs it more than MKL: small
+On one thread oneDNN multiplied 2.1 to 2.5 times as fast there (`python -m benchmarks.products`). A call costs it more than MKL: small
 products stay with the latter.
 """
 
