@@ -26,7 +26,7 @@ class Packed(PackedSeqParams):
         lengths: of the sequences.
         sequence: int64 [t], which sequence each of the rank's tokens is of.
         last: bool [t], it is the last of it.
-        padded: [sequences, longest], the layout that attention computes in: a token, or the number of tokens where there is none; None
+        padded: [sequences, longest], the layout for PyTorch's attention: a token, or the number of tokens where there is none; None
             where ranks divide the row.
         unpadded: [t], a token's place in the flattened padded layout.
         stretches: of the rank's tokens: (first, end) of tokens next to each other of one sequence, and in the row (first, end) of what

@@ -1,11 +1,15 @@
 """Attention in one C++ call against its definition in float64: values and gradients of stretches of any lengths, strided or not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagecraft.model.attend import attend, in_one_call
+from stagecraft.model.attention import ScaledDotProductAttention
+from stagecraft.model.packing import pack
 
 
 def definition(query, key, value, scale, stretches):
@@ -54,11 +58,28 @@ def test_it_is_its_definition(row, batch, groups, each, size, scale, spread, see
     agree((query, key, value), scale, stretches, spread)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_packed_row_is_its_sequences_by_either_kernel(dtype):
+    """In one call, and padded for PyTorch's kernel."""
+    lengths, generator = [3, 90, 1, 64], torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(sum(lengths), heads, 16, generator=generator).to(dtype) for heads in (4, 2, 2))
+    layer, row = ScaledDotProductAttention(SimpleNamespace(context_parallel_size=1), 1, None, ""), pack(lengths)
+    assert in_one_call(query) is (dtype == torch.float32)
+    expected = definition(*(t.double().unsqueeze(1) for t in (query, key, value)), None, row.stretches).squeeze(1)
+    torch.testing.assert_close(layer(query, key, value, packed_seq_params=row).double(), expected, rtol=0, atol=1e-5)
+    plain = layer(*(t.unsqueeze(1) for t in (query, key, value))).squeeze(1)
+    torch.testing.assert_close(plain[:3], layer(query, key, value, packed_seq_params=row)[:3])
+    assert not torch.allclose(plain[3:], expected[3:].to(dtype), atol=1e-2)
+
+
 def test_keys_that_several_stretches_see():
     """As where ranks divide a row: the same keys for an early and a late chunk."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, length, 4, 16, generator=generator) for length in (128, 256, 256))
-    agree((query, key, value), None, [(0, 64, 0, 128), (64, 128, 0, 256)])
+    stretches = [(0, 64, 0, 128), (64, 128, 0, 256)]
+    agree((query, key, value), None, stretches)
+    by_tokens = [t.double().transpose(0, 1) for t in (query, key, value)]
+    torch.testing.assert_close(attend(*by_tokens, None, stretches), definition(*by_tokens, None, stretches))  # PyTorch's kernel
 
 
 @pytest.mark.parametrize("where", [0, 1, 2])
