@@ -29,7 +29,7 @@ def laid(shape, how, generator):
 
 generator = torch.Generator().manual_seed(0)
 ways = ("rows", "columns", "part", "every second", "expanded")
-for batch, (m, k, n) in itertools.product(((), (3,)), ((200, 130, 170), (1, 4000, 700), (3, 5, 7), (64, 0, 32))):
+for batch, (m, k, n) in itertools.product(((), (3,)), ((200, 130, 170), (128, 192, 170), (1, 4000, 700), (3, 5, 7), (64, 0, 32))):
     for one, other in itertools.product(ways, ways):
         a, b = laid((*batch, m, k), one, generator), laid((*batch, k, n), other, generator)
         expected = a.double() @ b.double()
