@@ -26,6 +26,7 @@ from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from stagecraft.inference.vllm_cpu.latent_moe import experts
 from stagecraft.inference.vllm_cpu.moe import SquaredReluExperts
 from stagecraft.inference.vllm_cpu.routing import choose
+from stagecraft.onednn import replace_products
 
 SHAPES = {"laptop": (32, 2, 64, 128), "4 x the widths": (32, 2, 256, 512)}  # experts, chosen, latent, ffn
 SCALE = 2.5
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    replace_products()  # as in the engine's processes
     generator = torch.Generator().manual_seed(0)
     table = Table(title="CPU microseconds of the routed experts, medians")
     for column in ("shapes", "tokens", "loop", "operators", "loop is faster by"):

@@ -20,7 +20,7 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t FEWEST_FLOP = 3'000'000;  // a call costs some 10 microseconds more than one of MKL's
-constexpr int64_t STEP = 64;  // of the number of tokens: a new shape is compiled, in some 400 microseconds
+constexpr int64_t STEP = 64;  // of the number of tokens: a new shape is compiled, in about a millisecond
 
 // Matrices that lie in memory row by row or column by column, and do not overlap.
 bool dense(const Tensor& t) {
