@@ -141,7 +141,8 @@ def race(params: Params, steps: int) -> dict[str, list[float]]:
         with patch.dict(os.environ, {"STAGECRAFT_NUMERICS": "eager"} if name == THEIRS else {}):
             processes[-1].start()
     for step in range(WARM_UP + steps):
-        for name in CONTENDERS[step % 4:] + CONTENDERS[:step % 4]:
+        first_up = step % len(CONTENDERS)
+        for name in CONTENDERS[first_up:] + CONTENDERS[:first_up]:
             turns[name].send(True)
             loss, taken = turns[name].recv()
             first.setdefault(name, loss)

@@ -42,7 +42,7 @@ class ScaledDotProductAttention(MegatronModule):
         return attend(query, key, value, self.scale, packed.stretches).squeeze(1)
 
     def _attend_padded(self, query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
-        """All sequences at once, for a GPU."""
+        """All sequences at once, for PyTorch's kernel."""
         rows = [torch.cat([t, t.new_zeros(1, *t.shape[1:])])[packed.padded].transpose(0, 1) for t in (query, key, value)]
         longest = len(rows[0])
         out = attend(*rows, self.scale, [(0, longest, 0, longest)])  # longest, sequences, heads * d

@@ -17,6 +17,8 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from stagecraft.model.attend import Stretch
+
 
 @dataclass
 class Packed(PackedSeqParams):
@@ -38,7 +40,7 @@ class Packed(PackedSeqParams):
     last: Tensor | None = None
     padded: Tensor | None = None
     unpadded: Tensor | None = None
-    stretches: Sequence[tuple[int, int, int, int]] = ()
+    stretches: Sequence[Stretch] = ()
 
     def part(self, rank: int, ranks: int) -> Packed:
         """The same row, of which context-parallel rank `rank` has its tokens.
