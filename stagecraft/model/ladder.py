@@ -81,6 +81,8 @@ def check(model: nn.Module, recipe: StageRecipe) -> None:
     for path, module in model.named_modules():
         if class_of(path) is None or not any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
             continue
+        if class_of(path) == "router" and module.config.moe_router_dtype != "fp32":
+            raise UserError(f"{recipe.in_the_model(path)} does not compute in float32", where="moe_router_dtype", mend="set it to fp32")
         wanted = format_of(recipe.match(MatchContext(path, None)))
         if wanted != (computes := format_in(module)):
             raise UserError(f"{recipe.in_the_model(path)} computes in {computes or 'its own dtype'}, the recipe says {wanted}",

@@ -83,7 +83,9 @@ def _kernel(x, y, amax, seed, rows, columns, padded_rows, padded_columns, amax_s
         counter = ((matrix * padded_rows + row) * padded_columns + column).to(tl.int32)
         uniform = ((_mix(counter ^ _mix(tl.load(seed))) >> 8) & 0xFFFFFF).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
         step = tl.where(magnitude < 2.0, 0.5, tl.where(magnitude < 4.0, 1.0, 2.0))
-        rounded = tl.floor(magnitude / step + uniform) * step  # a division by a power of two is exact
+        steps = magnitude / step  # exact: powers of two
+        whole = tl.floor(steps)
+        rounded = (whole + tl.floor(steps - whole + uniform)) * step
     else:
         anchor = tl.where(magnitude < 2.0, 4194304.0, tl.where(magnitude < 4.0, 8388608.0, 16777216.0))
         rounded = (magnitude + anchor) - anchor

@@ -26,7 +26,9 @@ def e2m1(magnitude: Tensor, noise: Tensor | None = None) -> Tensor:
         anchor = torch.where(clipped < 2.0, 2.0**22, torch.where(clipped < 4.0, 2.0**23, 2.0**24))
         return (clipped + anchor) - anchor
     step = torch.where(clipped < 2.0, 0.5, torch.where(clipped < 4.0, 1.0, 2.0))
-    return torch.floor(clipped / step + noise) * step
+    steps = clipped / step
+    whole = torch.floor(steps)
+    return (whole + torch.floor(steps - whole + noise)) * step  # steps + noise itself may round up to the next whole number
 
 
 def e4m3(value: Tensor) -> Tensor:

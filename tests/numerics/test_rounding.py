@@ -43,6 +43,18 @@ def test_representable_values_stay():
         assert torch.equal(nvfp4.quantize_dequantize(x, stochastic=True, seed=seed), x)
 
 
+def test_no_noise_moves_a_representable_value_or_leaves_the_format():
+    """In float32, 3 + (1 - 2^-24) is 4: of 10^7 draws one has such noise, so it is asked for by name."""
+    codes = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    for noise in (0.0, 0.5, 1 - 2**-22, 1 - 2**-23, 1 - 2**-24):
+        assert torch.equal(rounding.e2m1(codes, torch.full_like(codes, noise)), codes), noise
+    assert torch.equal(rounding.e2m1(torch.tensor([7.5, float("inf")]), torch.full((2,), 1 - 2**-24)), torch.tensor([6.0, 6.0]))
+    counter = 15_340_575  # whose noise is 1 - 2^-24 with seed 0
+    assert rounding.noise(torch.tensor(counter, dtype=torch.int32), rounding.seed_tensor(0, codes.device)) == 1 - 2**-24
+    x = torch.full((counter // 16 + 1, 16), 6.0)
+    assert nvfp4.quantize_dequantize(x, stochastic=True, seed=0).max() == 6.0
+
+
 def test_seed_decides_and_nothing_else():
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     first = nvfp4.quantize_dequantize(x, stochastic=True, seed=3)
