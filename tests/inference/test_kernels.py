@@ -36,6 +36,8 @@ from tests.inference.recurrence import (
 
 STEPS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=3).filter(lambda rows: sum(n for n, _ in rows))
 
+STEEP = st.sampled_from([1.0, 60.0])  # with the latter silu and sigmoid are of numbers whose exponential is infinite in float32
+
 
 @pytest.fixture(params=["compiled", "operators"])
 def way(request, monkeypatch):
@@ -47,9 +49,10 @@ def way(request, monkeypatch):
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(STEPS, st.booleans())
-def test_a_speculative_convolution_goes_on_from_the_accepted_tokens(way, rows, channels_last):
+@given(STEPS, st.booleans(), STEEP)
+def test_a_speculative_convolution_goes_on_from_the_accepted_tokens(way, rows, channels_last, steep):
     case = convolution_case(*map(tuple, zip(*rows)))
+    case.x *= steep
     expected, stored = reference_convolution(case)
     states = case.states.transpose(1, 2).contiguous().transpose(1, 2) if channels_last else case.states.clone()
     got = mamba_speculative.convolve(case.x, states, case.weight, case.bias, "silu", case.slots, case.starts, case.accepted)
@@ -89,8 +92,8 @@ def matrix(weight: torch.Tensor) -> backbone.Matrix:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(STEPS, st.booleans(), st.sampled_from([1, 2]))
-def test_a_mamba_layer_of_decoding_sequences_is_its_parts_one_after_another(monkeypatch, rows, drafts, groups):
+@given(STEPS, st.booleans(), st.sampled_from([1, 2]), STEEP)
+def test_a_mamba_layer_of_decoding_sequences_is_its_parts_one_after_another(monkeypatch, rows, drafts, groups, steep):
     current_platform.import_kernels()
     from vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm import selective_state_update
 
@@ -102,6 +105,7 @@ def test_a_mamba_layer_of_decoding_sequences_is_its_parts_one_after_another(monk
     starts, accepted = (torch.tensor(values, dtype=torch.int32) for values in ([0, *np.cumsum(lengths)], accepted))
     x, into, out_of = (torch.randn(shape, generator=g) for shape in ((tokens, hidden), (inner + channels + heads, hidden), (hidden, inner)))
     into, out_of = into / hidden**0.5, out_of / inner**0.5
+    into[:inner] *= steep  # the gate
     conv_states = torch.randn(SLOTS, WIDTH + 1 if drafts else WIDTH - 1, channels, generator=g)
     states, weight, bias = (torch.randn(shape, generator=g) for shape in ((SLOTS, heads, size, n), (channels, WIDTH), (channels,)))
     A, D, dt_bias, scale, norm_weight = (torch.rand(k, generator=g) for k in (heads, heads, heads, inner, hidden))
@@ -205,13 +209,17 @@ def test_experts_equal_their_formula(tokens):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 99))
-def test_routed_experts_equal_their_formula(tokens, experts, chosen, d, f, renormalize, seed):
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 99),
+       STEEP)
+def test_routed_experts_equal_their_formula(tokens, experts, chosen, d, f, renormalize, seed, steep):
     """In float64, with as many chosen by all tokens as there happen to be, and sizes that are no multiple of anything."""
     g = torch.Generator().manual_seed(seed)
     chosen = min(chosen, experts)
     logits, bias, x = (torch.randn(shape, generator=g) for shape in ((tokens, experts), (experts,), (tokens, d)))
     up, down = torch.randn(experts, f, d, generator=g), torch.randn(experts, d, f, generator=g)
+    logits *= steep
+    if steep > 1:
+        logits[:, 0], bias[0] = 1.0, 9.0  # chosen by all: where the chosen sigmoids are all zero there are no shares
     got = latent_moe.experts(logits, bias, x, up, down, chosen, renormalize, 2.5)
     weights, ids = routing.choose(logits, chosen, renormalize, 2.5, bias)
     passed = torch.einsum("tef,edf->ted", torch.einsum("td,efd->tef", x.double(), up.double()).relu().square(), down.double())

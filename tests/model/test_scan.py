@@ -47,6 +47,26 @@ def test_values_and_gradients_are_those_of_the_products(lengths, size, groups, p
         torch.testing.assert_close(ours, theirs, atol=2e-5 * float(theirs.abs().max()) + 1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("extreme", [-1e30, -1000.0, -89.0, 89.0, 1000.0])
+@pytest.mark.parametrize("what", ["gate", "convolution", "step"])
+def test_saturated_gates_are_numbers(what, extreme):
+    """e^89 is infinite in float32, one divided by it zero."""
+    generator = torch.Generator().manual_seed(0)
+    heads, size, state = 4, 32, 5
+    inner, channels = heads * size, heads * size + 2 * state
+    shapes = (1, 9, inner + channels + heads), (channels, 4), (channels,), (heads,)
+    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+    tensors += [-torch.rand(heads, generator=generator), torch.randn(heads, generator=generator)]
+    if what == "convolution":
+        tensors[2][:] = max(extreme, -1000.0)
+    else:
+        tensors[0][0, 3, slice(inner) if what == "gate" else slice(inner + channels, None)] = extreme
+    options = {"headdim": size, "ngroups": 1}
+    for ours, theirs in zip(gradients(True, tensors, **options), gradients(False, tensors, **options)):
+        assert theirs.isfinite().all()
+        torch.testing.assert_close(ours, theirs, atol=2e-5 * float(theirs.abs().max()) + 1e-6, rtol=2e-4)
+
+
 def test_subnormal_numbers_survive_the_library():
     """Linked with -ffast-math it would set the processor to flush them."""
     assert scan.library() is not None and float(torch.tensor(1e-40) * 0.5) > 0
