@@ -173,4 +173,7 @@ def sharded(trainer: Trainer) -> dict[str, Any]:
     model = trainer.module.sharded_state_dict(prefix="")
     moments = {name: {moment: make_sharded_optimizer_tensor(model[name], tensor, f"optimizer.{moment}")
                       for moment, tensor in moments.items()} for name, moments in trainer.moments().items()}
+    if trainer.shards_moments:  # of the data-parallel ranks the one that has them writes them
+        for shard in (shard for own in moments.values() for shard in own.values()):
+            shard.replica_id = (*shard.replica_id[:2], 0)
     return {"model": model, "optimizer": moments}

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from stagecraft.engine.batch import Batch, whole_row
 from stagecraft.engine.diagnostics import Diagnostics
 from stagecraft.engine.optimizers import FusedAdam
 from stagecraft.engine.pipeline import through
+from stagecraft.engine.sharded_optimizer import ShardedOptimizer, build_optimizer
 from stagecraft.model.build import build_model, transformer_config
 from stagecraft.model.config import Architecture
 from stagecraft.model.mtp import counts
@@ -117,9 +118,9 @@ class Trainer:
         self.diagnostics = Diagnostics(architecture, self.module, self.config.quant_recipe.in_the_model, diagnose_every)
         self.config.finalize_model_grads_func = self.diagnostics.around(finalize_model_grads)
         o = optimization
-        self.optimizer = get_megatron_optimizer(OptimizerConfig(
+        self.optimizer = build_optimizer(OptimizerConfig(
             optimizer="adam", lr=o.lr, min_lr=o.min_lr, weight_decay=o.weight_decay, adam_beta1=o.betas[0], adam_beta2=o.betas[1],
-            clip_grad=o.clip, bf16=self.config.bf16, params_dtype=self.config.params_dtype), [self.model])
+            clip_grad=o.clip, bf16=self.config.bf16, params_dtype=self.config.params_dtype), self.model)
         for parameter in self.module.parameters():
             if hasattr(parameter, "muon"):
                 self._main(parameter).muon = parameter.muon
@@ -128,7 +129,7 @@ class Trainer:
             lr_decay_steps=max(o.steps, o.warmup_steps + 1), lr_decay_style="WSD" if o.decay_steps else "constant",
             start_wd=o.weight_decay, end_wd=o.weight_decay, wd_incr_steps=0, wd_incr_style="constant",
             wsd_decay_steps=o.decay_steps, lr_wsd_decay_style="minus_sqrt")
-        self.steps_done = 0
+        self.steps_done = self.updates = 0  # of the steps, those that changed the weights: Adam corrects its moments by their number
 
     def step(self, batches: Sequence[Batch], loss: LossFunction | None = None) -> StepResult:
         """One optimizer step over this rank's microbatches; gradients are means over the tokens of all ranks that have a loss.
@@ -159,6 +160,7 @@ class Trainer:
         finite = math.isfinite(norm) and math.isfinite(sums["loss"])
         if finite:
             self.optimizer.step()
+            self.updates += 1
         else:
             for bias, before in biases:  # which megatron-core moved with the gradients' reduction
                 bias.copy_(before)
@@ -250,7 +252,7 @@ class Trainer:
         return through(self.model, [batch], self._forward, forward_only=True)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """The optimizer's state on this rank, by the names of the weights: `exp_avg`, `exp_avg_sq`, and `main`, the float32 values of
+        """The optimizer's state that this rank has, by the names of the weights: `exp_avg`, `exp_avg_sq`, and `main`, the float32 values of
         a bfloat16 weight."""
         found: dict[Tensor, dict[str, Tensor]] = {}
         for part in self._optimizers():
@@ -265,13 +267,13 @@ class Trainer:
         return getattr(parameter, "main_param", parameter)
 
     @property
-    def updates(self) -> int:
-        """How many of the steps changed the weights: Adam corrects its moments by this count."""
-        return max((group.get("step", 0) for part in self._optimizers() for group in part.param_groups), default=0)
+    def shards_moments(self) -> bool:
+        """Whether this rank has the moments of a share of its parameters only, the other data-parallel ranks those of the others."""
+        return isinstance(self.optimizer, ShardedOptimizer)
 
     def go_on_from(self, step: int, updates: int) -> None:
         """Count `step` steps as done, `updates` of which changed the weights."""
-        self.steps_done = step
+        self.steps_done, self.updates = step, updates
         for part in self._optimizers():
             for group in part.param_groups:
                 group["step"] = updates

@@ -51,10 +51,10 @@ CASES = {
     "cp2 ep4": {"layout": size(context=2, expert=4)},
     "cp4, then tp2 dp2": {"layout": size(context=4), "resume": size(tensor=2)},
     "cp4, MTP": {"layout": size(context=4), "options": FULL},
-    "pp2, recipe": {"layout": size(pipeline=2), "options": RECIPE},
-    "tp2, recipe": {"layout": size(tensor=2), "options": RECIPE, "other blocks": True},
-    "cp2, recipe": {"layout": size(context=2), "options": RECIPE, "other blocks": True},
-    "ep2, recipe": {"layout": size(expert=2), "options": RECIPE, "other blocks": True},
+    "pp2, recipe": {"layout": size(pipeline=2), "options": RECIPE, "close": True},
+    "tp2, recipe": {"layout": size(tensor=2), "options": RECIPE, "close": True},
+    "cp2, recipe": {"layout": size(context=2), "options": RECIPE, "close": True},
+    "ep2, recipe": {"layout": size(expert=2), "options": RECIPE, "close": True},
 }
 
 
@@ -83,7 +83,7 @@ def one_process(weights, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "other blocks" not in case])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "close" not in case])
 def test_the_training_is_that_of_one_process(name, weights, told):
     found, whole = told[name]
     steps, heldout, after, expected = one_process(weights, CASES[name])
@@ -98,8 +98,12 @@ def test_the_training_is_that_of_one_process(name, weights, told):
 
 @pytest.mark.slow
 def test_the_recipe_is_as_close_as_blocks_of_other_rows_let_it_be(weights, told):
-    """A scale is of the rows, columns or experts' rows that a rank has: losses and what is learned are close, and unquantised is not."""
-    names = [name for name, case in CASES.items() if "other blocks" in case]
+    """A scale is of the rows, columns or experts' rows that a rank has: losses and what is learned are close, and unquantised is not.
+
+    A pipeline has one process's blocks, and its first steps: then the last bit of a gradient's norm, which is summed rank by rank, has put
+    values on the other side of a rounding.
+    """
+    names = [name for name, case in CASES.items() if "close" in case]
     steps, heldout, after, _ = one_process(weights, {"options": RECIPE})
 
     def apart(other_steps, other_heldout, other_after):
@@ -108,8 +112,10 @@ def test_the_recipe_is_as_close_as_blocks_of_other_rows_let_it_be(weights, told)
         return max(abs(seen[0] / wanted[0] - 1) for seen, wanted in losses), abs(other_heldout[0] / heldout[0] - 1)
 
     found = {name: apart(*(told[name][0][key] for key in ("steps", "heldout", "after"))) for name in names}
+    for seen, wanted in zip(told["pp2, recipe"][0]["steps"], steps):
+        assert seen == pytest.approx(wanted, rel=2e-4)
     unquantised = apart(*one_process(weights, {})[:3])
-    assert len(names) == 3 and all(losses < 8e-3 and learned < 1.5e-3 for losses, learned in found.values()), found
+    assert len(names) == 4 and all(losses < 8e-3 and learned < 1.5e-3 for losses, learned in found.values()), found
     assert unquantised[0] > 12e-3 and unquantised[1] > 2e-3
 
 
