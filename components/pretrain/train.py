@@ -56,8 +56,8 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     trainer = built(params, params.layout)
     announce(params, trainer, log)
     watchdog = Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds)
-    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length, **common)
-            for phase in params.phases}
+    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length,
+                              **{**common, "seed": params.seed + phase.number}) for phase in params.phases}
 
     def run(until: int, between: Callable[[], None] = lambda: None) -> tuple[int, float]:
         """Go on to step `until` with the trainer there is, in whose layout all phases up to then are."""

@@ -15,7 +15,7 @@ from megatron.core import dist_checkpointing
 from torch import nn
 
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.files import sha256
+from stagecraft.contract.files import digest_of, sha256
 from stagecraft.engine.saving import STATE, Saver, sharded
 from stagecraft.engine.together import FAILURES, together
 from stagecraft.engine.trainer import Trainer
@@ -48,8 +48,8 @@ def resume(directory: Path, trainer: Trainer, note: Callable[[str], None] = lamb
             return _load(checkpoint, trainer)
         note(f"checkpoint {checkpoint} is damaged ({damage[0]}); it is now damaged-{checkpoint.name}, the one before it is tried")
         together((lambda checkpoint=checkpoint: _set_aside(checkpoint)) if dist.get_rank() == 0 else None)
-    if found:
-        raise UserError(f"none of its {len(found)} checkpoints is whole", where=str(directory), mend="delete them to begin anew")
+    if damaged := list(directory.glob("damaged-step-*")):  # of this start, or of one before
+        raise UserError(f"none of its {len(damaged)} checkpoints is whole", where=str(directory), mend="delete them to begin anew")
     return None
 
 
@@ -101,7 +101,10 @@ def _load(checkpoint: Path, trainer: Trainer) -> dict[str, Any]:
 def _damage(checkpoint: Path) -> str:
     """What is wrong with this rank's share of a checkpoint's files; "" if nothing."""
     try:
-        digests = json.loads((checkpoint / STATE).read_text())["sha256"]
+        state = json.loads((checkpoint / STATE).read_text())
+        digests, digest = state["sha256"], state.pop("digest")
+        if digest_of(state) != digest:
+            return f"{STATE} is not what was written"
         for name in sorted(digests)[dist.get_rank()::dist.get_world_size()]:
             if sha256(checkpoint / name) != digests[name]:
                 return f"{name} is not what was written"

@@ -28,10 +28,13 @@ class Phase:
     """Rows first, ..., first + rows - 1 of the training are rows 0, ..., rows - 1 of `blend` in rows of `length` tokens.
 
     Args:
+        number: among the phases. Each reads in an order of its own: blends share files, and one order would give every phase the same
+            documents first.
         micro: rows of a forward pass.
         stretches: the steps that read this phase.
     """
 
+    number: int
     blend: str
     first: int
     length: int
@@ -74,7 +77,7 @@ def phases(blend: str, decay_blend: str, *, steps: int, decay_steps: int, length
     found: list[Phase] = []
     for name, length_, micro_, stretches in parts:
         first = found[-1].first + found[-1].rows if found else 0
-        phase = Phase(name, first, length_, micro_, tuple(Stretch(*stretch) for stretch in stretches))
+        phase = Phase(len(found), name, first, length_, micro_, tuple(Stretch(*stretch) for stretch in stretches))
         if phase.rows:
             found.append(phase)
     return found

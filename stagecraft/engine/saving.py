@@ -23,7 +23,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from torch import Tensor
 
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.files import sha256, write_json
+from stagecraft.contract.files import digest_of, sha256, write_json
 from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Trainer
 
@@ -128,7 +128,8 @@ class Saver:
         def publish() -> None:
             digests = {name: digest for part in parts for name, digest in part.items()}
             digests |= {path.name: sha256(path) for path in temporary.iterdir() if path.name not in digests}
-            write_json(temporary / STATE, {**writing.state, "sha256": digests})
+            state = {**writing.state, "sha256": digests}
+            write_json(temporary / STATE, {**state, "digest": digest_of(state)})
             final = temporary.with_name(temporary.stem.removeprefix("."))
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)

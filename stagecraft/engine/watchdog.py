@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -86,12 +87,13 @@ class Watchdog:
         place = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
         path = self.directory / f"heartbeat-{self.rank}"
         temporary = self.directory / f".{path.name}"
-        temporary.write_text(json.dumps([self._last[0], place]))
-        temporary.replace(path)
+        with suppress(OSError):  # as on a full disk: this rank then looks silent, but goes on watching
+            temporary.write_text(json.dumps([self._last[0], place]))
+            temporary.replace(path)
 
     def _end(self, step: int, waited: float) -> None:
         path = self.directory / f"stack-{self.rank}.txt"
-        with path.open("w") as stream:
+        with suppress(OSError), path.open("w") as stream:
             faulthandler.dump_traceback(stream, all_threads=True)
         print(f"error: rank {self.rank} has waited {waited:.0f} s in step {step + 1}: {self._waited_for()}; "
               f"its stack is in {path} - start it again: it goes on from the last checkpoint", file=sys.stderr, flush=True)
@@ -101,7 +103,7 @@ class Watchdog:
         beats = self._beats()
         if silent := [f"rank {rank} has been silent for {beat.age:.0f} s" for rank, beat in beats.items() if beat.age > self.seconds / 2]:
             return ", ".join(silent)
-        last = max(beat.step for beat in beats.values())
+        last = max((beat.step for beat in beats.values()), default=0)
         if behind := {rank: beat for rank, beat in beats.items() if beat.step < last}:
             return ", ".join(f"rank {rank} is behind, in step {beat.step + 1} at {beat.place}" for rank, beat in behind.items())
         at: dict[str, list[int]] = {}
@@ -114,6 +116,7 @@ class Watchdog:
     def _beats(self) -> dict[int, _Beat]:
         now, found = time.time(), {}
         for path in self.directory.glob("heartbeat-*"):
-            step, place = json.loads(path.read_text())
-            found[int(path.name.rpartition("-")[2])] = _Beat(now - path.stat().st_mtime, step, place)
+            with suppress(OSError, ValueError):
+                step, place = json.loads(path.read_text())
+                found[int(path.name.rpartition("-")[2])] = _Beat(now - path.stat().st_mtime, step, place)
         return dict(sorted(found.items()))

@@ -52,6 +52,7 @@ def test_every_step_reads_the_next_rows_of_its_phase(steps, further, data, batch
     assert {after - before for before, after in pairwise([*sizes[:ramp.steps], batch])} <= {0, ramp.increment}
     assert not ramp.steps or sizes[0] == ramp.start
     assert len(set(read)) == len(read) == sum(phase.rows for phase in schedule)
+    assert [phase.number for phase in schedule] == list(range(len(schedule)))
     numbers = [phase.first + row for phase, row in read]
     assert sorted(numbers) == list(range(len(numbers))) and numbers[:sum(sizes[:steps])] == list(range(sum(sizes[:steps])))
     assert all(phase_of(number, schedule) is phase for number, (phase, _) in zip(numbers, read))

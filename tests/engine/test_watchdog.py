@@ -1,7 +1,9 @@
 """A hung rank: the ranks that wait for it end, name it, and leave their stacks."""
 
+import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from stagecraft.engine.watchdog import Watchdog
 
 RANK = """
 import sys, time, pathlib
@@ -86,3 +90,17 @@ def test_a_rank_that_was_itself_stopped_goes_on(tmp_path):
     finally:
         for rank in ranks:
             rank.kill()
+
+
+def test_a_full_disk_does_not_end_the_watch(tmp_path):
+    """Files of this process may not grow at all for a while: a heartbeat meets an OSError, as it does without space."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Watchdog(tmp_path, 0, 1, seconds=8) as watchdog:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        try:
+            time.sleep(2.5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        watchdog.beat(1)
+        time.sleep(2.5)
+        assert json.loads((tmp_path / "heartbeat-0").read_text())[0] == 1
