@@ -35,8 +35,13 @@ def library(package: Path) -> ctypes.CDLL | None:
     if os.environ.get("STAGECRAFT_NUMERICS") == "eager":
         return None
     try:
-        return ctypes.CDLL(str(_built(package)))
-    except (OSError, subprocess.CalledProcessError) as error:
+        path = _built(package)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # it is not what was built
+            path.unlink()
+            return ctypes.CDLL(str(_built(package)))
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home directory
         lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         reason = next((line for line in lines if "error" in line), lines[-1])  # compilers go on, with the line and where in it
         warnings.warn(f"the loops of {package.name} run in PyTorch's operators, which is slower: {reason}", stacklevel=2)
@@ -63,6 +68,8 @@ def _built(package: Path) -> Path:
             # -Bsymbolic: a name that libc has too (`advance`, say) means ours.
             for command in (*compilations, ["-shared", "-Wl,-Bsymbolic", *unlinked, *libraries, "-o", str(made)]):
                 subprocess.run([compiler, *command], capture_output=True, text=True, check=True)
+            with made.open("rb") as stream:  # a library cut short by a power cut would end every later process
+                os.fsync(stream.fileno())
             made.replace(path)
     return path
 

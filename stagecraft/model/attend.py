@@ -30,7 +30,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None, stret
 
     Returns [t, b, heads * d].
     """
-    if in_one_call(query):
+    if in_one_call(query) and query.dtype == key.dtype == value.dtype:
         return _Attend.apply(query, key, value, scale, stretches)
     q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
     parts = [F.scaled_dot_product_attention(q[:, :, first:end], k[:, :, start:until], v[:, :, start:until], scale=scale,

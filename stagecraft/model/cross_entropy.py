@@ -14,11 +14,17 @@ from stagecraft.native import at
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """logits [rows, classes] of any float type, labels int64 [rows] -> losses in nats, float32 [rows]."""
+    """logits [rows, classes] of any float type, labels int64 [rows] -> losses in nats, float32 [rows].
+
+    Raises:
+        IndexError: a label is no class.
+    """
     logits = logits.float()
     if logits.device.type != "cpu" or library() is None:
         return F.cross_entropy(logits, labels, reduction="none")
-    return _CrossEntropy.apply(logits.contiguous(), labels.contiguous())
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise IndexError(f"labels from {int(labels.min())} to {int(labels.max())}, of {logits.shape[1]} classes")
+    return _CrossEntropy.apply(logits.contiguous(), labels.long().contiguous())
 
 
 class _CrossEntropy(torch.autograd.Function):

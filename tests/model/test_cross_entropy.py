@@ -29,6 +29,17 @@ def test_values_and_gradients_are_pytorchs(rows, classes, spread, dtype, seed):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5 if dtype is torch.float32 else 1e-2, atol=1e-6)
 
 
+@pytest.mark.parametrize("label", [-100, -1, 7])
+def test_a_label_that_is_no_class_is_refused(label):
+    with pytest.raises(IndexError, match="of 7 classes"):
+        cross_entropy(torch.randn(3, 7), torch.tensor([0, label, 6]))
+
+
+def test_labels_may_have_another_integer_type():
+    logits, labels = torch.randn(3, 7), torch.tensor([0, 6, 3])
+    assert torch.equal(cross_entropy(logits, labels.int()), cross_entropy(logits, labels))
+
+
 def test_a_logit_that_is_no_number_gives_a_loss_that_is_none():
     logits = torch.zeros(2, 40)
     logits[1, 3] = torch.nan
