@@ -18,12 +18,13 @@ from components.pretrain.params import Params
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.blend import read_blend
 from stagecraft.data.tokenizer import load_tokenizer
-from stagecraft.engine import loop, parallel
+from stagecraft.engine import loop, parallel, row_order
 from stagecraft.engine.datasets import batch_of, open_blend
 from stagecraft.engine.launch import world_size
 from stagecraft.engine.layout import Layout
 from stagecraft.engine.merging import Merger
 from stagecraft.engine.phases import read_at, rows_read
+from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.engine.watchdog import Watchdog
 from stagecraft.model.hardware import Hardware
@@ -56,8 +57,11 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     trainer = built(params, params.layout)
     announce(params, trainer, log)
     watchdog = Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds)
+    first = dist.get_rank() == 0
+    together((lambda: row_order.unseal(common["cache"])) if first else None)
     rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length,
                               **{**common, "seed": params.seed + phase.number}) for phase in params.phases}
+    together((lambda: row_order.seal(common["cache"])) if first else None)
 
     def run(until: int, between: Callable[[], None] = lambda: None) -> tuple[int, float]:
         """Go on to step `until` with the trainer there is, in whose layout all phases up to then are."""

@@ -15,7 +15,7 @@ from megatron.core import dist_checkpointing
 from torch import nn
 
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.files import digest_of, sha256
+from stagecraft.contract.files import digest_of, sha256, write_json
 from stagecraft.engine.saving import STATE, Saver, sharded
 from stagecraft.engine.together import FAILURES, together
 from stagecraft.engine.trainer import Trainer
@@ -66,19 +66,30 @@ def save_weights(path: Path, module: nn.Module) -> None:
         temporary.mkdir(parents=True)
 
     def finish() -> None:
+        digests = {name: digest for part in parts for name, digest in part.items()}
+        digests |= {written.name: sha256(written) for written in temporary.iterdir() if written.name not in digests}
+        write_json(temporary / STATE, {"sha256": digests, "digest": digest_of({"sha256": digests})})
         shutil.rmtree(path, ignore_errors=True)
         temporary.rename(path)
 
     try:
         together(begin if first else None)
         together(lambda: dist_checkpointing.save(module.sharded_state_dict(prefix=""), temporary))
+        parts = together(lambda: {path.name: sha256(path) for path in temporary.glob(f"__{dist.get_rank()}_*")})
         together(finish if first else None)
     except OSError as error:
         raise UserError(f"weights cannot be written: {error}", where=str(path), mend="make room and start again") from error
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
-    """Take over what `save_weights` wrote, under whatever layout."""
+    """Take over what `save_weights` wrote, under whatever layout.
+
+    Raises:
+        UserError: it is not what was written.
+    """
+    for damage in together(lambda: _damage(path)):
+        if damage:
+            raise UserError(f"damaged weights: {damage}", where=str(path), mend=f"delete {path.parent} to go on without what it holds")
     module.load_state_dict(dist_checkpointing.load(module.sharded_state_dict(prefix=""), path))
 
 

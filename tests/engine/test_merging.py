@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stagecraft.contract.errors import UserError
 from stagecraft.engine.merge_params import Merging
 from stagecraft.engine.merging import Merger, coefficients
 from tests.engine.test_trainer import batch, new_trainer
@@ -72,3 +73,13 @@ def test_after_a_kill_the_window_is_that_of_the_files(tmp_path):
 def test_without_a_full_window_nothing_is_merged(tmp_path):
     _, merger, *_ = walk(tmp_path, window=3)
     assert merger.goes_on(4, lambda: 0.0, last=2.0) is None and not merger.merged
+
+
+@pytest.mark.parametrize("damage", ["short", "another bit"])
+def test_damaged_weights_of_the_window_are_one_line(tmp_path, damage):
+    _, merger, *_ = walk(tmp_path)
+    file = max((tmp_path / "step-00000002").glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content, middle = file.read_bytes(), file.stat().st_size // 2
+    file.write_bytes(content[:middle] + (b"" if damage == "short" else bytes([content[middle] ^ 1]) + content[middle + 1:]))
+    with pytest.raises(UserError, match=r"step-00000002: damaged weights: .* is not what was written"):
+        merger.goes_on(4, lambda: 0.5, 1.0)
