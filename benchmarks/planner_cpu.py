@@ -133,9 +133,11 @@ class Machine:
 
 def predict(model: Model, rates: dict[str, float]) -> float:
     """Seconds of one step."""
-    gpu = Gpu(name="CPU", memory=1e12, bandwidth=rates["memory"], peak={"float32": rates["gemm"]}, nvlink=1.0, domain=1, network=1.0,
-              price=0.0)
-    shares: Efficiencies = replace(efficiencies().ideal(), attention=rates["attention"] / rates["gemm"], scan=rates["scan"] / rates["gemm"])
+    peak = max(rates["gemm"], rates["attention"], rates["scan"])  # no share of it is above 1, whichever is quickest
+    gpu = Gpu(name="CPU", memory=1e12, bandwidth=rates["memory"], peak={"float32": peak}, nvlink=1.0, domain=1, network=1.0, price=0.0)
+    stated = efficiencies().ideal()
+    shares: Efficiencies = replace(stated, gemm=dict.fromkeys(stated.gemm, rates["gemm"] / peak), attention=rates["attention"] / peak,
+                                   scan=rates["scan"] / peak)
     return training_step(model, WORK, Layout(micro=WORK.batch), Roofline(gpu, shares, EAGER), formats("training", "float32")).seconds
 
 

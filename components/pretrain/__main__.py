@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from stagecraft.contract.errors import exit_on_user_error
+from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.runner import cli
 
 
@@ -14,6 +14,8 @@ def dry_run() -> None:
     parser.add_argument("--ranks", type=int, metavar="N",
                         help="of the whole job (default: the profile's processes, or, if that is 1, the fewest that all phases can use)")
     options = parser.parse_args()
+    if options.ranks is not None and options.ranks < 1:
+        raise UserError(f"{options.ranks} ranks are none", where="--ranks", mend="give 1 or more")
 
     from components.pretrain.dry_run import main
 

@@ -51,7 +51,7 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
     worth = {"before": acceptance(trainer, read_answers(started, 0), params.pack_tokens)}
     trainer.load_weights(weights)
     worth["rl"] = acceptance(trainer, last, params.pack_tokens)
-    checkpoints.resume(work / "healing", trainer)
+    checkpoints.resume(work / "healing", trainer, log.note if log else lambda _: None)
     if log:
         log.rewind(trainer.steps_done, "healing")
     packs = _packs(last_rollouts(kept, params), params)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing import current_process
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Processes:
         for worker in range(job.params.generators.count):
             pipe, other = context.Pipe()
             process = context.Process(target=_run, args=(other, self._slots, job, worker), daemon=True)
-            process.start()
+            _start(process)
             other.close()
             self._pipes.append(pipe)
             self._processes.append(process)
@@ -86,8 +87,16 @@ class _Pipe:
         self._pipe.send(message)
 
 
+def _start(process: BaseProcess) -> None:
+    """Start a worker that ignores Ctrl-C, from its first import on: when the trainer ends, so does the worker."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _run(pipe: Connection, slots: list[_Weights], job: Job, worker: int) -> None:
     current_process()._config["daemon"] = False  # it ends with the trainer, and may have the children that divide its model
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: when it ends, so does this
     with suppress(BrokenPipeError, ConnectionResetError):  # the trainer has ended: not even an error gets through
         work(_Pipe(pipe, slots), job, worker)

@@ -42,7 +42,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
                                                  clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, dtype=getattr(torch, params.dtype),
                       expert_bias_rate=0.0, aux_loss=0.0)
-    checkpoints.resume(work / "checkpoints", trainer)
+    checkpoints.resume(work / "checkpoints", trainer, log.note if log else lambda _: None)
     kept = 0
     if log:
         log.rewind(before + trainer.steps_done, "train")

@@ -9,6 +9,7 @@ from typing import Any
 from components.serve.deployment import PORT, arguments, objects, write_manifest
 from components.serve.params import Params
 from components.serve.promotion import promoted
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_json
 from stagecraft.contract.runlog import RunLog
 
@@ -32,13 +33,13 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         `modes` (by reasoning mode: thinking tokens, answer tokens, exact match, with standard errors).
 
     Raises:
-        UserError: nothing was promoted, or the checkpoint cannot be read.
+        UserError: nothing was promoted, the checkpoint cannot be read, or a server was not up in the time that the parameters give it.
         ServerDiedError: a server did not come up; its last lines are in the message.
         CheckFailedError: it came up and does not serve as it should.
     """
     from components.serve.reasoning import metrics
     from components.serve.session import inspect
-    from stagecraft.inference.server import Server, running
+    from stagecraft.inference.server import Server, ServerLateError, running
     from stagecraft.inference.server_settings import local_arguments
 
     model, verdict = promoted(inputs)
@@ -48,9 +49,13 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     drafting = Server(model, settings, log.work / "drafting.log") if settings.draft_tokens else plain
     servers = [plain, drafting] if settings.draft_tokens else [plain]
     with log.bar("start, check, measure", total=3, unit="part") as bar:
-        with running(*servers):
-            bar.advance()
-            report = inspect(plain, drafting, params, log, bar.advance)
+        try:
+            with running(*servers):
+                bar.advance()
+                report = inspect(plain, drafting, params, log, bar.advance)
+        except ServerLateError as error:
+            raise UserError(str(error).splitlines()[0].partition(";")[0], where="serve.server.startup_seconds",
+                            mend=f"give it more time; what it said is in {log.work}") from error
 
     out, deployed = outputs["serving"], params.deployment
     write_json(out / "report.json", {"promoted": verdict["promoted"], "digest": verdict["digest"], **report})

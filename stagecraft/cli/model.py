@@ -92,6 +92,10 @@ def _registered(alias: str) -> Found:
     if not uri:
         raise UserError("no such directory, and there is no registry (MLFLOW_TRACKING_URI is empty)", where=alias,
                         mend="give a checkpoint directory")
+    database = uri.partition("?")[0].removeprefix("sqlite:///")
+    if uri.startswith("sqlite:///") and not Path(database).exists():  # to ask would make it
+        raise UserError(f"no such directory, and there is no registry: {database} does not exist", where=alias,
+                        mend="give a checkpoint directory, or run the pipeline")
     path = registered(connect(uri), alias)  # verifies it
     return Found(path, f"{MODEL}@{alias} of {uri}", manifest.read(path)["digest"])
 
@@ -100,8 +104,10 @@ def _at_revision(revision: str, model: str) -> Found:
     """What DVC's cache or remote has of an output as it was at a revision, laid into `FETCHED` once."""
     path = PATHS.get(model, Path(model))
     where = f"{revision}:{path}"
-    shown = subprocess.run(["git", "show", f"{revision}:dvc.lock"], capture_output=True, text=True, check=False)
-    if revision.startswith("-") or shown.returncode:
+    # A name that begins with a dash would be an option of git's, which has some that write files.
+    shown = None if revision.startswith("-") else subprocess.run(["git", "show", f"{revision}:dvc.lock"], capture_output=True, text=True,
+                                                                 check=False)
+    if shown is None or shown.returncode:
         raise UserError("no dvc.lock at this revision", where=where, mend="give a revision of git at which a run was committed")
     outs = [out for stage in YAML(typ="safe").load(shown.stdout).get("stages", {}).values() for out in stage.get("outs", ())]
     known = {out["path"]: out["md5"] for out in outs if "md5" in out}

@@ -87,8 +87,12 @@ def _serving(options: argparse.Namespace, machines: Cluster, efficiency: Efficie
                         where="--tensor", mend="give a divisor of the heads that the GPUs suffice for")
     server = _section(options.profile, "serve")[0]["server"]
     length = server["draft_tokens"] if options.drafts is None else options.drafts
+    length = length if architecture.num_nextn_predict_layers else 0
+    if options.accepted and not 1 <= options.accepted <= length + 1:
+        raise UserError(f"{options.accepted:g} tokens of a step cannot be kept with {length} drafts", where="--accepted",
+                        mend=f"give 1 to {length + 1}: the certain token is always kept, and each draft at most")
     drafts = None
-    if length and architecture.num_nextn_predict_layers:
+    if length:
         drafts = Drafts(length, options.accepted) if options.accepted else Drafts.expected(length)
     narrowest = next(name for name in ("nvfp4", "fp8", "bf16") if name in machines.gpu.peak or name == "bf16")
     return plan_serving(nemotron_h(architecture), machines, formats("serving", options.precision or narrowest), efficiency,

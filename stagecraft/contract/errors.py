@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 and SIGINT's number, as a shell has it
+
+# What the machine refuses a program that has no defect -> what to do about it.
+_REFUSALS = {
+    errno.EROFS: "work in a directory that can be written to", errno.EACCES: "grant access, or work in another directory",
+    errno.ENOSPC: "make room and start again", errno.EDQUOT: "make room and start again",
+    errno.EEXIST: "move away what is there, or name another place", errno.ENOTDIR: "move away what is there, or name another place",
+    errno.EADDRINUSE: "choose another port, or end what uses it",
+}
 
 
 class UserError(Exception):
@@ -26,10 +36,24 @@ class UserError(Exception):
         return " ".join((f"{text} - {self.mend}" if self.mend else text).split())
 
 
-def exit_on_user_error(main: Callable[[], int | None]) -> None:
-    """Run `main` as a program: a `UserError` becomes one line on stderr and exit code 2."""
+def exit_on_user_error(main: Callable[[], int | None], interrupted: str = "interrupted") -> None:
+    """Run `main` as a program: a `UserError`, or what the machine refuses, becomes one line on stderr and exit code 2.
+
+    Ctrl-C becomes one line too, `interrupted`, and exit code 130.
+    """
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
+        _say_and_exit(f"error: {error}", EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        refused = UserError(error.strerror, where=str(error.filename or ""), mend=_REFUSALS[error.errno])
+        _say_and_exit(f"error: {refused}", EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        _say_and_exit(interrupted, EXIT_INTERRUPTED)
+
+
+def _say_and_exit(line: str, status: int) -> None:
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -42,6 +42,8 @@ def read(directory: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         if not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
             raise ValueError(f"it lacks {', '.join(sorted(_KEYS))}")
+        if not _describes_files(manifest["files"]) or not isinstance(manifest["digest"], str):
+            raise ValueError("its digest is no text, or its files are not names with size and sha256")
         return manifest
     except FileNotFoundError:
         raise UserError("not a finished artifact (no manifest.json)", where=str(directory),
@@ -64,6 +66,10 @@ def verify(directory: Path) -> dict[str, Any]:
         if path.stat().st_size != expected["size"] or sha256(path) != expected["sha256"]:
             raise UserError("corrupt file: its bytes are not those the manifest records", where=str(path), mend=_restore(directory))
     return manifest
+
+
+def _describes_files(files: Any) -> bool:
+    return isinstance(files, dict) and all(isinstance(file, dict) and file.keys() >= {"size", "sha256"} for file in files.values())
 
 
 def _maker(directory: Path) -> str:

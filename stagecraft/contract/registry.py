@@ -33,7 +33,13 @@ def read_promotion(evaluation: Path) -> dict[str, Any]:
     """
     path = evaluation / "promotion.json"
     try:
-        return json.loads(path.read_text())
+        verdict = json.loads(path.read_text())
+        if not isinstance(verdict, dict) or "promoted" not in verdict:
+            raise ValueError("it does not say what is promoted")
+        said = [verdict.get(key) for key in ("promoted", "digest")]
+        if said[0] is not None and not all(isinstance(each, str) for each in said):
+            raise ValueError("what is promoted has no name or no digest")
+        return verdict
     except (OSError, ValueError) as error:
         raise UserError(f"no verdict on promotion: {error}", where=str(path), mend="run dvc repro evaluate") from None
 

@@ -95,7 +95,7 @@ def cli(name: str, argv: Sequence[str] | None = None) -> None:
                     f"writes {', '.join(str(PATHS[k]) for k in stage.outputs)} and {stage.metrics_path}. "
                     f"Parameters come from section `{name}` of {params_path()} ($STAGECRAFT_PARAMS names another profile).")
     parser.parse_args(argv)
-    exit_on_user_error(lambda: _run_and_tell(name))
+    exit_on_user_error(lambda: _run_and_tell(name), interrupted="interrupted; the same command goes on from the last checkpoint")
 
 
 def _run_and_tell(name: str) -> None:

@@ -6,8 +6,11 @@ push it out: who lost a verdict on the way may ask for it again.
 
 from __future__ import annotations
 
-import sys
+import argparse
+import os
+import socket
 from collections import OrderedDict
+from collections.abc import Sequence
 from secrets import token_urlsafe
 from typing import Any
 
@@ -15,11 +18,11 @@ from fastapi import Body, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from stagecraft.contract.errors import exit_on_user_error
+from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.environments.api import Environment, InvalidCallError, Session
-from stagecraft.environments.library import environment
+from stagecraft.environments.library import ENVIRONMENTS, environment
 
-_COOKIE, _SESSIONS = "stagecraft_session", 10_000
+_HOST, _COOKIE, _SESSIONS = "127.0.0.1", "stagecraft_session", 10_000
 
 
 def application(served: Environment) -> FastAPI:
@@ -63,12 +66,31 @@ def application(served: Environment) -> FastAPI:
     return app
 
 
-def main() -> None:
-    """Serve the environment named until the process ends."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve the environment named until the process ends.
+
+    Raises:
+        UserError: there is no such environment, or the port is none or taken.
+    """
+    parser = argparse.ArgumentParser(prog="python -m stagecraft.environments.server", description=__doc__)
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(ENVIRONMENTS)}")
+    parser.add_argument("port", metavar="PORT", type=int, help="on the loopback interface, 1 to 65535")
+    options = parser.parse_args(arguments)
+    served = environment(options.name)
+    if not 1 <= options.port <= 65535:
+        raise UserError(f"{options.port} is no port", where="PORT", mend="give 1 to 65535")
     import uvicorn
 
-    name, port = sys.argv[1:]
-    uvicorn.run(application(environment(name)), host="127.0.0.1", port=int(port), log_level="warning")
+    with _listening(options.port) as listener:  # uvicorn would end by itself where the port is taken, and not say how to mend it
+        uvicorn.Server(uvicorn.Config(application(served), log_level="warning")).run(sockets=[listener])
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        return socket.create_server((_HOST, port))
+    except OSError as error:
+        raise UserError(f"cannot listen there: {os.strerror(error.errno)}", where=f"port {port}",
+                        mend="choose another, or end what uses it") from None
 
 
 if __name__ == "__main__":

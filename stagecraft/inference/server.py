@@ -30,6 +30,10 @@ class ServerDiedError(RuntimeError):
     """The server ended, or did not become healthy; the message holds the last lines of its log."""
 
 
+class ServerLateError(ServerDiedError):
+    """The server was still starting when its time was over."""
+
+
 class Server:
     """A server on the loopback interface, up inside a `with` block; `running` starts several side by side.
 
@@ -91,14 +95,15 @@ class Server:
         """Return once the server answers.
 
         Raises:
-            ServerDiedError: it ended first, or `startup_seconds` passed.
+            ServerDiedError: it ended first.
+            ServerLateError: `startup_seconds` passed.
         """
         deadline = time.monotonic() + self.settings.startup_seconds
         while not self.healthy():
             if not self.alive():
                 raise ServerDiedError(self._last_words(f"ended with status {self._process.returncode} before it was healthy"))
             if time.monotonic() > deadline:
-                raise ServerDiedError(self._last_words(f"was not healthy after {self.settings.startup_seconds:g} seconds"))
+                raise ServerLateError(self._last_words(f"was not healthy after {self.settings.startup_seconds:g} seconds"))
             time.sleep(0.2)
 
     def healthy(self) -> bool:

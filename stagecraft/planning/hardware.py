@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from ruamel.yaml import YAML
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params, parse
 
 _HERE = Path(__file__).parent
+
+Share = Annotated[float, Field(gt=0, le=1)]  # of what a data sheet promises
+Hidden = Annotated[float, Field(ge=0, le=1)]  # of a communication
+Seconds = Annotated[float, Field(ge=0)]
 
 
 @params
@@ -46,30 +51,30 @@ class Cluster:
 class Overlap:
     """Share of each kind of communication that hides behind computation."""
 
-    tensor: float
-    expert: float
-    data: float
-    pipeline: float
-    context: float
+    tensor: Hidden
+    expert: Hidden
+    data: Hidden
+    pipeline: Hidden
+    context: Hidden
 
 
 @params
 class Efficiencies:
     """See efficiencies.yaml, which says what each is and why."""
 
-    gemm: dict[str, float]
-    attention: float
-    scan: float
-    sustained: float
-    memory: float
-    nvlink: float
-    network: float
+    gemm: dict[str, Share]
+    attention: Share
+    scan: Share
+    sustained: Share
+    memory: Share
+    nvlink: Share
+    network: Share
     overlap: Overlap
-    memory_use: float
-    serving_memory_use: float
-    serving_step_seconds: float
-    restart_seconds: float
-    checkpoint_bandwidth: float
+    memory_use: Share
+    serving_memory_use: Share
+    serving_step_seconds: Seconds
+    restart_seconds: Seconds
+    checkpoint_bandwidth: float = Field(gt=0)
 
     def ideal(self) -> Efficiencies:
         """Every share 1, communication hidden: the bound that no software passes."""

@@ -46,6 +46,10 @@ def test_the_digest_is_of_the_files_alone(artifact):
     (lambda d: (d / "manifest.json").write_text("{"), "unreadable manifest"),
     (lambda d: (d / "manifest.json").write_text("[]"), "unreadable manifest"),
     (lambda d: (d / "manifest.json").write_text("{}"), "unreadable manifest"),
+    (lambda d: (d / "manifest.json").write_text('{"stage": "", "digest": "d", "files": []}'), "unreadable manifest"),
+    (lambda d: (d / "manifest.json").write_text('{"stage": "", "digest": "d", "files": {"x": 7}}'), "unreadable manifest"),
+    (lambda d: (d / "manifest.json").write_text('{"stage": "", "digest": "d", "files": {"x": {"size": 7}}}'), "unreadable manifest"),
+    (lambda d: (d / "manifest.json").write_text('{"stage": "", "digest": 3, "files": {}}'), "unreadable manifest"),
 ])
 def test_damage_is_one_line_that_says_how_to_mend_it(artifact, damage, expected):
     damage(artifact)

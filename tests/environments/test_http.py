@@ -21,7 +21,8 @@ from random import Random
 import pytest
 import requests
 
-from stagecraft.contract.errors import UserError
+from stagecraft.contract.errors import UserError, exit_on_user_error
+from stagecraft.environments import server
 from stagecraft.environments.episode import converse, script
 from stagecraft.environments.items import write_call
 from stagecraft.environments.library import ENVIRONMENTS
@@ -99,6 +100,24 @@ def test_a_served_environment_judges_as_in_process(monkeypatch):
         assert requests.post(f"{url}/verify", json={"response": {"output": []}}, timeout=5).status_code == 409
     with pytest.raises(UserError, match=r"no answer.*start the resource server"):
         remote.seed(row)
+
+
+def test_a_wrong_start_of_a_server_is_one_line(capsys):
+    def ended(*arguments):
+        with pytest.raises(SystemExit) as end:
+            exit_on_user_error(lambda: server.main(arguments))
+        said = capsys.readouterr().err.splitlines()
+        assert end.value.code == 2 and "Traceback" not in said
+        return said[-1]
+
+    assert "the following arguments are required: NAME, PORT" in ended()
+    assert "argument PORT: invalid int value: 'abc'" in ended("sql", "abc")
+    assert ended("sql", "99999") == "error: PORT: 99999 is no port - give 1 to 65535"
+    assert ended("nothing", "80").startswith("error: environments: unknown environment 'nothing' - use one of ")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert ended("sql", str(port)) == (f"error: port {port}: cannot listen there: Address already in use - choose another, or end "
+                                           "what uses it")
 
 
 @contextmanager

@@ -1,6 +1,11 @@
 """Ctrl-C ends a run cleanly: nothing keeps running, and the same command goes on."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import psutil
 
@@ -19,3 +24,20 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on(fresh):
     fresh.edit("params.yaml", "fail: hang", "fail: ''")
     assert fresh.kfp().returncode == 0
     assert "curate" not in fresh.executed()
+
+
+def test_an_interrupted_stage_of_dvcs_is_one_line(fresh):
+    fresh.edit("params.yaml", "fail: ''\npretrain", "fail: hang\npretrain")
+    process = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-s", "curate"], cwd=fresh.root, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env={**os.environ, "MLFLOW_TRACKING_URI": "",
+                                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"})
+    deadline = time.monotonic() + 120
+    while not (fresh.root / "executed.log").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "interrupted; the same command goes on from the last checkpoint" in err, out + err
+    assert "Traceback" not in out + err

@@ -84,6 +84,7 @@ def test_metrics_plots_and_parameters_are_shown(finished):
     assert finished.dvc("plots", "show").returncode == 0
     page = (finished.root / "dvc_plots" / "index.html").read_text()
     assert "Training loss" in page
+    assert subprocess.run(["git", "check-ignore", "-q", "dvc_plots"], cwd=finished.root, check=False).returncode == 0
 
 
 def test_a_killed_stage_goes_on_from_its_checkpoint(fresh):

@@ -28,6 +28,18 @@ MISTAKES = {
     ("super-120b", "--set", "luck=2"):
         "error: --set: 'luck=2' sets no efficiency - keys are gemm, attention, scan, sustained, memory, nvlink, network, overlap, "
         "memory_use, serving_memory_use, serving_step_seconds, restart_seconds, checkpoint_bandwidth; write gemm.nvfp4=0.7",
+    ("super-120b", "--set", "sustained=-1"): "error: --set.sustained: Input should be greater than 0 (found -1.0)",
+    ("super-120b", "--set", "sustained=5"): "error: --set.sustained: Input should be less than or equal to 1 (found 5.0)",
+    ("super-120b", "--set", "gemm.nvfp4=0"): "error: --set.gemm.nvfp4: Input should be greater than 0 (found 0.0)",
+    ("super-120b", "--set", "memory=0"): "error: --set.memory: Input should be greater than 0 (found 0.0)",
+    ("super-120b", "--set", "memory_use=2"): "error: --set.memory_use: Input should be less than or equal to 1 (found 2.0)",
+    ("super-120b", "--set", "checkpoint_bandwidth=0"): "error: --set.checkpoint_bandwidth: Input should be greater than 0 (found 0.0)",
+    ("super-120b", "--set", "overlap.data=1.5"): "error: --set.overlap.data: Input should be less than or equal to 1 (found 1.5)",
+    ("super-120b", "--set", "restart_seconds=-1"): "error: --set.restart_seconds: Input should be greater than or equal to 0 (found -1.0)",
+    ("super-120b", "--stage", "serve", "--drafts", "3", "--accepted", "0.5"):
+        "error: --accepted: 0.5 tokens of a step cannot be kept with 3 drafts - give 1 to 4",
+    ("super-120b", "--stage", "serve", "--drafts", "3", "--accepted", "4.5"):
+        "error: --accepted: 4.5 tokens of a step cannot be kept with 3 drafts - give 1 to 4",
     ("super-120b", "--price", "nan"): "error: stagecraft plan: 'nan' is no positive number - write it like 25e12 or 4.5",
     ("super-120b", "--drafts", "-1"): "error: stagecraft plan: '-1' is no whole number - write it like 3",
     ("super-120b", "--precision", "int3"): "error: --precision: no training precision 'int3' - known are nvfp4, mxfp8, fp8, bf16, float32",

@@ -1,6 +1,7 @@
 """Healing trains the MTP block and nothing else; accepted drafts are counted as vLLM counts them."""
 
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,16 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from components.rl import healing
+from components.rl import train as policy
 from components.rl.acceptance import acceptance, accepted_length, agreements
+from components.rl.generator import Job
 from components.rl.healing import FROZEN
 from stagecraft.checkpoint.canonical import read_checkpoint
-from stagecraft.engine import parallel
+from stagecraft.contract.runlog import RunLog
+from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine.first import FirstRank
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.inference.engine import Engine
 from tests.architectures import tiny
 from tests.inference.conftest import draw_prompts
 from tests.inference.foresight import OUTWARD, foreseeing_checkpoint
+from tests.rl.test_prompts import PARAMS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,3 +89,31 @@ def test_what_is_not_the_block_keeps_every_bit():
     block = {name for name in before if name.startswith("mtp.")}
     assert moved <= block and len(moved) > 0.6 * len(block)
     assert all(after < first for first, after in zip(*losses))
+
+
+def _damaged_after(directory, trainer, steps):
+    """Checkpoints of `trainer` after `steps` steps, and one after it that is damaged."""
+    for _ in range(steps):
+        trainer.pass_over()
+    checkpoints.save(directory, trainer)
+    (directory / f"step-{steps + 1:08d}").mkdir()
+
+
+def test_a_damaged_checkpoint_is_told_of(tmp_path, monkeypatch):
+    for name in ("last_rollouts", "read_answers", "acceptance"):
+        monkeypatch.setattr(healing, name, lambda *_: [])
+    params = replace(PARAMS, steps=1, dtype="float32", healing=replace(PARAMS.healing, steps=1, depths=1))
+    optimization = Optimization(lr=1e-3, steps=1, decay_steps=1)
+    kinds = {"max_sequence_length": 64, "expert_bias_rate": 0.0, "aux_loss": 0.0}
+    _damaged_after(tmp_path / "checkpoints", Trainer(tiny(), optimization, frozen=policy.FROZEN, **kinds), 1)
+    _damaged_after(tmp_path / "healing", whole := Trainer(tiny(), optimization, frozen=FROZEN, mtp_depths=1, **kinds), 1)
+    told = []
+    log = RunLog("rl", tmp_path, tmp_path)
+    monkeypatch.setattr(log, "note", told.append)
+    job = Job(params, tmp_path, tmp_path, None, tmp_path, ())
+    weights = whole.weights()
+    policy.train(params, tiny(), weights, job, tmp_path, 0, FirstRank(), log)
+    parallel.initialize(seed=0)
+    healing.heal(params, tiny(), weights, weights, tmp_path, tmp_path, tmp_path, log)
+    parallel.initialize(seed=0)
+    assert len(told) == 2 and all("step-00000002 is damaged" in note for note in told)

@@ -2,10 +2,12 @@
 
 import json
 import re
+import signal
 import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from components.rl.generator import Job
 from components.rl.params import Generators, Params
+from components.rl.processes import Processes
 from components.rl.prompts import share
 from components.rl.ray_actors import Actors
 from components.rl.rollouts import Draw, Sample, draw_path, merge
@@ -54,6 +57,16 @@ def test_more_workers_than_prompts_are_refused():
 
 def job(tmp_path, **changes):
     return Job(replace(PARAMS, generators=Generators(launcher="ray", count=2, tensor=1), **changes), tmp_path, tmp_path, None, tmp_path, ())
+
+
+def test_workers_are_started_deaf_to_ctrl_c_which_is_the_trainers(tmp_path, monkeypatch):
+    heard = []
+    process = SimpleNamespace(start=lambda: heard.append(signal.getsignal(signal.SIGINT)))
+    context = SimpleNamespace(Pipe=lambda: (SimpleNamespace(), SimpleNamespace(close=lambda: None)), Process=lambda **_: process)
+    monkeypatch.setattr("torch.multiprocessing.get_context", lambda _: context)
+    before = signal.getsignal(signal.SIGINT)
+    Processes(job(tmp_path), {})
+    assert heard == [signal.SIG_IGN] * 2 and signal.getsignal(signal.SIGINT) == before != signal.SIG_IGN
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):

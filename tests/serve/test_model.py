@@ -38,6 +38,31 @@ def test_the_promoted_model_must_be_the_one_that_was_evaluated(tree):
         find(None)
 
 
+@pytest.mark.parametrize("verdict", ["[]", '"aligned"', '{"promoted": "nvfp4"}', '{"promoted": ["x"], "digest": "d"}', "{}"])
+def test_a_verdict_that_is_none_is_one_line(tree, verdict):
+    (tree / "artifacts" / "evaluation" / "promotion.json").write_text(verdict)
+    with pytest.raises(UserError, match=r"promotion\.json: no verdict on promotion: .* - run dvc repro evaluate"):
+        find(None)
+
+
+def test_looking_for_a_champion_makes_no_registry(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for uri, database in ((None, "mlflow.db"), (f"sqlite:///{tmp_path}/other.db?timeout=5", f"{tmp_path}/other.db")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri) if uri else monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with pytest.raises(UserError, match=f"champion: no such directory, and there is no registry: {database} does not exist"):
+            find("champion")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_revision_is_no_option_of_git(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    for name, revision in (("aligned", "--output=x"), ("--output=x:aligned", None)):
+        with pytest.raises(UserError, match=r"--output=x:artifacts/aligned: no dvc\.lock at this revision"):
+            find(name, revision)
+    assert [path.name for path in tmp_path.iterdir()] == [".git"]
+
+
 def test_a_directory_without_a_manifest_has_no_digest(tree):
     (tree / "artifacts" / "aligned" / "manifest.json").unlink()
     found = find("artifacts/aligned")

@@ -1,6 +1,7 @@
 """The whole stage on a tiny random model: real servers, real requests; and what it says to a verdict it cannot serve."""
 
 import json
+from dataclasses import replace
 from statistics import fmean, pstdev
 
 import pytest
@@ -83,6 +84,13 @@ def test_a_model_that_changed_since_it_was_evaluated(project, tmp_path):
     promote(tmp_path, "aligned", digest="0" * 64)
     with pytest.raises(UserError, match="not the one that was evaluated"):
         stage.main(params(), {**inputs(tmp_path), "aligned": project / "aligned"}, {}, RunLog("serve", tmp_path, tmp_path))
+
+
+def test_a_server_that_needs_more_time_than_it_is_given(project, tmp_path):
+    hasty = replace(params(), server=replace(params().server, startup_seconds=0.1))
+    late = r"serve\.server\.startup_seconds: the server of .*aligned was not healthy after 0\.1 seconds - give it more time; what it said"
+    with pytest.raises(UserError, match=late):
+        stage.main(hasty, inputs(project), {"serving": tmp_path}, RunLog("serve", tmp_path, tmp_path))
 
 
 def test_prompts_are_drawn_by_the_seed_and_cover_every_family():

@@ -80,3 +80,9 @@ def test_ranks_that_a_later_phase_cannot_use_are_one_line():
     done = dry_run("--ranks", "64")
     assert done.returncode == 2 and done.stderr.startswith("error: pretrain.long_context.layout: 64 ranks cannot be divided")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("ranks", ["0", "-4"])
+def test_no_ranks_are_not_the_default(ranks):
+    done = dry_run("--ranks", ranks)
+    assert done.returncode == 2 and done.stderr == f"error: --ranks: {ranks} ranks are none - give 1 or more\n"
