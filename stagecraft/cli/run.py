@@ -15,6 +15,7 @@ from stagecraft.contract.cluster import SECTION
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.kfp_task import RUNNER_VARIABLE
+from stagecraft.contract.params import refuse_another_profile
 from stagecraft.contract.profile import override
 from stagecraft.contract.stages import STAGES
 
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("no such pipeline", where=options.file, mend="try pipelines/full.py")
     root = project_of(file)
     os.chdir(root)
+    refuse_another_profile("kfp run")
     overrides = [item for item in options.assignments if item.partition(".")[0] in (*STAGES, SECTION)]
     others = [item for item in options.assignments if item not in overrides]
     changes = prepare_params(root, options.profile, overrides)

@@ -16,6 +16,8 @@ from stagecraft.contract.errors import UserError
 
 Params = TypeVar("Params")
 
+PROFILE = Path("params.yaml")  # what DVC and Kubeflow Pipelines know a run by
+VARIABLE = "STAGECRAFT_PARAMS"
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -26,7 +28,18 @@ def params(cls: type[Params]) -> type[Params]:
 
 def params_path() -> Path:
     """The profile in force: `$STAGECRAFT_PARAMS`, else params.yaml."""
-    return Path(os.environ.get("STAGECRAFT_PARAMS", "params.yaml"))
+    return Path(os.environ.get(VARIABLE) or PROFILE)
+
+
+def refuse_another_profile(who: str) -> None:
+    """Stop where the variable names another file than params.yaml (here, in the project's root), and `who` records the run by the latter.
+
+    Raises:
+        UserError: it does; the run would be recorded under numbers that it was not computed with.
+    """
+    if params_path().resolve() != PROFILE.resolve():
+        raise UserError(f"{who} goes by {PROFILE} alone (found {params_path()})", where=f"${VARIABLE}",
+                        mend="unset it; kfp run FILE.py --profile makes a profile params.yaml")
 
 
 def read_profile(path: Path | None = None) -> dict[str, Any]:

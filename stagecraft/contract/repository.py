@@ -14,8 +14,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stagecraft.contract.files import write_atomic
+from stagecraft.contract.params import VARIABLE
 
 LOCK = Path("dvc.lock")
+STAGE_VARIABLE = "DVC_STAGE"  # set by DVC for the commands it runs (dvc/env.py)
 _YAML = YAML(typ="safe")
 
 
@@ -50,6 +52,10 @@ def has_remote() -> bool:
 
 
 def dvc(*arguments: str) -> int:
-    """Run a dvc command with this interpreter first on PATH (dvc.yaml says `python`); returns its exit status."""
+    """Run a dvc command with this interpreter first on PATH (dvc.yaml says `python`); returns its exit status.
+
+    The stages read params.yaml, as DVC does, whatever profile this process was given.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return subprocess.run([sys.executable, "-m", "dvc", *arguments], env={**os.environ, "PATH": path}, check=False).returncode
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], env={**environment, "PATH": path}, check=False).returncode

@@ -22,7 +22,8 @@ from stagecraft.contract.environment import describe_environment
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.events import emit
 from stagecraft.contract.files import digest_of, write_json
-from stagecraft.contract.params import load, params_path
+from stagecraft.contract.params import load, params_path, refuse_another_profile
+from stagecraft.contract.repository import STAGE_VARIABLE
 from stagecraft.contract.runlog import RunLog
 from stagecraft.contract.sinks import open_sinks
 from stagecraft.contract.stages import PATHS, STAGES, Stage
@@ -100,6 +101,8 @@ def cli(name: str, argv: Sequence[str] | None = None) -> None:
 
 def _run_and_tell(name: str) -> None:
     try:
+        if STAGE_VARIABLE in os.environ:
+            refuse_another_profile("DVC")
         if "RANK" not in os.environ and TRAINJOB_VARIABLE in os.environ:
             from stagecraft.contract.trainjob import run_on_nodes  # Kubernetes' client, which nobody else needs
 

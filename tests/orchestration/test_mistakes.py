@@ -41,6 +41,22 @@ def test_a_wrong_override_changes_nothing(fresh, argument, expected):
     assert (fresh.root / "params.yaml").read_text() == before
 
 
+def test_a_profile_of_the_environment_is_never_recorded_as_params_yaml(finished):
+    text = (finished.root / "params.yaml").read_text()
+    (finished.root / "mine.yaml").write_text(text.replace("amount: 3 ", "amount: 30 "))
+    by_dvc = finished.dvc("repro", "-f", "-s", "sft", STAGECRAFT_PARAMS="mine.yaml")
+    assert by_dvc.returncode != 0
+    assert "error: $STAGECRAFT_PARAMS: DVC goes by params.yaml alone (found mine.yaml)" in by_dvc.stderr
+    assert "Traceback" not in by_dvc.stderr
+    assert "$STAGECRAFT_PARAMS: kfp run goes by params.yaml alone" in one_line(finished.kfp(STAGECRAFT_PARAMS="mine.yaml"))
+    assert finished.executed() == []
+    same = finished.dvc("repro", "-f", "-s", "sft", STAGECRAFT_PARAMS=str(finished.root / "params.yaml"))
+    assert same.returncode == 0, same.stderr
+    by_hand = finished.run("components.sft", STAGECRAFT_PARAMS="mine.yaml")
+    assert by_hand.returncode == 0, by_hand.stderr
+    assert finished.executed() == ["sft", "sft"]
+
+
 def test_overrides_are_written_to_the_profile_comments_kept(finished):
     done = finished.kfp("rl.amount=44", "rl.rate=0.5")
     assert done.returncode == 0, done.stdout + done.stderr
