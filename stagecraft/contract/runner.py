@@ -36,7 +36,7 @@ def run_stage(name: str) -> dict[str, Any]:
 
     Inputs are verified against their manifests first. `main` writes into temporary directories that are renamed into
     place, manifest last, once it has returned; so an artifact is there whole or not at all. `log.work` is kept between
-    attempts with the same parameters (but for their placement), inputs and code, and removed on success.
+    attempts with the same parameters (but for their placement), inputs and code, and removed on success, other work of the stage with it.
 
     Returns:
         the metrics written to metrics/<stage>.json, `seconds` among them.
@@ -47,8 +47,10 @@ def run_stage(name: str) -> dict[str, Any]:
     plain = asdict(params)
     inputs = {key: manifest.verify(PATHS[key])["digest"] for key in stage.inputs}
     code = code_digest(name)
-    work = _work_directory(stage, _work_key(params, inputs, code))
+    work, other = _work_directory(stage, _work_key(params, inputs, code))
     log = RunLog(name, stage.plots_path, work, open_sinks(stage, plain, inputs))
+    if other and not any(work.iterdir()):
+        log.note(f"begins anew: parameters, inputs or code are not those of {other}, which is kept until this is done")
     _empty(stage.plots_path)
     staged = {key: _empty(PATHS[key].with_name(f".{PATHS[key].name}.tmp")) for key in stage.outputs}
     started = time.monotonic()
@@ -64,7 +66,8 @@ def run_stage(name: str) -> dict[str, Any]:
         log.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {})
         raise
     log.close("FINISHED", metrics)
-    shutil.rmtree(work, ignore_errors=True)
+    for done in (work, *_others(work)):
+        shutil.rmtree(done, ignore_errors=True)
     return metrics
 
 
@@ -132,14 +135,26 @@ def _without(value: Any, placement: Sequence[str]) -> Any:
     return {key: _without(each, placement) for key, each in value.items() if key not in placement} if isinstance(value, dict) else value
 
 
-def _work_directory(stage: Stage, key: str) -> Path:
-    """`.work/<stage>/<key>`; work of other keys (other parameters, inputs or code) is stale and removed."""
+def _work_directory(stage: Stage, key: str) -> tuple[Path, Path | None]:
+    """`.work/<stage>/<key>`, and the newest work of another key (other parameters, inputs or code) if there is any.
+
+    That one stays: who goes back to what it was made with goes on there. Disks being finite, the rest goes.
+    """
     work = _work_path(stage, key)
-    for other in (WORK / stage.name).glob("*"):
-        if other != work:
+    others = _others(work)
+    kept = next((other for other in others[:1] if any(other.iterdir())), None)
+    for other in others:
+        if other != kept:
             shutil.rmtree(other, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    return work
+    os.utime(work)  # a directory's own time is otherwise that of the last name in it
+    return work, kept
+
+
+def _others(work: Path) -> list[Path]:
+    """Work of the stage's other keys: what has a checkpoint first, then the newest. A start that failed at once leaves only newer ones."""
+    others = [path for path in work.parent.glob("*") if path != work and path.is_dir()]
+    return sorted(others, key=lambda path: (any(path.rglob("step-*")), any(path.iterdir()), path.stat().st_mtime), reverse=True)
 
 
 def _work_path(stage: Stage, key: str) -> Path:
