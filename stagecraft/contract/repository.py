@@ -13,6 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.params import VARIABLE
 
@@ -46,9 +47,24 @@ def merge_lock(entries: Mapping[str, Any]) -> None:
 
 def has_remote() -> bool:
     """Whether DVC has a default remote; without one `dvc repro --pull` fails instead of doing without."""
+    return _config(Path()).has_option("core", "remote")
+
+
+def check_checkout(root: Path) -> None:
+    """Whether DVC finds the git repository that it works in, unless its configuration does without one.
+
+    Raises:
+        UserError: it does not, as in a source archive.
+    """
+    under_git = any((directory / ".git").exists() for directory in (root, *root.parents))
+    if not under_git and not _config(root).getboolean("core", "no_scm", fallback=False):
+        raise UserError("no git checkout, which DVC needs", where=str(root), mend="clone the repository, or `git init` here")
+
+
+def _config(root: Path) -> configparser.ConfigParser:
     config = configparser.ConfigParser(interpolation=None)
-    config.read([".dvc/config", ".dvc/config.local"])
-    return config.has_option("core", "remote")
+    config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"])
+    return config
 
 
 def dvc(*arguments: str) -> int:
