@@ -35,7 +35,7 @@ _GRACE_SECONDS = 20
 INTERRUPTED = 130
 
 
-def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: str | None, *, in_containers: bool = False) -> int:
+def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: str | None, engine: Engine | None = None) -> int:
     """Run the pipeline with kfp.local; returns the exit status (0, 1 failure, 2 user's mistake, 130 interrupted).
 
     Args:
@@ -43,10 +43,7 @@ def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: st
         arguments: the pipeline's own parameters.
         root: the project.
         first: the stage to start at, if not the first one.
-        in_containers: run every task in a container of its stage's image, not in a process beside this one.
-
-    Raises:
-        UserError: `in_containers`, and no engine answers, or an image is missing.
+        engine: has every task run in a container of its stage's image (`engine_for`), not in a process beside this one.
     """
     console = Console(file=sys.stdout)
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -54,7 +51,6 @@ def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: st
     events = log.with_suffix(".jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)
     _set_environment(root, events, first)
-    engine = _engine(pipeline, arguments, root) if in_containers else None
     where = "here in containers" if engine else "here"
     console.print(f"{pipeline.name}: running {where}; the full log is {log.relative_to(root)}", highlight=False)
     started = time.monotonic()
@@ -68,7 +64,12 @@ def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: st
     return EXIT_USER_ERROR if status == 1 and watcher.error else status
 
 
-def _engine(pipeline: Any, arguments: Mapping[str, str], root: Path) -> Engine:
+def engine_for(pipeline: Any, arguments: Mapping[str, str], root: Path) -> Engine:
+    """The container engine, which has the pipeline's images and will show its tasks what lies outside the project.
+
+    Raises:
+        UserError: no engine answers, or an image is missing.
+    """
     from stagecraft.cli.containers import Engine, images_of, named_outside
 
     git = subprocess.run(["git", "rev-parse", "--path-format=absolute", "--git-common-dir"], capture_output=True, text=True, check=False)

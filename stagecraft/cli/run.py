@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ from stagecraft.contract.cluster import SECTION
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.kfp_task import RUNNER_VARIABLE
+from stagecraft.contract.params import VARIABLE, read_text, refuse_another_profile
 from stagecraft.contract.profile import override
+from stagecraft.contract.repository import check_checkout
 from stagecraft.contract.stages import STAGES
 
 _EPILOG = """\
@@ -40,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("file", metavar="FILE.py", help="the pipeline, e.g. pipelines/full.py")
     made.add_argument("assignments", nargs="*", metavar="NAME=VALUE",
                       help="override a parameter, as in pretrain.steps=100 (written to params.yaml), or a pipeline argument")
-    made.add_argument("--profile", type=Path, metavar="FILE", help="make this whole profile params.yaml before anything else")
+    made.add_argument("--profile", type=Path, metavar="FILE", help="make this whole profile params.yaml, once all is checked")
     made.add_argument("--from", dest="first", metavar="STAGE", choices=list(STAGES),
                       help="start at STAGE and take the artifacts of the stages before it as they lie")
     made.add_argument("--docker", action="store_true",
@@ -56,32 +62,45 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit status.
+    """Run the command; returns its exit status. All is checked before params.yaml is written.
 
     Raises:
-        UserError: a file, parameter or address is wrong.
+        UserError: a file, parameter or address is wrong, or another `kfp run` is at work here.
     """
     options = parser().parse_intermixed_args(arguments)
     file = Path(options.file).resolve()
     if not file.is_file():
         raise UserError("no such pipeline", where=options.file, mend="try pipelines/full.py")
     root = project_of(file)
+    source = (options.profile or root / "params.yaml").resolve()  # before the change of directory: named from where the user is
     os.chdir(root)
+    refuse_another_profile("kfp run")
     overrides = [item for item in options.assignments if item.partition(".")[0] in (*STAGES, SECTION)]
     others = [item for item in options.assignments if item not in overrides]
-    changes = prepare_params(root, options.profile, overrides)
-    for change in changes:
-        print(f"params.yaml: {change}")
-    os.environ[RUNNER_VARIABLE] = "cluster" if options.endpoint else "local"  # a pipeline for this machine asks for no pods
-    pipeline = load_pipeline(root, file)
-    pipeline_arguments = parse_arguments(pipeline, others)
-    if options.endpoint and not options.docker:
-        from stagecraft.cli.submit import submit
+    text, changes = check_params(root, source, str(options.profile or "params.yaml"), overrides)
+    to_cluster = bool(options.endpoint) and not options.docker
+    os.environ[RUNNER_VARIABLE] = "cluster" if to_cluster else "local"  # a pipeline for this machine asks for no pods
+    from stagecraft.cli.local import engine_for, run_local  # slow to import: a mistake is told of before
+    from stagecraft.cli.submit import probe, submit
 
-        return submit(pipeline, pipeline_arguments, options)
-    from stagecraft.cli.local import run_local
-
-    return run_local(pipeline, pipeline_arguments, root, options.first, in_containers=options.docker)
+    with contextlib.ExitStack() as held:
+        if not to_cluster:
+            check_checkout(root)
+        if not to_cluster or options.profile or changes:
+            held.enter_context(alone(root))
+        with in_force(text):
+            pipeline = load_pipeline(root, file)
+            pipeline_arguments = parse_arguments(pipeline, others)
+            engine = engine_for(pipeline, pipeline_arguments, root) if options.docker else None
+        if to_cluster:
+            probe(options.endpoint, options.existing_token)
+        if options.profile or changes:
+            changes = write_params(root, options.profile, text, changes)
+        for change in changes:
+            print(f"params.yaml: {change}")
+        if not to_cluster:
+            return run_local(pipeline, pipeline_arguments, root, options.first, engine)
+    return submit(pipeline, pipeline_arguments, options)
 
 
 def project_of(file: Path) -> Path:
@@ -92,21 +111,18 @@ def project_of(file: Path) -> Path:
     raise UserError("no dvc.yaml and params.yaml in any directory above", where=str(file), mend="run a pipeline of a Stagecraft checkout")
 
 
-def prepare_params(root: Path, profile: Path | None, overrides: Sequence[str]) -> list[str]:
-    """Check the profile with its overrides, all of its sections, and only then make it params.yaml.
+def check_params(root: Path, source: Path, shown: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """Check the profile `source` with its overrides, all of its sections.
 
     Returns:
-        one line per change that was made to params.yaml.
+        the text that params.yaml is to have, and one line per override that changes something.
+
+    Raises:
+        UserError: the first mistake found; `shown` is the name the profile goes by in it.
     """
-    params = root / "params.yaml"
-    source = profile or params
-    try:
-        text = source.read_text()
-    except OSError as error:
-        raise UserError(f"cannot read parameters: {error.strerror}", where=str(source), mend="give an existing profile") from None
-    before = params.read_text()
-    text, changes = override(text, overrides) if overrides else (text, [])
-    environment = {**os.environ, "STAGECRAFT_SHOWN": str(profile or "params.yaml"),
+    text = read_text(source, shown)
+    text, changes = override(text, overrides, shown) if overrides else (text, [])
+    environment = {**os.environ, "STAGECRAFT_SHOWN": shown,
                    "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
     checked = subprocess.run([sys.executable, "-m", "stagecraft.contract.preflight"], input=text, text=True, env=environment,
                              capture_output=True, cwd=root, check=False)
@@ -115,13 +131,64 @@ def prepare_params(root: Path, profile: Path | None, overrides: Sequence[str]) -
         raise UserError(lines[-1].removeprefix("error: ") if lines else checked.stderr.strip())
     if checked.returncode != 0:
         raise RuntimeError(f"the check of the parameters failed:\n{checked.stderr}")
-    if profile and text != before:
-        kept = root / ".work" / "params.before.yaml"
+    return text, changes
+
+
+@contextlib.contextmanager
+def in_force(text: str) -> Iterator[None]:
+    """Have the body read this profile: what params.yaml will hold if nothing in the body speaks against it."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = stream.name
+        try:
+            yield
+        finally:
+            os.environ.pop(VARIABLE)
+            if before is not None:
+                os.environ[VARIABLE] = before
+
+
+def write_params(root: Path, profile: Path | None, text: str, changes: list[str]) -> list[str]:
+    """Make `text` params.yaml; what a whole profile replaces is kept, and no earlier copy is written over.
+
+    Returns:
+        one line per change that was made.
+    """
+    params = root / "params.yaml"
+    before = params.read_bytes()
+    if text.encode() == before:
+        return changes
+    if profile:
+        copies = (root / ".work" / f"params.before{f'-{number}' if number > 1 else ''}.yaml" for number in count(1))
+        kept = next(copy for copy in copies if not copy.exists() or copy.read_bytes() == before)
         write_atomic(kept, before)
         changes = [f"now holds {profile} (the former is kept as {kept.relative_to(root)})", *changes]
-    if text != before:
-        write_atomic(params, text)
+    write_atomic(params, text)
     return changes
+
+
+@contextlib.contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold the project: a second run would rewrite the parameters under the first, and find DVC busy.
+
+    Raises:
+        UserError: another process holds it. The lock goes with its process, however that ends.
+    """
+    path = root / ".work" / "run.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise UserError(f"another kfp run is at work here (process {stream.read().strip()})", where=str(root),
+                            mend="wait for it, or interrupt it; the next one goes on from there") from None
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield
 
 
 def load_pipeline(root: Path, file: Path) -> Any:
@@ -133,7 +200,10 @@ def load_pipeline(root: Path, file: Path) -> Any:
         sys.path.insert(0, str(root))
     spec = importlib.util.spec_from_file_location(f"pipelines.{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"not valid Python: {error.msg}", where=f"{error.filename}:{error.lineno}", mend="mend the syntax") from None
     try:
         return collect_pipeline_or_component_from_module(module)
     except ValueError as error:

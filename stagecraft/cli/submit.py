@@ -33,7 +33,6 @@ def probe(endpoint: str, token: str | None) -> None:
 
 def submit(pipeline: Any, arguments: Mapping[str, str], options: argparse.Namespace) -> int:
     """Create a run from the pipeline. KFP's own cache is off: DVC's decides what is stale."""
-    probe(options.endpoint, options.existing_token)
     from kfp import Client
 
     client = Client(host=options.endpoint, namespace=options.namespace or "kubeflow", existing_token=options.existing_token)

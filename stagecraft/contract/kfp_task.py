@@ -24,7 +24,7 @@ from stagecraft.contract.cluster import TASK_VARIABLE
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
 from stagecraft.contract.events import VARIABLE, emit, events_file, read_events
 from stagecraft.contract.files import digest_of
-from stagecraft.contract.params import params_path, read_profile
+from stagecraft.contract.params import PROFILE, params_path, read_profile
 from stagecraft.contract.profile import replace_section
 from stagecraft.contract.registry import promote, read_promotion
 from stagecraft.contract.repository import dvc, has_remote, locked_md5, merge_lock, read_lock
@@ -143,7 +143,7 @@ def _reproduce(stage: str) -> bool:
 def _prepare_clone(stage: str, params: dict[str, Any]) -> None:
     if remote := os.environ.get(REMOTE_VARIABLE):
         dvc("remote", "add", "--local", "--default", "--force", "storage", remote)
-    replace_section(params_path(), stage, params)
+    replace_section(PROFILE, stage, params)
 
 
 def _receive(name: str, artifact: Any) -> None:

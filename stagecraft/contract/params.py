@@ -16,6 +16,8 @@ from stagecraft.contract.errors import UserError
 
 Params = TypeVar("Params")
 
+PROFILE = Path("params.yaml")  # what DVC and Kubeflow Pipelines know a run by
+VARIABLE = "STAGECRAFT_PARAMS"
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -26,7 +28,18 @@ def params(cls: type[Params]) -> type[Params]:
 
 def params_path() -> Path:
     """The profile in force: `$STAGECRAFT_PARAMS`, else params.yaml."""
-    return Path(os.environ.get("STAGECRAFT_PARAMS", "params.yaml"))
+    return Path(os.environ.get(VARIABLE) or PROFILE)
+
+
+def refuse_another_profile(who: str) -> None:
+    """Stop where the variable names another file than params.yaml (here, in the project's root), and `who` records the run by the latter.
+
+    Raises:
+        UserError: it does; the run would be recorded under numbers that it was not computed with.
+    """
+    if params_path().resolve() != PROFILE.resolve():
+        raise UserError(f"{who} goes by {PROFILE} alone (found {params_path()})", where=f"${VARIABLE}",
+                        mend="unset it; kfp run FILE.py --profile makes a profile params.yaml")
 
 
 def read_profile(path: Path | None = None) -> dict[str, Any]:
@@ -36,16 +49,37 @@ def read_profile(path: Path | None = None) -> dict[str, Any]:
         UserError: the file is missing, is not YAML, or is not a mapping.
     """
     path = path or params_path()
+    return parse_profile(read_text(path, str(path)), str(path))
+
+
+def read_text(path: Path, shown: str) -> str:
+    """A profile's text; `shown` is the name the profile goes by in messages.
+
+    Raises:
+        UserError: there is none, or it is not UTF-8.
+    """
     try:
-        data = YAML(typ="safe").load(path.read_text())
+        return path.read_text("utf-8")
     except OSError as error:
-        raise UserError(f"cannot read parameters: {error.strerror}", where=str(path), mend="give an existing profile") from None
-    except YAMLError as error:
+        raise UserError(f"cannot read parameters: {error.strerror}", where=shown, mend="give an existing profile") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text: {error.reason} at byte {error.start}", where=shown, mend="save it as UTF-8") from None
+
+
+def parse_profile(text: str, shown: str) -> dict[str, Any]:
+    """A profile's text as plain data.
+
+    Raises:
+        UserError: it is not YAML, or not a mapping.
+    """
+    try:
+        data = YAML(typ="safe").load(text)
+    except (YAMLError, ValueError) as error:  # the latter of a date that is none
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{path}{line}", mend="mend the syntax") from None
+        raise UserError(f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{shown}:{mark.line + 1}" if mark else shown,
+                        mend="mend the syntax") from None
     if not isinstance(data, dict):
-        raise UserError("the profile is not a mapping of stages", where=str(path), mend="start from the params.yaml of the repository")
+        raise UserError("the profile is not a mapping of stages", where=shown, mend="start from the params.yaml of the repository")
     return data
 
 
@@ -56,8 +90,12 @@ def parse(cls: type[Params], data: dict[str, Any], where: str) -> Params:
         UserError: names the first wrong key as `where.key`, the value found and what was expected.
     """
     try:
+        text = json.dumps(data, default=str)
+    except (TypeError, ValueError) as error:  # a key that is a list; a value that an anchor makes part of itself
+        raise UserError(f"no plain values: {error}", where=where, mend="write numbers, texts, lists and mappings") from None
+    try:
         # Through JSON: in strict mode pydantic takes a mapping for a dataclass from JSON alone.
-        return TypeAdapter(cls).validate_json(json.dumps(data, default=str))
+        return TypeAdapter(cls).validate_json(text)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         unknown = [e for e in errors if e["type"] in ("unexpected_keyword_argument", "extra_forbidden")]

@@ -10,12 +10,9 @@ import importlib
 import os
 import sys
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from stagecraft.contract.cluster import SECTION, parse_cluster
 from stagecraft.contract.errors import UserError, exit_on_user_error
-from stagecraft.contract.params import params_path, parse
+from stagecraft.contract.params import params_path, parse, parse_profile
 from stagecraft.contract.stages import STAGES
 
 
@@ -25,14 +22,7 @@ def check(text: str, shown: str) -> None:
     Raises:
         UserError: the first mistake found.
     """
-    try:
-        profile = YAML(typ="safe").load(text)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise UserError(f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{shown}:{mark.line + 1}" if mark else shown,
-                        mend="mend the syntax") from None
-    if not isinstance(profile, dict):
-        raise UserError("the profile is not a mapping of stages", where=shown, mend="start from the params.yaml of the repository")
+    profile = parse_profile(text, shown)
     for name in profile:
         if name not in (*STAGES, SECTION):
             raise UserError("unknown section", where=f"{shown}: {name}", mend=f"the sections are {', '.join((*STAGES, SECTION))}")

@@ -12,18 +12,19 @@ from ruamel.yaml.error import YAMLError
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
-from stagecraft.contract.params import read_profile
+from stagecraft.contract.params import parse_profile, read_profile, read_text
 
 
-def override(text: str, assignments: Sequence[str]) -> tuple[str, list[str]]:
-    """Apply `section.key=value` assignments to a profile's text; comments and layout stay.
+def override(text: str, assignments: Sequence[str], shown: str = "params.yaml") -> tuple[str, list[str]]:
+    """Apply `section.key=value` assignments to the text of the profile `shown`; comments and layout stay.
 
     Returns:
         the new text, and one line per changed value (`pretrain.steps: 500 -> 10`).
 
     Raises:
-        UserError: an assignment that is none, an unknown key, a value that is not YAML.
+        UserError: an assignment that is none, an unknown key, a value that is not YAML; a text that is no profile.
     """
+    parse_profile(text, shown)
     yaml = _round_trip()
     data = yaml.load(text)
     changes = []
@@ -39,7 +40,7 @@ def override(text: str, assignments: Sequence[str]) -> tuple[str, list[str]]:
             raise UserError("unknown parameter", where=name, mend="params.yaml shows every key; write it as stage.key=value")
         try:
             value = YAML(typ="safe").load(raw)
-        except YAMLError:
+        except (YAMLError, ValueError):
             raise UserError(f"not a YAML value: {raw!r}", where=name, mend="quote it") from None
         if node[key] != value:
             changes.append(f"{name}: {_inline(node[key])} -> {_inline(value)}")
@@ -52,7 +53,7 @@ def replace_section(path: Path, section: str, values: Mapping[str, Any]) -> None
     if read_profile(path).get(section) == values:
         return
     yaml = _round_trip()
-    data = yaml.load(path.read_text())
+    data = yaml.load(read_text(path, str(path)))
     data[section] = dict(values)
     write_atomic(path, _dump(yaml, data))
 

@@ -22,7 +22,8 @@ from stagecraft.contract.environment import describe_environment
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.events import emit
 from stagecraft.contract.files import digest_of, write_json
-from stagecraft.contract.params import load, params_path
+from stagecraft.contract.params import load, params_path, refuse_another_profile
+from stagecraft.contract.repository import STAGE_VARIABLE
 from stagecraft.contract.runlog import RunLog
 from stagecraft.contract.sinks import open_sinks
 from stagecraft.contract.stages import PATHS, STAGES, Stage
@@ -35,7 +36,7 @@ def run_stage(name: str) -> dict[str, Any]:
 
     Inputs are verified against their manifests first. `main` writes into temporary directories that are renamed into
     place, manifest last, once it has returned; so an artifact is there whole or not at all. `log.work` is kept between
-    attempts with the same parameters (but for their placement), inputs and code, and removed on success.
+    attempts with the same parameters (but for their placement), inputs and code, and removed on success, other work of the stage with it.
 
     Returns:
         the metrics written to metrics/<stage>.json, `seconds` among them.
@@ -46,8 +47,10 @@ def run_stage(name: str) -> dict[str, Any]:
     plain = asdict(params)
     inputs = {key: manifest.verify(PATHS[key])["digest"] for key in stage.inputs}
     code = code_digest(name)
-    work = _work_directory(stage, _work_key(params, inputs, code))
+    work, other = _work_directory(stage, _work_key(params, inputs, code))
     log = RunLog(name, stage.plots_path, work, open_sinks(stage, plain, inputs))
+    if other and not any(work.iterdir()):
+        log.note(f"begins anew: parameters, inputs or code are not those of {other}, which is kept until this is done")
     _empty(stage.plots_path)
     staged = {key: _empty(PATHS[key].with_name(f".{PATHS[key].name}.tmp")) for key in stage.outputs}
     started = time.monotonic()
@@ -63,7 +66,8 @@ def run_stage(name: str) -> dict[str, Any]:
         log.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {})
         raise
     log.close("FINISHED", metrics)
-    shutil.rmtree(work, ignore_errors=True)
+    for done in (work, *_others(work)):
+        shutil.rmtree(done, ignore_errors=True)
     return metrics
 
 
@@ -100,6 +104,8 @@ def cli(name: str, argv: Sequence[str] | None = None) -> None:
 
 def _run_and_tell(name: str) -> None:
     try:
+        if STAGE_VARIABLE in os.environ:
+            refuse_another_profile("DVC")
         if "RANK" not in os.environ and TRAINJOB_VARIABLE in os.environ:
             from stagecraft.contract.trainjob import run_on_nodes  # Kubernetes' client, which nobody else needs
 
@@ -129,14 +135,26 @@ def _without(value: Any, placement: Sequence[str]) -> Any:
     return {key: _without(each, placement) for key, each in value.items() if key not in placement} if isinstance(value, dict) else value
 
 
-def _work_directory(stage: Stage, key: str) -> Path:
-    """`.work/<stage>/<key>`; work of other keys (other parameters, inputs or code) is stale and removed."""
+def _work_directory(stage: Stage, key: str) -> tuple[Path, Path | None]:
+    """`.work/<stage>/<key>`, and the newest work of another key (other parameters, inputs or code) if there is any.
+
+    That one stays: who goes back to what it was made with goes on there. Disks being finite, the rest goes.
+    """
     work = _work_path(stage, key)
-    for other in (WORK / stage.name).glob("*"):
-        if other != work:
+    others = _others(work)
+    kept = next((other for other in others[:1] if any(other.iterdir())), None)
+    for other in others:
+        if other != kept:
             shutil.rmtree(other, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    return work
+    os.utime(work)  # a directory's own time is otherwise that of the last name in it
+    return work, kept
+
+
+def _others(work: Path) -> list[Path]:
+    """Work of the stage's other keys: what has a checkpoint first, then the newest. A start that failed at once leaves only newer ones."""
+    others = [path for path in work.parent.glob("*") if path != work and path.is_dir()]
+    return sorted(others, key=lambda path: (any(path.rglob("step-*")), any(path.iterdir()), path.stat().st_mtime), reverse=True)
 
 
 def _work_path(stage: Stage, key: str) -> Path:

@@ -57,6 +57,14 @@ def test_each_kind_of_mistake_is_one_line(change, expected):
     assert "\n" not in str(caught.value)
 
 
+def test_values_that_are_not_plain_are_one_line():
+    endless = []
+    endless.append(endless)
+    for change in ({"name": endless}, {"inner": {(1, 2): 3}}):
+        with pytest.raises(UserError, match="p: example: no plain values"):
+            parse(Example, GOOD | change, "p: example")
+
+
 def test_a_missing_key_is_named():
     with pytest.raises(UserError, match=r"p: example\.rate: missing"):
         parse(Example, {key: value for key, value in GOOD.items() if key != "rate"}, "p: example")
@@ -64,6 +72,7 @@ def test_a_missing_key_is_named():
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("a: [1", "not valid YAML"), ("- 1", "not a mapping"), ("other: {}", "no section 'example'"), ("a: 1\na: 2", "not valid YAML"),
+    ("a: 2026-13-41", "not valid YAML"),
 ])
 def test_an_unusable_profile_is_one_line(tmp_path, text, expected):
     path = tmp_path / "params.yaml"
@@ -71,6 +80,19 @@ def test_an_unusable_profile_is_one_line(tmp_path, text, expected):
     with pytest.raises(UserError, match=expected) as caught:
         load(Example, "example", path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_profile_in_another_encoding(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("sft:\n  steps: 3  # für alle\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin.yaml: not UTF-8 text: invalid start byte at byte 20 - save it as UTF-8"):
+        read_profile(path)
+
+
+@pytest.mark.parametrize("text", ["sft: [1", "sft:\n  steps: 1\n  steps: 2\n"])
+def test_an_override_of_an_unusable_profile_names_it(text):
+    with pytest.raises(UserError, match=r"mine\.yaml:\d: not valid YAML"):
+        override(text, ["sft.steps=3"], "mine.yaml")
 
 
 def test_a_missing_profile(tmp_path):

@@ -12,6 +12,11 @@ import psutil
 
 def test_an_interrupted_run_leaves_no_process_and_goes_on(fresh):
     process = fresh.kfp_until_it_hangs()
+    before = (fresh.root / "params.yaml").read_text()
+    second = fresh.kfp("rl.amount=44")
+    assert second.returncode == 2 and second.stdout == "", second.stdout + second.stderr
+    assert second.stderr.startswith(f"error: {fresh.root}: another kfp run is at work here (process {process.pid})")
+    assert (fresh.root / "params.yaml").read_text() == before
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

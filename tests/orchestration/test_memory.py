@@ -3,11 +3,20 @@
 import shutil
 import subprocess
 
-from stagecraft.contract import manifest
+from stagecraft.contract import manifest, repository
 from stagecraft.contract.stages import STAGES
 from tests.orchestration.project import Project
 
 ALL = list(STAGES)
+
+
+def test_a_task_hands_dvc_no_other_profile(monkeypatch):
+    """A pod's environment may name one; its parameters came with the task."""
+    given = {}
+    monkeypatch.setattr(subprocess, "run", lambda *_, env, **__: given.update(env) or subprocess.CompletedProcess([], 0))
+    monkeypatch.setenv("STAGECRAFT_PARAMS", "params/super-120b.yaml")
+    assert repository.dvc("repro") == 0
+    assert "PATH" in given and "STAGECRAFT_PARAMS" not in given
 
 
 def test_what_a_kfp_run_made_dvc_skips(finished):

@@ -1,8 +1,11 @@
 """A user's mistake is one line and exit code 2; finished stages stay finished."""
 
 import re
+import shutil
 
 import pytest
+
+from tests.orchestration.project import Project
 
 
 def one_line(done) -> str:
@@ -33,12 +36,48 @@ def test_a_wrong_profile_stops_before_anything_runs(fresh, old, new, expected):
 @pytest.mark.parametrize(("argument", "expected"), [
     ("pretrain.stpes=3", "pretrain.stpes: unknown parameter"),
     ("pretrain.amount=-1", "pretrain.amount: Input should be greater than 0"),
+    ("pretrain.amount=&a [*a]", "params.yaml: pretrain: no plain values"),
     ("nonsense=1", "nonsense=1: unknown parameter"),
 ])
 def test_a_wrong_override_changes_nothing(fresh, argument, expected):
     before = (fresh.root / "params.yaml").read_text()
     assert expected in one_line(fresh.kfp(argument))
     assert (fresh.root / "params.yaml").read_text() == before
+
+
+def test_a_refused_run_with_another_profile_changes_nothing(fresh, tmp_path):
+    """The profile is named from where the user is, as the pipeline is."""
+    elsewhere = Project(tmp_path / "elsewhere")
+    elsewhere.root.mkdir()
+    before = (fresh.root / "params.yaml").read_text()
+    (elsewhere.root / "mine.yaml").write_text(before.replace("amount: 3 ", "amount: 30 "))
+    done = elsewhere.run("stagecraft.cli.kfp", "run", str(fresh.root / "pipelines" / "full.py"), "--profile", "mine.yaml",
+                         "sft.rate=0.5", "nope.x=1", PYTHONPATH=str(fresh.root))
+    assert "nope.x=1: unknown parameter" in one_line(done)
+    assert "params.yaml:" not in done.stdout
+    assert (fresh.root / "params.yaml").read_text() == before
+
+
+def test_without_git_nothing_begins(fresh):
+    shutil.rmtree(fresh.root / ".git")
+    assert "no git checkout, which DVC needs - clone the repository, or `git init` here" in one_line(fresh.kfp("sft.rate=0.5"))
+    assert "rate: 0.5" not in (fresh.root / "params.yaml").read_text()
+
+
+def test_a_profile_of_the_environment_is_never_recorded_as_params_yaml(finished):
+    text = (finished.root / "params.yaml").read_text()
+    (finished.root / "mine.yaml").write_text(text.replace("amount: 3 ", "amount: 30 "))
+    by_dvc = finished.dvc("repro", "-f", "-s", "sft", STAGECRAFT_PARAMS="mine.yaml")
+    assert by_dvc.returncode != 0
+    assert "error: $STAGECRAFT_PARAMS: DVC goes by params.yaml alone (found mine.yaml)" in by_dvc.stderr
+    assert "Traceback" not in by_dvc.stderr
+    assert "$STAGECRAFT_PARAMS: kfp run goes by params.yaml alone" in one_line(finished.kfp(STAGECRAFT_PARAMS="mine.yaml"))
+    assert finished.executed() == []
+    same = finished.dvc("repro", "-f", "-s", "sft", STAGECRAFT_PARAMS=str(finished.root / "params.yaml"))
+    assert same.returncode == 0, same.stderr
+    by_hand = finished.run("components.sft", STAGECRAFT_PARAMS="mine.yaml")
+    assert by_hand.returncode == 0, by_hand.stderr
+    assert finished.executed() == ["sft", "sft"]
 
 
 def test_overrides_are_written_to_the_profile_comments_kept(finished):
@@ -84,5 +123,6 @@ def test_a_changed_byte_is_noticed_where_the_artifact_is_read(finished):
 
 def test_no_such_pipeline_and_no_server(fresh):
     assert "no such pipeline" in one_line(fresh.run("stagecraft.cli.kfp", "run", "pipelines/none.py"))
-    line = one_line(fresh.kfp("--endpoint", "http://127.0.0.1:9"))
+    line = one_line(fresh.kfp("--endpoint", "http://127.0.0.1:9", "sft.rate=0.5"))
     assert "http://127.0.0.1:9: cannot reach the Kubeflow Pipelines server" in line
+    assert "rate: 0.5" not in (fresh.root / "params.yaml").read_text()

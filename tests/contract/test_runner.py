@@ -1,0 +1,78 @@
+"""The work directory of a stage: found again by the same work, kept until other work has succeeded."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from stagecraft.contract import runner
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.params import params
+from stagecraft.contract.runner import run_stage
+
+
+@params
+class Params:
+    steps: int
+    mistake: bool = False
+    checkpoint: bool = True
+
+
+def main(params, inputs, outputs, log):
+    if params.mistake:
+        raise UserError("no such file", where="corpus.txt")
+    name = "step-00000001" if params.checkpoint else "index"
+    (log.work / name).mkdir(exist_ok=True)
+    if params.steps > 5:
+        raise RuntimeError("killed")
+    return {}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the stage with these parameters; what it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "components.curate.stage", SimpleNamespace(Params=Params, main=main))
+    monkeypatch.setattr(runner, "code_digest", lambda name: "c")
+    monkeypatch.setattr(runner, "describe_environment", dict)
+
+    def with_parameters(expected=None, **values):
+        (tmp_path / "params.yaml").write_text("curate:\n" + "".join(f"  {key}: {value}\n" for key, value in values.items()))
+        if expected is None:
+            run_stage("curate")
+        else:
+            with pytest.raises(expected):
+                run_stage("curate")
+        return capsys.readouterr().err
+
+    return with_parameters
+
+
+def works(tmp_path):
+    return {path.name for path in (tmp_path / ".work" / "curate").iterdir()}
+
+
+def test_a_start_with_a_mistake_takes_no_checkpoint_away(run, tmp_path):
+    assert "begins anew" not in run(RuntimeError, steps=10)
+    (mine,) = works(tmp_path)
+    said = run(UserError, steps=10, mistake="true")
+    assert f"begins anew: parameters, inputs or code are not those of .work/curate/{mine}, which is kept until this is done" in said
+    run(UserError, steps=11, mistake="true")
+    run(UserError, steps=12, mistake="true")
+    assert mine in works(tmp_path) and len(works(tmp_path)) == 2
+    assert (tmp_path / ".work" / "curate" / mine / "step-00000001").is_dir()
+    assert "begins anew" not in run(RuntimeError, steps=10)  # back where it was
+
+
+def test_of_other_work_the_newest_with_a_checkpoint_is_kept_until_success(run, tmp_path):
+    run(RuntimeError, steps=10)
+    os.utime(tmp_path / ".work" / "curate" / works(tmp_path).pop(), (1, 1))
+    before = works(tmp_path)
+    run(RuntimeError, steps=11)
+    (second,) = works(tmp_path) - before
+    run(RuntimeError, steps=12, checkpoint="false")
+    run(RuntimeError, steps=13, checkpoint="false")
+    assert second in works(tmp_path) and len(works(tmp_path)) == 2
+    run(steps=1)
+    assert works(tmp_path) == set()
