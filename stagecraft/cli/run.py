@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import importlib.util
 import os
 import subprocess
@@ -19,6 +18,7 @@ from stagecraft.contract.cluster import SECTION
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.kfp_task import RUNNER_VARIABLE
+from stagecraft.contract.lock import alone
 from stagecraft.contract.params import VARIABLE, read_text, refuse_another_profile
 from stagecraft.contract.profile import override
 from stagecraft.contract.repository import check_checkout
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         if not to_cluster:
             check_checkout(root)
         if not to_cluster or options.profile or changes:
-            held.enter_context(alone(root))
+            held.enter_context(alone(root / ".work" / "run.lock", "kfp run", str(root)))
         with in_force(text):
             pipeline = load_pipeline(root, file)
             pipeline_arguments = parse_arguments(pipeline, others)
@@ -167,28 +167,6 @@ def write_params(root: Path, profile: Path | None, text: str, changes: list[str]
         changes = [f"now holds {profile} (the former is kept as {kept.relative_to(root)})", *changes]
     write_atomic(params, text)
     return changes
-
-
-@contextlib.contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Hold the project: a second run would rewrite the parameters under the first, and find DVC busy.
-
-    Raises:
-        UserError: another process holds it. The lock goes with its process, however that ends.
-    """
-    path = root / ".work" / "run.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise UserError(f"another kfp run is at work here (process {stream.read().strip()})", where=str(root),
-                            mend="wait for it, or interrupt it; the next one goes on from there") from None
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
-        yield
 
 
 def load_pipeline(root: Path, file: Path) -> Any:

@@ -22,6 +22,7 @@ from stagecraft.contract.environment import describe_environment
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.events import emit
 from stagecraft.contract.files import digest_of, write_json
+from stagecraft.contract.lock import alone
 from stagecraft.contract.params import load, params_path, refuse_another_profile
 from stagecraft.contract.repository import STAGE_VARIABLE
 from stagecraft.contract.runlog import RunLog
@@ -40,7 +41,15 @@ def run_stage(name: str) -> dict[str, Any]:
 
     Returns:
         the metrics written to metrics/<stage>.json, `seconds` among them.
+
+    Raises:
+        UserError: another process runs the stage here; or as `main`.
     """
+    with alone(WORK / f"{name}.lock", f"{name} stage", str(WORK / name)):
+        return _run(name)
+
+
+def _run(name: str) -> dict[str, Any]:
     stage = STAGES[name]
     module = importlib.import_module(f"components.{name}.stage")
     params = load(module.Params, name)

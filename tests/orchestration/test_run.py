@@ -1,20 +1,11 @@
-"""What `kfp run` does before the pipeline: one run at a time, no former parameters lost, a pipeline that is none."""
-
-import os
+"""What `kfp run` does before the pipeline: no former parameters lost, a pipeline that is none."""
 
 import pytest
 
-from stagecraft.cli.run import alone, in_force, load_pipeline, write_params
+from stagecraft.cli.run import in_force, load_pipeline, write_params
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import read_profile
 from stagecraft.contract.repository import check_checkout
-
-
-def test_one_run_at_a_time(tmp_path):
-    with alone(tmp_path), pytest.raises(UserError, match=rf"another kfp run is at work here \(process {os.getpid()}\)"), alone(tmp_path):
-        pass
-    with alone(tmp_path):
-        assert (tmp_path / ".work" / "run.lock").read_text() == f"{os.getpid()}\n"
 
 
 def test_no_second_profile_takes_the_copy_of_what_the_first_replaced(tmp_path):

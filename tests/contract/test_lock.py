@@ -1,0 +1,36 @@
+"""One process at a time, and no child of it in its place."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from stagecraft.contract.errors import UserError
+from stagecraft.contract.lock import alone
+
+
+def test_one_at_a_time(tmp_path):
+    path = tmp_path / ".work" / "sft.lock"
+    with alone(path, "sft stage", "here"):
+        with pytest.raises(UserError, match=rf"^here: another sft stage is at work here \(process {os.getpid()}\)"), \
+                alone(path, "sft stage", "here"):
+            pass
+        assert path.read_text() == f"{os.getpid()}\n"
+    with alone(path, "sft stage", "here"):
+        pass
+
+
+def test_a_child_that_is_left_holds_nothing(tmp_path):
+    with alone(tmp_path / "lock", "stage", "here"):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(0.5)
+    try:
+        with alone(tmp_path / "lock", "stage", "here"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
