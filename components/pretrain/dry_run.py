@@ -6,6 +6,7 @@ The model is built on the meta device, so that its parameters are counted from m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from math import lcm
 from pathlib import PurePath
@@ -28,7 +29,7 @@ from stagecraft.model.stage_recipe import StageRecipe
 from stagecraft.planning.architecture import nemotron_h
 from stagecraft.planning.formats import formats
 from stagecraft.planning.layout import Layout, Workload
-from stagecraft.planning.memory import Memory, training_memory
+from stagecraft.planning.memory import Memory, State, training_memory
 from stagecraft.planning.parameters import count_parameters
 
 ORDER = "tp-cp-ep-dp-pp"  # of ranks, megatron-core's default
@@ -62,8 +63,9 @@ def report(params: Params, ranks: int) -> Iterator[str]:
     for phase in params.phases:
         steps = sum(len(stretch.steps) for stretch in phase.stretches)
         batches = " to ".join(f"{batch:,}" for batch in sorted({min(phase.batches), max(phase.batches)}))
-        yield (f"{phase.blend}: from step {phase.start}, {steps} steps of {batches} rows, "
-               f"{phase.rows * phase.length / 1e9:,.4g}B tokens in rows of {phase.length:,}")
+        billions = phase.rows * phase.length / 1e9
+        yield (f"{phase.blend}: from step {phase.start:,}, {steps:,} steps of {batches} rows, "
+               f"{billions:{',.0f' if billions >= 1000 else '.4g'}}B tokens in rows of {phase.length:,}")
     for layout, of_it in groupby(params.phases, params.layout_of):
         yield f"\n## Layout of {ranks} ranks from step {next(of_it).start} on"
         layers = pipeline_stages(a.hybrid_override_pattern, layout.pipeline)
@@ -71,10 +73,13 @@ def report(params: Params, ranks: int) -> Iterator[str]:
         for rank, place in enumerate(places(layout, ranks)):
             yield (f"rank {rank}: tensor {place['tp']}, pipeline {place['pp']} ({layers[place['pp']]}), context {place['cp']}, "
                    f"data {place['dp']}, experts {place['ep'] * experts}-{(place['ep'] + 1) * experts - 1}")
-    memory = max((memory_of(params, phase, ranks) for phase in params.phases), key=lambda needed: needed.total)
+    by_phase = {phase: memory_of(params, phase, ranks) for phase in params.phases}
+    memory = max(by_phase.values(), key=lambda needed: needed.total)
     yield f"\n## Memory of the fullest GPU in the phase that needs most, by docs/planning.md: {memory.total / 1e9:.1f} GB"
     for part in ("weights", "gradients", "optimizer", "activations", "logits"):
         yield f"{part}: {getattr(memory, part) / 1e9:.1f} GB"
+    for phase, needed in by_phase.items():
+        yield f"in all, {phase.blend} from step {phase.start:,} on: {needed.total / 1e9:.1f} GB"
     yield "\n## Precision of every module"
     asked = StageRecipe(a, params.precision)
     for path in linear_layers(a, mtp=bool(params.mtp_depths)):
@@ -103,7 +108,9 @@ def memory_of(params: Params, phase: Phase, ranks: int) -> Memory:
     layout = params.layout_of(phase)
     planned = Layout(tp=layout.tensor, pp=layout.pipeline, cp=layout.context, ep=layout.expert, dp=layout.data(ranks), micro=phase.micro)
     work = Workload(phase.length, max(phase.batches), params.mtp_depths)
-    return training_memory(nemotron_h(params.architecture), work, planned, formats("training", params.precision))
+    recipe = formats("training", params.precision)
+    state = replace(State.of(recipe), logit=4.0)  # our losses are of float32 logits
+    return training_memory(nemotron_h(params.architecture), work, planned, recipe, state)
 
 
 def places(layout: Divided, ranks: int) -> list[dict[str, int]]:

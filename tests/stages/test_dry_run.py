@@ -40,7 +40,7 @@ def test_the_profile_of_one_h200_fits_it():
     done = dry_run(profile="params/h200.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[0] == "# h200.yaml: 0.96B parameters, 0.26B active, MTP +0.09B"
-    assert "long: from step 19075, 250 steps of 32 rows, 0.2621B tokens in rows of 32,768" in done.stdout
+    assert "long: from step 19,075, 250 steps of 32 rows, 0.2621B tokens in rows of 32,768" in done.stdout
     (needed,) = [float(line.split()[-2]) for line in done.stdout.splitlines() if line.startswith("## Memory of the fullest GPU")]
     assert 20 < needed < 0.9 * 141
 
@@ -64,11 +64,13 @@ def test_every_rank_has_its_place(text):
 
 
 def test_phases_modules_and_recipe_are_the_papers(text):
-    assert "phase1: from step 0, 794722 steps of 3,072 rows, 2e+04B tokens" in text
-    assert "phase2: from step 794722, 198682 steps of 3,072 rows, 5,000B tokens" in text
-    assert "long: from step 993404, 2533 steps of 16 rows, 42.5B tokens in rows of 1,048,576" in text
+    assert "phase1: from step 0, 794,722 steps of 3,072 rows, 20,000B tokens" in text
+    assert "phase2: from step 794,722, 198,682 steps of 3,072 rows, 5,000B tokens" in text
+    assert "long: from step 993,404, 2,533 steps of 16 rows, 42.5B tokens in rows of 1,048,576" in text
     (needed,) = [float(line.split()[-2]) for line in text.splitlines() if line.startswith("## Memory of the fullest GPU")]
     assert 80 < needed < 0.9 * 279
+    by_phase = [float(line.split()[-2]) for line in text.splitlines() if line.startswith("in all, ")]
+    assert len(by_phase) == 4 and max(by_phase) == needed
     assert "decoder.layers.0.mixer.out_proj (Mamba output): mxfp8" in text
     assert "decoder.layers.1.mlp.experts (routed experts): nvfp4" in text
     assert "decoder.layers.87.mlp.experts (routed experts): bf16" in text
