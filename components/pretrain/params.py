@@ -20,7 +20,8 @@ Blend = Literal["phase1", "phase2", "long"]
 class Params(Schedule):
     """Sizes in tokens or sequences. Defaults nowhere: the profile is complete."""
 
-    PLACEMENT: ClassVar = (*Schedule.PLACEMENT, "keep_checkpoints", "hang_seconds")
+    # The last two: when it is given up and how closely it is watched changes no bit of what is computed.
+    PLACEMENT: ClassVar = (*Schedule.PLACEMENT, "keep_checkpoints", "hang_seconds", "max_skipped_steps", "diagnose_every")
 
     seed: Count
     processes: Positive

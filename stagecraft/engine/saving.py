@@ -145,7 +145,7 @@ class Saver:
     def _fail(self, temporary: Path, error: OSError) -> None:
         if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(self.directory).free / 1e9
+        free = shutil.disk_usage(next(path for path in (self.directory, *self.directory.absolute().parents) if path.exists())).free / 1e9
         older = max((path.name for path in self.directory.glob("step-*")), default="the beginning")
         step = int(temporary.stem.rpartition("-")[2])
         raise UserError(f"checkpoint of step {step} cannot be written ({free:.1f} GB are free there): {error}",
