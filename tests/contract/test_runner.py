@@ -2,14 +2,16 @@
 
 import os
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from components.pretrain.params import Params as PretrainParams
 from stagecraft.contract import runner
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.params import params
-from stagecraft.contract.runner import run_stage
+from stagecraft.contract.params import load, params
+from stagecraft.contract.runner import _work_key, run_stage
 
 
 @params
@@ -76,3 +78,10 @@ def test_of_other_work_the_newest_with_a_checkpoint_is_kept_until_success(run, t
     assert second in works(tmp_path) and len(works(tmp_path)) == 2
     run(steps=1)
     assert works(tmp_path) == set()
+
+
+def test_patience_and_watching_are_not_what_makes_a_training_another(monkeypatch):
+    monkeypatch.delenv("STAGECRAFT_PARAMS", raising=False)
+    asked = load(PretrainParams, "pretrain")
+    more = replace(asked, max_skipped_steps=asked.max_skipped_steps + 5, diagnose_every=asked.diagnose_every + 1, keep_checkpoints=9)
+    assert _work_key(more, {}, "code") == _work_key(asked, {}, "code") != _work_key(replace(asked, seed=asked.seed + 1), {}, "code")
