@@ -45,9 +45,9 @@ def build_optimizer(config: OptimizerConfig, model: DistributedDataParallel) -> 
     groups = ProcessGroupCollection.use_mpu_process_groups()
     if groups.dp_cp.size() == 1:
         return get_megatron_optimizer(config, [model])
-    whole, config.bf16 = config.bf16, False  # no float32 values of what is not this rank's
+    bf16, config.bf16 = config.bf16, False  # no float32 values of what is not this rank's
     parts = get_megatron_optimizer(config, [model]).chained_optimizers
-    config.bf16 = whole
+    config.bf16 = bf16
     optimizer = ShardedOptimizer([part.optimizer for part in parts] if config.bf16 else parts, config, groups)
     for part, plain in zip(optimizer.chained_optimizers, parts):
         part.tp_group, part.expert_tp_group = plain.tp_group, plain.expert_tp_group
