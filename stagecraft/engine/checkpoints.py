@@ -15,8 +15,8 @@ from megatron.core import dist_checkpointing
 from torch import nn
 
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.files import digest_of, sha256, write_json
-from stagecraft.engine.saving import STATE, Saver, sharded
+from stagecraft.contract.files import digest_of, sha256
+from stagecraft.engine.saving import STATE, Saver, sharded, write_state
 from stagecraft.engine.together import FAILURES, together
 from stagecraft.engine.trainer import Trainer
 
@@ -66,9 +66,7 @@ def save_weights(path: Path, module: nn.Module) -> None:
         temporary.mkdir(parents=True)
 
     def finish() -> None:
-        digests = {name: digest for part in parts for name, digest in part.items()}
-        digests |= {written.name: sha256(written) for written in temporary.iterdir() if written.name not in digests}
-        write_json(temporary / STATE, {"sha256": digests, "digest": digest_of({"sha256": digests})})
+        write_state(temporary, {}, parts)
         shutil.rmtree(path, ignore_errors=True)
         temporary.rename(path)
 

@@ -126,10 +126,7 @@ class Saver:
         temporary = writing.directory
 
         def publish() -> None:
-            digests = {name: digest for part in parts for name, digest in part.items()}
-            digests |= {path.name: sha256(path) for path in temporary.iterdir() if path.name not in digests}
-            state = {**writing.state, "sha256": digests}
-            write_json(temporary / STATE, {**state, "digest": digest_of(state)})
+            write_state(temporary, writing.state, parts)
             final = temporary.with_name(temporary.stem.removeprefix("."))
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
@@ -163,6 +160,14 @@ class Saver:
                 shard.data = self._copies[place].copy_(shard.data, non_blocking=True)
         torch.cuda.synchronize()
         return state
+
+
+def write_state(directory: Path, state: dict[str, Any], parts: list[dict[str, str]]) -> None:
+    """Write `state` beside the files that all ranks wrote, with SHA-256 of each (`parts`: those that the ranks know) and of itself."""
+    digests = {name: digest for part in parts for name, digest in part.items()}
+    digests |= {path.name: sha256(path) for path in directory.iterdir() if path.name not in digests}
+    whole = {**state, "sha256": digests}
+    write_json(directory / STATE, {**whole, "digest": digest_of(whole)})
 
 
 def sharded(trainer: Trainer) -> dict[str, Any]:
