@@ -13,13 +13,14 @@ def dry_run() -> None:
     parser.add_argument("--dry-run", action="store_true", required=True)
     parser.add_argument("--ranks", type=int, metavar="N",
                         help="of the whole job (default: the profile's processes, or, if that is 1, the fewest that all phases can use)")
+    parser.add_argument("--family", help="of GPUs whose formats are resolved, or cpu (default: that of the nodes the profile asks for)")
     options = parser.parse_args()
     if options.ranks is not None and options.ranks < 1:
         raise UserError(f"{options.ranks} ranks are none", where="--ranks", mend="give 1 or more")
 
     from components.pretrain.dry_run import main
 
-    main(options.ranks)
+    main(options.ranks, options.family)
 
 
 if __name__ == "__main__":

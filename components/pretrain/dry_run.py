@@ -9,21 +9,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
 from math import lcm
-from pathlib import PurePath
+from pathlib import Path
 
 from stagecraft.megatron_cpu import on_meta
 
 import torch
 from megatron.core.parallel_state import RankGenerator
-from megatron.core.quantization.quant_config import MatchContext
 
 from components.pretrain.params import Params
+from stagecraft.contract.cluster import read_cluster
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, params_path
 from stagecraft.engine import parallel
 from stagecraft.engine.layout import Layout as Divided
 from stagecraft.engine.phases import Phase
 from stagecraft.model.build import build_model, pipeline_stages, transformer_config
-from stagecraft.model.classes import class_of, linear_layers
+from stagecraft.model.hardware import FAMILIES, Hardware
+from stagecraft.model.ladder import Resolved, ladder, refuse_emulation, resolve
 from stagecraft.model.precision import as_yaml, recipe
 from stagecraft.model.stage_recipe import StageRecipe
 from stagecraft.planning.architecture import nemotron_h
@@ -32,17 +34,23 @@ from stagecraft.planning.layout import Layout, Workload
 from stagecraft.planning.memory import Memory, State, training_memory
 from stagecraft.planning.parameters import count_parameters
 
+FAMILY = "nvidia.com/gpu.family"  # the label by which a profile asks a cluster for nodes
 ORDER = "tp-cp-ep-dp-pp"  # of ranks, megatron-core's default
 
 
-def main(ranks: int | None) -> None:
-    """Print it; `ranks` defaults to the profile's `processes`, or, where torchrun gives the ranks, to the fewest that all phases can use.
+def main(ranks: int | None, family: str | None) -> None:
+    """Print it.
+
+    Args:
+        ranks: None for the profile's `processes`, or, where torchrun gives the ranks, the fewest that all phases can use.
+        family: of GPUs, or "cpu"; None for the nodes' that the profile asks a cluster for.
 
     Raises:
-        UserError: the profile or the layout is impossible.
+        UserError: the profile or the layout is impossible, or the profile refuses what would compute on such GPUs.
     """
     params = load(Params, "pretrain")
-    for line in report(params, ranks or (params.processes if params.processes > 1 else fewest_ranks(params))):
+    family = family or read_cluster(Path(params_path()))["pretrain"].node_selector.get(FAMILY, "cpu")
+    for line in report(params, ranks or (params.processes if params.processes > 1 else fewest_ranks(params)), family):
         print(line)
 
 
@@ -52,12 +60,13 @@ def fewest_ranks(params: Params) -> int:
     return lcm(*(size for layout in layouts for size in (layout.model, layout.pipeline * layout.expert)))
 
 
-def report(params: Params, ranks: int) -> Iterator[str]:
+def report(params: Params, ranks: int, family: str) -> Iterator[str]:
     """The lines: parameters, schedule, ranks, memory, precision of every module, recipe."""
     a = params.architecture
     params.check_ranks(ranks)
+    hardware, layers = resolved(params, family)
     total, mtp = count_on_meta(params)
-    yield (f"# {PurePath(params_path()).name}: {total / 1e9:.2f}B parameters, {count_parameters(a).active / 1e9:.2f}B active, "
+    yield (f"# {Path(params_path()).name}: {total / 1e9:.2f}B parameters, {count_parameters(a).active / 1e9:.2f}B active, "
            f"MTP +{mtp / 1e9:.2f}B")
     yield "\n## Phases"
     for phase in params.phases:
@@ -68,10 +77,10 @@ def report(params: Params, ranks: int) -> Iterator[str]:
                f"{billions:{',.0f' if billions >= 1000 else '.4g'}}B tokens in rows of {phase.length:,}")
     for layout, of_it in groupby(params.phases, params.layout_of):
         yield f"\n## Layout of {ranks} ranks from step {next(of_it).start} on"
-        layers = pipeline_stages(a.hybrid_override_pattern, layout.pipeline)
+        patterns = pipeline_stages(a.hybrid_override_pattern, layout.pipeline)
         experts = a.n_routed_experts // layout.expert
         for rank, place in enumerate(places(layout, ranks)):
-            yield (f"rank {rank}: tensor {place['tp']}, pipeline {place['pp']} ({layers[place['pp']]}), context {place['cp']}, "
+            yield (f"rank {rank}: tensor {place['tp']}, pipeline {place['pp']} ({patterns[place['pp']]}), context {place['cp']}, "
                    f"data {place['dp']}, experts {place['ep'] * experts}-{(place['ep'] + 1) * experts - 1}")
     by_phase = {phase: memory_of(params, phase, ranks) for phase in params.phases}
     memory = max(by_phase.values(), key=lambda needed: needed.total)
@@ -80,12 +89,28 @@ def report(params: Params, ranks: int) -> Iterator[str]:
         yield f"{part}: {getattr(memory, part) / 1e9:.1f} GB"
     for phase, needed in by_phase.items():
         yield f"in all, {phase.blend} from step {phase.start:,} on: {needed.total / 1e9:.1f} GB"
-    yield "\n## Precision of every module"
-    asked = StageRecipe(a, params.precision)
-    for path in linear_layers(a, mtp=bool(params.mtp_depths)):
-        yield f"{path} ({class_of(path)}): {asked.match(MatchContext(path, None)).config_key}"
+    yield f"\n## Precision of every module on {hardware.name}, as the recipe names it -> what computes"
+    for layer in layers:
+        yield f"{layer.path} ({layer.layer_class}): {layer.requested} -> {layer.actual}"
     yield "\n## The recipe, as --te-precision-config-file takes it"
     yield as_yaml(recipe(a, params.precision))
+
+
+def resolved(params: Params, family: str) -> tuple[Hardware, list[Resolved]]:
+    """Every linear layer on such a machine, with Transformer Engine if it is a GPU.
+
+    Raises:
+        UserError: the family is unknown, or the profile's `emulate` refuses what would compute.
+    """
+    if family not in ("cpu", *FAMILIES):
+        raise UserError(f"family of GPUs {family!r} is unknown", where=FAMILY, mend=f"give --family one of cpu, {', '.join(FAMILIES)}")
+    mtp, dtype = bool(params.mtp_depths), getattr(torch, params.dtype)
+    formats = StageRecipe(params.architecture, params.precision).formats(mtp=mtp)
+    hardware = Hardware.planned(None if family == "cpu" else family, formats, dtype)
+    layers = list(resolve(params.architecture, params.precision, hardware, mtp=mtp, dtype=dtype))
+    if not params.emulate:
+        refuse_emulation(ladder(layers), hardware)
+    return hardware, layers
 
 
 def count_on_meta(params: Params) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.engine.watchdog import Watchdog
 from stagecraft.model.hardware import Hardware
-from stagecraft.model.ladder import check, ladder, refuse_emulation
+from stagecraft.model.ladder import check, ladder, refuse_emulation, resolve
 from stagecraft.model.precision import as_yaml
 
 
@@ -82,7 +82,8 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
         return evaluate(trainer, params, corpus, common, rows, watchdog.beat)
 
     # A kill may come as late as the next checkpoint's step, while the last one is still being written: then it is two back.
-    merger = Merger(params.merge, work / "merging", trainer.module, reach=2 * params.checkpoint_every)
+    merger = Merger(params.merge, work / "merging", trainer.module, reach=2 * params.checkpoint_every, after=params.warmup_steps,
+                    note=log.note if log else lambda _: None)
 
     def look() -> None:
         done = trainer.steps_done
@@ -148,7 +149,7 @@ def announce(params: Params, trainer: Trainer, log: RunLog | None) -> None:
         UserError: a format would be emulated.
     """
     hardware = Hardware.of(trainer.config)
-    rungs = ladder(params.architecture, params.precision, hardware, mtp=trainer.mtp, dtype=trainer.config.params_dtype)
+    rungs = ladder(resolve(params.architecture, params.precision, hardware, mtp=trainer.mtp, dtype=trainer.config.params_dtype))
     if not params.emulate:
         refuse_emulation(rungs, hardware)
     if log:

@@ -12,8 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
+
+MET = Event()  # set once this rank has found the others
 
 _PR_SET_PDEATHSIG = 1
+_PATIENCE = 10.0  # seconds between another rank's end and this one's
 
 
 def is_launched() -> bool:
@@ -30,7 +34,8 @@ def world_size() -> int:
 def ranks(processes: int, command: Sequence[str], logs: Path) -> Iterator[None]:
     """Give this process rank 0 of `processes` and start `python -m <command>` for every other rank.
 
-    Does nothing under torchrun, which has done it. A rank that fails shows the end of its log when rank 0 fails with it.
+    Does nothing under torchrun, which has done it. A rank that fails shows the end of its log when rank 0 fails with it; one that fails
+    before the ranks have met, for whom rank 0 would wait in vain, ends the process with its exit code.
 
     Args:
         command: module and arguments of the other ranks.
@@ -41,6 +46,8 @@ def ranks(processes: int, command: Sequence[str], logs: Path) -> Iterator[None]:
         return
     world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     children: list[subprocess.Popen[bytes]] = []
+    over = Event()
+    MET.clear()
     logs.mkdir(parents=True, exist_ok=True)
     try:
         for rank in range(1, processes):
@@ -49,24 +56,44 @@ def ranks(processes: int, command: Sequence[str], logs: Path) -> Iterator[None]:
                     [sys.executable, "-m", *command], stdout=log, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,
                     env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
         os.environ.update(world, RANK="0", LOCAL_RANK="0")
+        Thread(target=_end_with, args=(children, logs, over), name="ranks", daemon=True).start()
         try:
             yield
         except Exception as error:
             time.sleep(0.5)  # a rank that took us down with it needs a moment to be gone
-            failed = [rank for rank, child in enumerate(children, 1) if child.poll() not in (None, 0)]
-            for rank in failed:
-                lines = (logs / f"rank-{rank}.log").read_text(errors="replace").strip().splitlines()[-15:]
-                error.add_note(f"rank {rank} ended with code {children[rank - 1].returncode}; its last lines:\n" + "\n".join(lines))
+            for rank in _failed(children):
+                error.add_note(_last_words(rank, children, logs))
             raise
         for child in children:
             child.wait(timeout=120)
     finally:
+        over.set()
         for key in (*world, "RANK", "LOCAL_RANK"):
             os.environ.pop(key, None)
         for child in children:
             if child.poll() is None:
                 child.kill()
             child.wait()
+
+
+def _failed(children: list[subprocess.Popen[bytes]]) -> list[int]:
+    return [rank for rank, child in enumerate(children, 1) if child.poll() not in (None, 0)]
+
+
+def _last_words(rank: int, children: list[subprocess.Popen[bytes]], logs: Path) -> str:
+    lines = (logs / f"rank-{rank}.log").read_text(errors="replace").strip().splitlines()[-15:]
+    return f"rank {rank} ended with code {children[rank - 1].returncode}; its last lines:\n" + "\n".join(lines)
+
+
+def _end_with(children: list[subprocess.Popen[bytes]], logs: Path, over: Event) -> None:
+    """Until the ranks have met, end this process some seconds after one of the others has failed: waiting, it can do nothing itself."""
+    while not (failed := _failed(children)):
+        if MET.is_set() or over.wait(0.5):
+            return
+    if over.wait(_PATIENCE) or MET.is_set():  # of the same mistake, this rank tells in its own words
+        return
+    print(_last_words(failed[0], children, logs), file=sys.stderr, flush=True)
+    os._exit(max(children[failed[0] - 1].returncode, 1))
 
 
 def _die_with_parent() -> None:

@@ -36,10 +36,13 @@ class Merger:
 
     Args:
         reach: steps that a run may go back to after a kill; so much longer than the window weights are kept.
+        after: the step after which `look` sees every step.
+        note: is told of weights that are missing.
     """
 
-    def __init__(self, merging: Merging, directory: Path, module: nn.Module, reach: int):
-        self.merging, self.directory, self.module, self.reach = merging, directory, module, reach
+    def __init__(self, merging: Merging, directory: Path, module: nn.Module, *, reach: int, after: int = 0,
+                 note: Callable[[str], None] = lambda _: None):
+        self.merging, self.directory, self.module, self.reach, self.after, self.note = merging, directory, module, reach, after, note
         self.merged = False
 
     def look(self, step: int, heldout: Callable[[int], float]) -> dict[str, float]:
@@ -54,11 +57,8 @@ class Merger:
         if not self.merging.every or step % self.merging.every:
             return {}
         checkpoints.save_weights(self._path(step), self.module)
-        oldest = step - (self.merging.window - 1) * self.merging.every - self.reach
         if dist.get_rank() == 0:
-            for path in self.directory.glob("step-*"):
-                if int(path.name.rpartition("-")[2]) < oldest:
-                    shutil.rmtree(path)
+            self._discard(step)
         losses = {"last": heldout(self.merging.rows)}
         if window := self._window(step):
             with self._with(window):
@@ -80,6 +80,13 @@ class Merger:
             self.merged = True
         return loss
 
+    def _discard(self, step: int) -> None:
+        """Remove weights that no window needs again after step `step`."""
+        oldest = step - (self.merging.window - 1) * self.merging.every - self.reach
+        for path in self.directory.glob("step-*"):
+            if int(path.name.rpartition("-")[2]) < oldest:
+                shutil.rmtree(path)
+
     @contextmanager
     def _with(self, window: list[Path]) -> Iterator[None]:
         """The module with the merged weights inside the block, with its own again after it."""
@@ -100,11 +107,15 @@ class Merger:
 
     def _window(self, step: int) -> list[Path]:
         """The newest window of step `step`, its oldest weights first; empty if some are missing, as at the beginning."""
-        if not self.merging.every:
+        every = self.merging.every
+        if not every:
             return []
-        last = step - step % self.merging.every
-        paths = [self._path(last - back * self.merging.every) for back in reversed(range(self.merging.window))]
-        return paths if all(path.is_dir() for path in paths) else []
+        last = step - step % every
+        steps = [last - back * every for back in reversed(range(self.merging.window))]
+        missing = [at for at in steps if not self._path(at).is_dir()]
+        if missing and steps[0] > self.after:
+            self.note(f"no merged weights at step {step}: those of step {missing[0]} are gone from {self.directory}")
+        return [] if missing else list(map(self._path, steps))
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"

@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
 
 from stagecraft.engine.host_memory import keep_pages
+from stagecraft.engine.launch import MET
 from stagecraft.engine.layout import Layout, divide
 
 ONE = Layout(tensor=1, pipeline=1, context=1, expert=1)
@@ -54,6 +55,7 @@ def join(patience: timedelta | None = None) -> None:
         dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience)
     else:
         dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience, store=dist.HashStore(), rank=0, world_size=1)
+    MET.set()
 
 
 def layout() -> Layout:

@@ -15,6 +15,7 @@ from stagecraft.model.products import FP8, MXFP8, NVFP4
 
 # The compute capability from which Transformer Engine multiplies a format in hardware (its check_fp8_support and the like).
 NATIVE_FROM = {NVFP4: (10, 0), MXFP8: (10, 0), FP8: (8, 9)}
+FAMILIES = {"ampere": (8, 0), "ada": (8, 9), "hopper": (9, 0), "blackwell": (10, 0)}  # by their label nvidia.com/gpu.family
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Hardware:
             return cls("CPU", None, False)
         return cls(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), config.transformer_impl == "transformer_engine")
 
+    @classmethod
+    def planned(cls, family: str | None, formats: Collection[str], dtype: torch.dtype) -> Hardware:
+        """Of a family of GPUs (None: a CPU) with Transformer Engine installed, for a recipe's formats."""
+        if family is None:
+            return cls("CPU", None, False)
+        capability = FAMILIES[family]
+        return cls(family.capitalize(), capability, _serves(capability, formats, dtype))
+
     def multiplies(self, precision: str) -> bool:
         """Whether products of operands in this format run in hardware."""
         return self.transformer_engine and self.capability is not None and self.capability >= NATIVE_FROM[precision]
@@ -42,6 +51,8 @@ def runs_transformer_engine(formats: Collection[str], dtype: torch.dtype) -> boo
 
     Where nothing is quantised ours are the faster ones (docs/performance.md): it keeps every expert's weights apart.
     """
-    if ON_CPU or not HAVE_TE or not formats or dtype == torch.float32:
-        return False
-    return all(map(Hardware("this GPU", torch.cuda.get_device_capability(), True).multiplies, formats))
+    return not ON_CPU and HAVE_TE and _serves(torch.cuda.get_device_capability(), formats, dtype)
+
+
+def _serves(capability: tuple[int, int], formats: Collection[str], dtype: torch.dtype) -> bool:
+    return bool(formats) and dtype != torch.float32 and all(capability >= NATIVE_FROM[wanted] for wanted in formats)

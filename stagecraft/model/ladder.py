@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import stagecraft.megatron_cpu  # noqa: F401
@@ -34,8 +34,19 @@ class Rung:
         return f"{self.layer_class}, {self.layers}: {self.requested} -> {self.actual}"
 
 
-def ladder(architecture: Architecture, precision: str, hardware: Hardware, *, mtp: bool, dtype: torch.dtype) -> list[Rung]:
-    """Requested and actual format of every class of layer of the whole model, in the order of the model.
+@dataclass(frozen=True)
+class Resolved:
+    """A linear layer: its name in megatron-core's model, its class, what was asked for, what computes, whether by emulation."""
+
+    path: str
+    layer_class: str
+    requested: str
+    actual: str
+    emulated: bool
+
+
+def resolve(architecture: Architecture, precision: str, hardware: Hardware, *, mtp: bool, dtype: torch.dtype) -> Iterator[Resolved]:
+    """Requested and actual format of every linear layer of the whole model, in the order of the model.
 
     Args:
         dtype: of parameters and activations, in which unquantised layers compute and emulated products accumulate.
@@ -44,7 +55,6 @@ def ladder(architecture: Architecture, precision: str, hardware: Hardware, *, mt
         UserError: the layers are Transformer Engine's, which emulates nothing, and the hardware lacks a format.
     """
     recipe, wide = StageRecipe(architecture, precision), str(dtype).removeprefix("torch.")
-    counts: Counter[tuple[str, str, str, bool]] = Counter()
     for path in linear_layers(architecture, mtp=mtp):
         match = recipe.match(MatchContext(path, None))
         wanted = format_of(match)
@@ -56,7 +66,12 @@ def ladder(architecture: Architecture, precision: str, hardware: Hardware, *, mt
             actual = "float32" if class_of(path) == "router" else wide
         else:
             actual = f"{wanted} emulated, products in {wide}" if emulated else f"{wanted} in hardware"
-        counts[class_of(path), match.config_key, actual, emulated] += 1
+        yield Resolved(path, class_of(path), match.config_key, actual, emulated)
+
+
+def ladder(layers: Iterable[Resolved]) -> list[Rung]:
+    """The classes of the layers and the formats in them, in the order in which they appear."""
+    counts = Counter((layer.layer_class, layer.requested, layer.actual, layer.emulated) for layer in layers)
     return [Rung(name, count, *rest) for (name, *rest), count in counts.items()]
 
 

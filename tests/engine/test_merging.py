@@ -1,10 +1,13 @@
 """Merging: the coefficients against a decayed path, the module's weights before and after, and a window that a kill cannot confuse."""
 
 import math
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagecraft.contract.errors import UserError
@@ -68,6 +71,32 @@ def test_after_a_kill_the_window_is_that_of_the_files(tmp_path):
     expected = weights_of(trainer)
     again.goes_on(5, lambda: 1.0, last=2.0)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(trainer).items())
+
+
+def test_missing_weights_of_a_window_that_was_full_are_told_of(tmp_path):
+    _, merger, *_ = walk(tmp_path)
+    said = []
+    merger.note = said.append
+    assert merger.goes_on(5, lambda: 1.0, last=2.0) and not said
+    shutil.rmtree(tmp_path / "step-00000002")
+    assert merger.goes_on(5, lambda: 1.0, last=2.0) is None
+    assert said == [f"no merged weights at step 5: those of step 2 are gone from {tmp_path}"]
+    merger.after = 2  # as after a warm-up of two steps: step 2 is not looked at, and no window is full yet
+    assert merger.goes_on(5, lambda: 1.0, last=2.0) is None and len(said) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(every=st.integers(1, 5), window=st.integers(1, 4), reach=st.integers(0, 12), steps=st.integers(1, 40))
+def test_a_run_that_goes_back_finds_its_windows_full(every, window, reach, steps):
+    with TemporaryDirectory() as directory:
+        merger = Merger(Merging(every=every, window=window, rows=1, use="better"), Path(directory), None, reach=reach)
+        for step in range(every, steps + 1, every):
+            merger._path(step).mkdir()
+            merger._discard(step)
+        for step in range(every, steps + 1, every):
+            if step > steps - reach or step == steps - steps % every:
+                assert bool(merger._window(step)) == (step >= window * every)
+        assert len(list(Path(directory).iterdir())) <= window + reach // every
 
 
 def test_without_a_full_window_nothing_is_merged(tmp_path):

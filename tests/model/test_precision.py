@@ -15,7 +15,7 @@ from stagecraft.contract.params import load
 from stagecraft.model.build import build_model, transformer_config
 from stagecraft.model.classes import class_of, linear_layers
 from stagecraft.model.hardware import Hardware
-from stagecraft.model.ladder import check, ladder, refuse_emulation
+from stagecraft.model.ladder import check, ladder, refuse_emulation, resolve
 from stagecraft.model.precision import PRECISIONS, RECIPES, as_yaml, format_of, recipe
 from stagecraft.model.stage_recipe import StageRecipe
 from tests.architectures import tiny
@@ -116,7 +116,7 @@ def test_what_cannot_be_done_is_an_error():
 
 def test_the_ladder_on_three_machines():
     def actual(hardware, dtype):
-        rungs = ladder(tiny(hybrid_override_pattern="M*E" * 3), "nvfp4", hardware, mtp=True, dtype=dtype)
+        rungs = ladder(resolve(tiny(hybrid_override_pattern="M*E" * 3), "nvfp4", hardware, mtp=True, dtype=dtype))
         return {(rung.layer_class, rung.requested): (rung.layers, rung.actual) for rung in rungs}
 
     cpu, hopper, blackwell = actual(CPU, torch.float32), actual(HOPPER, torch.bfloat16), actual(BLACKWELL, torch.bfloat16)
@@ -133,17 +133,17 @@ def test_the_ladder_on_three_machines():
 
 
 def test_hopper_has_fp8():
-    rungs = ladder(tiny(), "fp8", Hardware("H100", (9, 0), True), mtp=True, dtype=torch.bfloat16)
+    rungs = ladder(resolve(tiny(), "fp8", Hardware("H100", (9, 0), True), mtp=True, dtype=torch.bfloat16))
     assert {rung.actual for rung in rungs if rung.requested == "fp8"} == {"fp8 in hardware"}
     refuse_emulation(rungs, Hardware("H100", (9, 0), True))
 
 
 def test_emulation_is_refused_with_one_line_where_the_profile_rules_it_out():
     for hardware, refused in ((CPU, True), (HOPPER, True), (BLACKWELL, False)):
-        rungs = ladder(tiny(), "nvfp4", hardware, mtp=False, dtype=torch.bfloat16)
+        rungs = ladder(resolve(tiny(), "nvfp4", hardware, mtp=False, dtype=torch.bfloat16))
         if refused:
             with pytest.raises(UserError, match=rf"precision: nvfp4 \(Mamba input\) would be emulated on {hardware.name}"):
                 refuse_emulation(rungs, hardware)
         else:
             refuse_emulation(rungs, hardware)
-    refuse_emulation(ladder(tiny(), "bf16", CPU, mtp=True, dtype=torch.float32), CPU)
+    refuse_emulation(ladder(resolve(tiny(), "bf16", CPU, mtp=True, dtype=torch.float32)), CPU)

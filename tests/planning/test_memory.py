@@ -75,6 +75,15 @@ def needed(layout, work, recipe="nvfp4", state=None):
     return training_memory(SUPER, work, layout, formats("training", recipe), state)
 
 
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_a_context_parallel_rank_keeps_the_keys_and_values_of_the_whole_row(ranks):
+    """Whose other activations are of its own tokens."""
+    shapes, length = architecture(hybrid_override_pattern="*", num_nextn_predict_layers=0), 64
+    alone, divided = (training_memory(nemotron_h(shapes), Workload(length * cp, cp), Layout(cp=cp), formats("training", "float32"))
+                      for cp in (1, ranks))
+    assert divided.activations - alone.activations == (ranks - 1) * length * 2 * shapes.num_key_value_heads * shapes.head_dim * 4
+
+
 def test_a_layout_known_to_run_fits_and_one_that_cannot_does_not():
     work = Workload(8192, 512, 2)
     assert needed(Layout(ep=64, dp=64), work).total < 0.94 * 279e9  # NVIDIA's own on GB300

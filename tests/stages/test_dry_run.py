@@ -26,7 +26,8 @@ def dry_run(*arguments, profile="params/super-120b.yaml"):
 @pytest.fixture(scope="module")
 def text():
     """As the README asks for it; the 120B profile leaves the number of ranks to torchrun."""
-    (profile,) = re.findall(r"`STAGECRAFT_PARAMS=(\S+) python -m components.pretrain --dry-run \[--ranks N\]`", README.read_text())
+    (profile,) = re.findall(r"`STAGECRAFT_PARAMS=(\S+) python -m components.pretrain --dry-run \[--ranks N\] \[--family GPUS\]`",
+                            README.read_text())
     done = dry_run(profile=profile)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -43,6 +44,7 @@ def test_the_profile_of_one_h200_fits_it():
     assert "long: from step 19,075, 250 steps of 32 rows, 0.2621B tokens in rows of 32,768" in done.stdout
     (needed,) = [float(line.split()[-2]) for line in done.stdout.splitlines() if line.startswith("## Memory of the fullest GPU")]
     assert 20 < needed < 0.9 * 141
+    assert "## Precision of every module on Hopper, " in done.stdout
 
 
 def test_the_cluster_of_the_profile_has_ranks_for_every_phase(monkeypatch):
@@ -71,11 +73,22 @@ def test_phases_modules_and_recipe_are_the_papers(text):
     assert 80 < needed < 0.9 * 279
     by_phase = [float(line.split()[-2]) for line in text.splitlines() if line.startswith("in all, ")]
     assert len(by_phase) == 4 and max(by_phase) == needed
-    assert "decoder.layers.0.mixer.out_proj (Mamba output): mxfp8" in text
-    assert "decoder.layers.1.mlp.experts (routed experts): nvfp4" in text
-    assert "decoder.layers.87.mlp.experts (routed experts): bf16" in text
+    assert "decoder.layers.0.mixer.out_proj (Mamba output): mxfp8 -> mxfp8 in hardware" in text
+    assert "decoder.layers.1.mlp.experts (routed experts): nvfp4 -> nvfp4 in hardware" in text
+    assert "decoder.layers.87.mlp.experts (routed experts): bf16 -> bfloat16" in text
+    assert "decoder.layers.1.mlp.router (router): fp32 -> float32" in text
     written = YAML(typ="safe").load(text.split("--te-precision-config-file takes it")[1])
     assert {"configs", "matchers"} == written.keys() and "last layers: 74" in written["matchers"]
+
+
+def test_another_family_is_resolved_or_refused_in_one_line():
+    done = dry_run("--family", "hopper")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: precision: nvfp4 (Mamba input) would be emulated on Hopper")
+    done = dry_run("--family", "volta")
+    assert done.returncode == 2 and done.stderr.startswith("error: nvidia.com/gpu.family: family of GPUs 'volta' is unknown")
+    done = dry_run(profile="params.yaml")
+    assert "decoder.layers.0.mixer.in_proj (Mamba input): nvfp4 -> nvfp4 emulated, products in float32" in done.stdout
 
 
 def test_ranks_that_a_later_phase_cannot_use_are_one_line():
