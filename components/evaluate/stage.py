@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,22 @@ from components.evaluate.params import MODELS, Params
 from components.evaluate.workers import run_all
 from components.evaluate.workload import choose
 from stagecraft.contract import manifest
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.runlog import RunLog
 
-__all__ = ["Params", "main"]
+__all__ = ["Params", "foresee", "main"]
+
+
+def foresee(profile: Mapping[str, Any], local: bool) -> None:
+    """Refuse a profile that this stage would refuse once there are five models.
+
+    Raises:
+        UserError: the folder with the benchmarks' data is not here.
+    """
+    data = profile["evaluate"].benchmarks.data
+    if local and data and not Path(data).is_dir():
+        raise UserError("no such folder of benchmarks' data", where=f"evaluate.benchmarks.data: {data}", mend="name a folder, or \"\"")
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, Any]:

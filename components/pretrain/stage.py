@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from components.pretrain.params import Params
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 
-__all__ = ["Params", "main"]
+__all__ = ["Params", "foresee", "main"]
+
+
+def foresee(profile: Mapping[str, Any], local: bool) -> None:
+    """Refuse a profile that this stage would refuse once the corpus is there.
+
+    Raises:
+        UserError: the model's vocabulary is not the corpus's.
+    """
+    refuse_vocabulary(profile["pretrain"], profile["curate"].vocab_size)
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
@@ -19,10 +30,11 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     Every rank runs `train`; this process is rank 0 and alone logs and exports.
     """
     from stagecraft.checkpoint.canonical import write_checkpoint
+    from stagecraft.data.tokenizer import load_tokenizer
     from stagecraft.engine.launch import ranks
 
     tokenizer = inputs["corpus"] / "tokenizer"
-    check_vocabulary(params, tokenizer)
+    refuse_vocabulary(params, len(load_tokenizer(tokenizer)))
     with ranks(params.processes, ["components.pretrain.worker", str(log.work), str(inputs["corpus"])], log.work / "ranks"):
         from components.pretrain.train import train
 
@@ -48,15 +60,12 @@ def mean_of_last(losses: list[float]) -> float:
     return fmean(losses[-max(1, len(losses) // 20):])
 
 
-def check_vocabulary(params: Params, tokenizer: Path) -> None:
-    """Refuse a model whose vocabulary is not the tokenizer's.
+def refuse_vocabulary(params: Params, size: int) -> None:
+    """Refuse a model for another vocabulary than the tokenizer's, of `size` entries.
 
     Raises:
         UserError: the sizes differ.
     """
-    from stagecraft.data.tokenizer import load_tokenizer
-
-    size = len(load_tokenizer(tokenizer))
     if size != params.architecture.vocab_size:
         raise UserError(f"vocab_size is {params.architecture.vocab_size}, but the corpus's tokenizer has {size} entries",
                         where="pretrain.architecture.vocab_size", mend=f"set it to {size}, or curate.vocab_size to yours")

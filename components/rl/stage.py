@@ -5,13 +5,51 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from components.rl.params import Params, Stage
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
+from stagecraft.model.config import Architecture
 
-__all__ = ["Params", "main"]
+__all__ = ["Params", "foresee", "main"]
+
+
+def foresee(profile: Mapping[str, Any], local: bool) -> None:
+    """Refuse a profile that this stage would refuse once there is a fine-tuned model.
+
+    Raises:
+        UserError: no rank layout for the model, no MTP block to heal, an unknown family or environment, rows that are not here.
+    """
+    from stagecraft.environments.library import environment
+
+    params, architecture, curate = profile["rl"], profile["pretrain"].architecture, profile["curate"]
+    check_model(params, architecture, params.processes if local else None)
+    for name, part in params.parts.items():
+        if not curate.synthetic.rl_rows and (unknown := sorted(set(part.mixture) - set(curate.tasks.flawed))):
+            raise UserError(f"no prompts of family {unknown[0]!r}", where=f"rl.stages.{name}: mixture",
+                            mend=f"name some of {', '.join(sorted(curate.tasks.flawed))}, which curate.tasks makes")
+        for known in part.environments:
+            server = part.environment_servers.get(known)
+            if not (server and server.rows):
+                environment(known)
+            elif local and not Path(server.rows).is_file():
+                raise UserError("no such file of rows", where=f"rl.environment_servers.{known}.rows: {server.rows}",
+                                mend="name a JSONL file")
+
+
+def check_model(params: Params, architecture: Architecture, ranks: int | None) -> None:
+    """Refuse what cannot be done with the model, or on so many ranks where their number is known.
+
+    Raises:
+        UserError: no MTP block to heal, or a layout that cannot divide model or ranks.
+    """
+    if params.healing.steps and not architecture.num_nextn_predict_layers:
+        raise UserError("the model has no MTP block to heal", where="rl.healing.steps", mend="set it to 0")
+    if ranks is not None:
+        params.check(architecture, ranks)
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
@@ -23,9 +61,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     from stagecraft.engine.launch import is_launched, ranks, world_size
 
     architecture, parts = read_architecture(inputs["sft"]), params.parts
-    if params.healing.steps and not architecture.num_nextn_predict_layers:
-        raise UserError("the model has no MTP block to heal", where="rl.healing.steps", mend="set it to 0")
-    params.check(architecture, world_size() if is_launched() else params.processes)
+    check_model(params, architecture, world_size() if is_launched() else params.processes)
     command = ["components.rl.worker", str(log.work), str(inputs["corpus"]), str(inputs["sft"])]
     with ranks(params.processes, command, log.work / "ranks"):
         from components.rl.run import improve

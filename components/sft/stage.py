@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from components.sft.params import Params
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
+from stagecraft.model.config import Architecture
 
-__all__ = ["Params", "main"]
+__all__ = ["Params", "foresee", "main"]
+
+
+def foresee(profile: Mapping[str, Any], local: bool) -> None:
+    """Refuse a profile that this stage would refuse once there is a base model.
+
+    Raises:
+        UserError: a layout cannot divide the model, or a file of conversations is not here.
+    """
+    params = profile["sft"]
+    check_layout(params, profile["pretrain"].architecture)
+    for name in params.data.files if local else ():
+        if not Path(name).is_file():
+            raise UserError("no such file of conversations", where=f"sft.data.files: {name}", mend="name a JSONL file, or none")
+
+
+def check_layout(params: Params, architecture: Architecture) -> None:
+    """Refuse a layout that cannot divide the model or the packs.
+
+    Raises:
+        UserError: the first mistake found.
+    """
+    try:
+        for stage in params.stages:
+            params.layout.check(architecture, stage.pack_tokens, params.optimizer)
+    except ValueError as error:
+        raise UserError(str(error), where="sft", mend="choose another layout") from None
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
@@ -17,11 +46,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     from stagecraft.engine.launch import ranks
 
     architecture, weights = read_checkpoint(inputs["base"])
-    try:
-        for stage in params.stages:
-            params.layout.check(architecture, stage.pack_tokens, params.optimizer)
-    except ValueError as error:
-        raise UserError(str(error), where="sft", mend="choose another layout") from None
+    check_layout(params, architecture)
     command = ["components.sft.worker", str(log.work), str(inputs["corpus"]), str(inputs["base"])]
     with ranks(params.processes, command, log.work / "ranks"):
         from components.sft.train import train

@@ -77,8 +77,8 @@ def main(arguments: Sequence[str]) -> int:
     refuse_another_profile("kfp run")
     overrides = [item for item in options.assignments if item.partition(".")[0] in (*STAGES, SECTION)]
     others = [item for item in options.assignments if item not in overrides]
-    text, changes = check_params(root, source, str(options.profile or "params.yaml"), overrides)
     to_cluster = bool(options.endpoint) and not options.docker
+    text, changes = check_params(root, source, str(options.profile or "params.yaml"), overrides, local=not to_cluster)
     os.environ[RUNNER_VARIABLE] = "cluster" if to_cluster else "local"  # a pipeline for this machine asks for no pods
     from stagecraft.cli.local import engine_for, run_local  # slow to import: a mistake is told of before
     from stagecraft.cli.submit import probe, submit
@@ -111,21 +111,25 @@ def project_of(file: Path) -> Path:
     raise UserError("no dvc.yaml and params.yaml in any directory above", where=str(file), mend="run a pipeline of a Stagecraft checkout")
 
 
-def check_params(root: Path, source: Path, shown: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
+def check_params(root: Path, source: Path, shown: str, overrides: Sequence[str], *, local: bool) -> tuple[str, list[str]]:
     """Check the profile `source` with its overrides, all of its sections.
+
+    Args:
+        shown: the name the profile goes by in messages.
+        local: the run is on this machine.
 
     Returns:
         the text that params.yaml is to have, and one line per override that changes something.
 
     Raises:
-        UserError: the first mistake found; `shown` is the name the profile goes by in it.
+        UserError: the first mistake found.
     """
     text = read_text(source, shown)
     text, changes = override(text, overrides, shown) if overrides else (text, [])
     environment = {**os.environ, "STAGECRAFT_SHOWN": shown,
                    "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
-    checked = subprocess.run([sys.executable, "-m", "stagecraft.contract.preflight"], input=text, text=True, env=environment,
-                             capture_output=True, cwd=root, check=False)
+    command = [sys.executable, "-m", "stagecraft.contract.preflight", *(["--local"] if local else [])]
+    checked = subprocess.run(command, input=text, text=True, env=environment, capture_output=True, cwd=root, check=False)
     if checked.returncode == EXIT_USER_ERROR:
         lines = [line for line in checked.stderr.splitlines() if line.startswith("error: ")]
         raise UserError(lines[-1].removeprefix("error: ") if lines else checked.stderr.strip())

@@ -1,7 +1,8 @@
-"""Check a whole profile before anything runs: every section against its stage's parameters, and what it asks of a cluster.
+"""Check a whole profile before anything runs: every section against its stage's parameters and what it asks of a cluster, then each stage
+what it can foresee of the run.
 
-`python -m stagecraft.contract.preflight < params.yaml` exits with 0, or with 2 and one line. `kfp run` starts it as a process of its
-own: importing the stages loads their engines, which the conductor has no use for.
+`python -m stagecraft.contract.preflight [--local] < params.yaml` exits with 0, or with 2 and one line. `kfp run` starts it as a process
+of its own: importing the stages loads their engines, which the conductor has no use for.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from stagecraft.contract.params import params_path, parse, parse_profile
 from stagecraft.contract.stages import STAGES
 
 
-def check(text: str, shown: str) -> None:
-    """Parse every stage's section of a profile's text; `shown` is the name the profile goes by in messages.
+def check(text: str, shown: str, *, local: bool = False) -> None:
+    """Parse every stage's section of a profile's text, and have each stage's `foresee`, where it has one, look at all of them.
+
+    Args:
+        shown: the name the profile goes by in messages.
+        local: the run is on this machine, where the files are that a profile names.
 
     Raises:
         UserError: the first mistake found.
@@ -30,12 +35,15 @@ def check(text: str, shown: str) -> None:
         if name not in profile:
             raise UserError(f"no section {name!r}", where=shown, mend="add it; the repository's params.yaml shows every key")
     parse_cluster(profile[SECTION], shown)
-    for name in STAGES:
-        parse(importlib.import_module(f"components.{name}.stage").Params, profile[name] or {}, f"{shown}: {name}")
+    stages = {name: importlib.import_module(f"components.{name}.stage") for name in STAGES}
+    sections = {name: parse(stage.Params, profile[name] or {}, f"{shown}: {name}") for name, stage in stages.items()}
+    for stage in stages.values():
+        if foresee := getattr(stage, "foresee", None):
+            foresee(sections, local)
 
 
 def main() -> None:
-    check(sys.stdin.read(), os.environ.get("STAGECRAFT_SHOWN") or str(params_path()))
+    check(sys.stdin.read(), os.environ.get("STAGECRAFT_SHOWN") or str(params_path()), local="--local" in sys.argv)
 
 
 if __name__ == "__main__":

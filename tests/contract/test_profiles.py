@@ -1,17 +1,50 @@
-"""Every profile in the repository is complete: each stage's parameters parse."""
+"""Every profile in the repository is complete: each stage's parameters parse, and no stage foresees a mistake; some mistakes are foreseen."""
 
 import importlib
+import json
+import re
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load
+from stagecraft.contract.preflight import check
 from stagecraft.contract.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
+PROFILES = pytest.mark.parametrize("profile", [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))], ids=lambda path: path.name)
 
 
-@pytest.mark.parametrize("profile", [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))], ids=lambda path: path.name)
+@PROFILES
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_profile_parses(profile, stage):
     load(importlib.import_module(f"components.{stage}.stage").Params, stage, profile)
+
+
+@PROFILES
+def test_no_stage_foresees_a_mistake(profile):
+    check(profile.read_text(), profile.name)
+
+
+@pytest.mark.parametrize(("section", "change", "expected", "here_alone"), [
+    ("curate", {"vocab_size": 4096}, "pretrain.architecture.vocab_size: vocab_size is 2048, but the corpus's tokenizer has 4096", False),
+    ("sft", {"data": {"tasks": True, "files": ["mine.jsonl"], "bad_rows": "fail"}}, "sft.data.files: mine.jsonl: no such file", True),
+    ("rl", {"mixture": {"sorted": 1.0}}, "rl.stages.rlvr: mixture: no prompts of family 'sorted' - name some of ", False),
+    ("rl", {"environments": {"sgl": 1.0}}, "environments: unknown environment 'sgl' - use one of ", False),
+    ("rl", {"environments": {"mine": 1.0}, "environment_servers": {"mine": {"url": "http://a:1", "rows": "mine.jsonl", "turns": 1}}},
+     "rl.environment_servers.mine.rows: mine.jsonl: no such file", True),
+    ("rl", {"layout": {"tensor": 4, "pipeline": 1, "context": 1, "expert": 1}}, "rl.stages.rlvr.layout: ", True),
+    ("evaluate", {"benchmarks": {"data": "nowhere"}}, "evaluate.benchmarks.data: nowhere: no such folder", True),
+])
+def test_what_a_later_stage_would_refuse_is_foreseen(section, change, expected, here_alone):
+    profile = YAML(typ="safe").load(ROOT / "params.yaml")
+    for key, value in change.items():
+        group = isinstance(profile[section][key], dict) and key == "benchmarks"
+        profile[section][key] = profile[section][key] | value if group else value
+    text = json.dumps(profile)
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
+        check(text, "params.yaml", local=True)
+    if here_alone:  # on a cluster the pods may have the file
+        check(text, "params.yaml")
