@@ -1,4 +1,4 @@
-"""Every profile in the repository is complete: each stage's parameters parse, and no stage foresees a mistake; some mistakes are foreseen."""
+"""Every profile in the repository is complete: its sections parse, and no stage foresees a mistake. Some mistakes are foreseen."""
 
 import importlib
 import json
