@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,7 @@ from stagecraft.contract.runlog import Sink
 from stagecraft.contract.stages import STAGES
 
 _LINE_SECONDS = 5.0
+_LATELY_SECONDS = 30.0
 
 
 def stage_head(stage: str) -> str:
@@ -40,17 +42,24 @@ def terminal_sink(head: str, console: Console | None = None) -> Sink:
 
 
 class _Rate:
-    """Units a second since the bar began, and the time left at that rate."""
+    """Units a second of late, and the time left at that rate. Not since the bar began: what is compiled first would count for long."""
 
     def __init__(self, total: int, done: int):
-        self._total, self._first, self._started = total, done, time.monotonic()
+        self._total, self._marks = total, deque([(time.monotonic(), done)])
 
-    def per_second(self, done: int) -> float:
-        return (done - self._first) / max(time.monotonic() - self._started, 1e-3)
+    def reach(self, done: int) -> None:
+        now = time.monotonic()
+        self._marks.append((now, done))
+        while now - self._marks[1][0] > _LATELY_SECONDS:
+            self._marks.popleft()
 
-    def left(self, done: int) -> float | None:
-        rate = self.per_second(done)
-        return (self._total - done) / rate if rate > 0 else None
+    def per_second(self) -> float:
+        (since, before), (now, done) = self._marks[0], self._marks[-1]
+        return (done - before) / max(now - since, 1e-3)
+
+    def left(self) -> float | None:
+        rate = self.per_second()
+        return (self._total - self._marks[-1][1]) / rate if rate > 0 else None
 
 
 def _shown(fields: dict[str, float]) -> str:
@@ -69,6 +78,7 @@ class PlainSink:
 
     def bar_advance(self, done: int, fields: dict[str, float]) -> None:
         self._pending = (done, fields)
+        self._rate.reach(done)
         if time.monotonic() - self._last >= _LINE_SECONDS:
             self._flush()
 
@@ -92,8 +102,8 @@ class PlainSink:
         if self._pending is None:
             return
         done, fields = self._pending
-        left = self._rate.left(done)
-        parts = [f"{self._bar} {done}/{self._total} {self._unit}", _shown(fields), f"{self._rate.per_second(done):.3g} {self._unit}/s"]
+        left = self._rate.left()
+        parts = [f"{self._bar} {done}/{self._total} {self._unit}", _shown(fields), f"{self._rate.per_second():.3g} {self._unit}/s"]
         if left is not None and done < self._total:
             parts.append(f"{duration(left)} left")
         self._print("  ".join(part for part in parts if part))
@@ -125,7 +135,8 @@ class LiveSink:
 
     def bar_advance(self, done: int, fields: dict[str, float]) -> None:
         if self._progress:
-            rate = f"{self._rate.per_second(done):.3g} {self._unit}/s"
+            self._rate.reach(done)
+            rate = f"{self._rate.per_second():.3g} {self._unit}/s"
             self._progress.update(self._task, completed=done, shown=escape(_shown(fields)), rate=rate)
 
     def bar_end(self) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 
 import pytest
@@ -97,3 +98,18 @@ def test_the_event_file_replays_a_bar(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().err.splitlines()
     assert shown[0].startswith("stage 3 of 7: sft | training 100/100 step  loss 0.01")
     assert shown[-1] == "stage 3 of 7: sft | saved"
+
+
+def test_the_time_left_is_that_of_late_steps(monkeypatch):
+    """Of 100 steps the first takes a minute, as one that compiles, each further one a second."""
+    clock = [0.0]
+    monkeypatch.setattr("stagecraft.contract.terminal.time.monotonic", lambda: clock[0])
+    out = io.StringIO()
+    plain = PlainSink("head", out)
+    plain.bar_start("training", 100, "step", 0)
+    for step in range(1, 51):
+        clock[0] += 60 if step == 1 else 1
+        plain.bar_advance(step, {})
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "head | training 1/100 step  0.0167 step/s  1:39:00 left"
+    assert lines[-1] == "head | training 46/100 step  1 step/s  0:54 left"
