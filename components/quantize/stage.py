@@ -31,7 +31,7 @@ from components.quantize.operators import read_header
 from components.quantize.params import Params
 from components.quantize.search import Problem, pose, summary
 from components.quantize.source import load_model, mtp_tensors, read_config, weight_bytes
-from stagecraft.contract.files import write_json
+from stagecraft.contract.files import link_or_copy, write_json
 from stagecraft.contract.runlog import RunLog
 
 FORMATS = ("fp8", "nvfp4")
@@ -99,9 +99,8 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
             with rc_context(STYLE):
                 log.figure("frontier", frontier_figure(points))
     for name in FORMATS:
-        for path in (log.work / name).iterdir():
-            shutil.move(path, outputs[name] / path.name)
-        (log.work / name).rmdir()
+        # Not moved: what a kill leaves half handed over is whole in the work directory.
+        shutil.copytree(log.work / name, outputs[name], copy_function=link_or_copy, dirs_exist_ok=True)
     log.record(precision={"requested": list(FORMATS), "weights": "packed", "activations": "ModelOpt kernels"
                           if torch.cuda.is_available() else "emulated on this machine's CPU"}, seconds=setting.seconds)
     log.note("seconds: " + ", ".join(f"{step} {value:.1f}" for step, value in setting.seconds.items()))

@@ -69,7 +69,7 @@ def agreements(trainer: Trainer, answers: Sequence[Answer], pack_tokens: int) ->
     lengths = [len(prompt) + len(answer) - 1 for prompt, answer in answers]
     found: dict[int, Tensor] = {}
     for pack in pack_bins(lengths, pack_tokens):
-        foreseen, start = trainer.foresight(_row([answers[index] for index in pack])).cpu(), 0
+        foreseen, start = trainer.foresight(_row([answers[index] for index in pack])), 0
         for index in pack:
             prompt, answer = answers[index]
             first = start + len(prompt) - 1

@@ -66,6 +66,7 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
                 checkpoints.save(work / "healing", trainer)
     worth["healed"] = acceptance(trainer, last, params.pack_tokens)
     healed = {**weights, **trainer.weights()}
+    del trainer
     parallel.leave_layout()
     return healed, worth
 

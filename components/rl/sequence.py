@@ -56,6 +56,7 @@ def train_stages(params: Params, architecture: Architecture, weights: dict[str, 
         left, accuracy = own / "policy", own / "reward_model_accuracy.json"
         if not first.tells(left.exists()):
             with judging(part, architecture, weights, corpus, work, first, log) as judge:
+                first.tells()  # that it is up: NCCL's patience may be shorter than that takes
                 job = Job(part, corpus, model, judge, own / ROLLOUTS, answered)
                 policy = train(part, architecture, policy, job, own, before, first, log)
             if judge:

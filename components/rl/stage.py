@@ -21,7 +21,8 @@ def foresee(profile: Mapping[str, Any], local: bool) -> None:
     """Refuse a profile that this stage would refuse once there is a fine-tuned model.
 
     Raises:
-        UserError: no rank layout for the model, no MTP block to heal, an unknown family or environment, rows that are not here.
+        UserError: a layout that cannot divide the model, no MTP block to heal, an unknown family or environment; rows or a sandbox that
+            are not here.
     """
     from stagecraft.environments.library import environment
 
@@ -38,6 +39,22 @@ def foresee(profile: Mapping[str, Any], local: bool) -> None:
             elif local and not Path(server.rows).is_file():
                 raise UserError("no such file of rows", where=f"rl.environment_servers.{known}.rows: {server.rows}",
                                 mend="name a JSONL file")
+    if local:
+        check_sandbox(params)
+
+
+def check_sandbox(params: Params) -> None:
+    """Refuse environments played here that run what the policy writes, where nothing is run.
+
+    Raises:
+        UserError: names the stage.
+    """
+    from stagecraft.environments.confinement import refuse_without_sandbox
+    from stagecraft.environments.library import environment
+
+    for name, part in params.parts.items():
+        here = [environment(known) for known in part.environments if known not in part.environment_servers]
+        refuse_without_sandbox(here, f"rl.stages.{name}: environments")
 
 
 def check_model(params: Params, architecture: Architecture, ranks: int | None) -> None:
@@ -62,6 +79,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 
     architecture, parts = read_architecture(inputs["sft"]), params.parts
     check_model(params, architecture, world_size() if is_launched() else params.processes)
+    check_sandbox(params)
     command = ["components.rl.worker", str(log.work), str(inputs["corpus"]), str(inputs["sft"])]
     with ranks(params.processes, command, log.work / "ranks"):
         from components.rl.run import improve

@@ -53,7 +53,9 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
         now = trainer.weights()
         with Lead(replace(job, first=trainer.steps_done), now, work, before, kept, log) if log else nullcontext() as lead:
             _train(trainer, params, reference, work, first, lead)
+        del reference
     trained = {**weights, **trainer.weights()}
+    del trainer
     parallel.leave_layout()
     return trained
 
@@ -71,11 +73,13 @@ def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: P
         if done % params.checkpoint_every == 0 and done < params.steps:
             if lead:
                 lead.before_checkpoint(done)
+            first.tells()  # that it is drawn: NCCL's patience may be shorter than that takes
             checkpoints.save(work / "checkpoints", trainer)
             if lead:
                 lead.after_checkpoint(done)
     if lead:
         lead.finish()
+    first.tells()
     checkpoints.save(work / "checkpoints", trainer)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +25,18 @@ MODEL = {"backbone.embeddings.weight": "embedding.word_embeddings.weight", "back
 MTP = {"mtp.layers.0.enorm.weight": "mtp.layers.0.enorm.weight", "mtp.layers.0.hnorm.weight": "mtp.layers.0.hnorm.weight",
        "mtp.layers.0.eh_proj.weight": "mtp.layers.0.eh_proj.weight",
        "mtp.layers.1.final_layernorm.weight": "mtp.layers.0.final_layernorm.weight"}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Tensors of one shape that are one with a dimension more, in front. Only what is asked for is put together: every rank takes its own
+    experts, and a host has no room for all of a large model's once a rank."""
+
+    parts: Sequence[Tensor]
+
+    def __getitem__(self, place: tuple[slice, ...]) -> Tensor:
+        first, *rest = place
+        return torch.stack([part[tuple(rest)] for part in self.parts[first]])
 
 
 def _layers(architecture: Architecture, mtp: bool) -> Iterator[tuple[str, str, str]]:
@@ -61,20 +74,20 @@ def to_hf(architecture: Architecture, state: Mapping[str, Tensor], mtp: bool = T
                     yield f"{hf}mixer.experts.{expert}.{name}_proj.weight", weight
 
 
-def from_hf(architecture: Architecture, tensors: Mapping[str, Tensor], mtp: bool = True) -> dict[str, Tensor]:
-    """The inverse of `to_hf`: Megatron's whole state dict.
+def from_hf(architecture: Architecture, tensors: Mapping[str, Tensor], mtp: bool = True) -> dict[str, Tensor | Stack]:
+    """The inverse of `to_hf`: Megatron's whole state dict, the experts of a layer as a `Stack`.
 
     Raises:
         KeyError: a tensor of the architecture is missing.
     """
     a = architecture
-    state = {megatron: tensors[hf] for hf, megatron in same_names(a, mtp).items()}
+    state: dict[str, Tensor | Stack] = {megatron: tensors[hf] for hf, megatron in same_names(a, mtp).items()}
     for letter, hf, megatron in _layers(a, mtp):
         if letter == "*":
             heads = [tensors[f"{hf}mixer.{name}_proj.weight"].view(a.num_key_value_heads, -1, a.head_dim, a.hidden_size) for name in "qkv"]
             state[f"{megatron}self_attention.linear_qkv.weight"] = torch.cat(heads, 1).reshape(-1, a.hidden_size)
         elif letter == "E":
             for name in ("up", "down"):
-                stack = [tensors[f"{hf}mixer.experts.{expert}.{name}_proj.weight"] for expert in range(a.n_routed_experts)]
-                state[f"{megatron}mlp.experts.{name}"] = torch.stack(stack)
+                state[f"{megatron}mlp.experts.{name}"] = Stack(
+                    [tensors[f"{hf}mixer.experts.{expert}.{name}_proj.weight"] for expert in range(a.n_routed_experts)])
     return state

@@ -35,19 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: there is no such profile, it has fewer GPUs, or the directory to work in does not exist.
     """
-    parser = argparse.ArgumentParser(prog="stagecraft doctor", description=__doc__)
-    parser.add_argument("--profile", default=AUTO, metavar="KIND",
-                        help=f"what the machine should be: {AUTO} (by its GPUs), {', '.join(names())}")
-    parser.add_argument("--gpus", type=int, metavar="N",
-                        help="expect this many of the node's GPUs and their share of the rest (default: all)")
-    parser.add_argument("--quick", action="store_true", help="only look, measure no speed")
-    parser.add_argument("--work", type=Path, default=Path(), metavar="DIR", help="where the work will lie (default: here)")
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print the report as JSON")
-    output.add_argument("--env", nargs="?", const="export", choices=("export", "file"),
-                        help="examine nothing; print the environment of the profile, to be sourced or as an env file")
-    chosen = parser.parse_args(arguments)
-
+    chosen = parser().parse_args(arguments)
     name, node = choose(chosen.profile)
     if chosen.gpus is not None:
         node = share(node, chosen.gpus)
@@ -69,6 +57,22 @@ def main(arguments: Sequence[str]) -> int:
     else:
         show(console, name, node, checks, seconds)
     return int(verdict(checks) == "fail")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="stagecraft doctor", description=__doc__)
+    made.add_argument("--profile", default=AUTO, metavar="KIND",
+                      help=f"what the machine should be: {AUTO} (by its GPUs), {', '.join(names())}")
+    made.add_argument("--gpus", type=int, metavar="N",
+                      help="expect this many of the node's GPUs and their share of the rest (default: all)")
+    made.add_argument("--quick", action="store_true", help="only look, measure no speed")
+    made.add_argument("--work", type=Path, default=Path(), metavar="DIR", help="where the work will lie (default: here)")
+    output = made.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print the report as JSON")
+    output.add_argument("--env", nargs="?", const="export", choices=("export", "file"),
+                        help="examine nothing; print the environment of the profile, to be sourced or as an env file")
+    return made
 
 
 def report(name: str, node: Node, checks: list[Check], seconds: float) -> dict[str, object]:

@@ -14,6 +14,6 @@ def code_digest(stage: str) -> str:
     for package in ("stagecraft", f"components.{stage}"):
         spec = importlib.util.find_spec(package)
         root = Path(next(iter(spec.submodule_search_locations)))
-        for path in sorted(path for kind in ("py", "yaml", "cpp") for path in root.rglob(f"*.{kind}")):
+        for path in sorted(path for kind in ("py", "yaml", "cpp", "hpp") for path in root.rglob(f"*.{kind}")):
             sources[f"{package}/{path.relative_to(root).as_posix()}"] = sha256(path)
     return digest_of(sources)

@@ -21,6 +21,9 @@ class Batch:
 
     The ranks of a context-parallel group get the same ones, and each computes its part of the rows: of `extra` what `extra.part(places)`
     gives for the places of a row that are its own, int64 [t].
+
+    A row's targets are counted whole, on the first of them: of weights such as a conversation's mean a rank's share is no whole number, and
+    megatron-core divides gradients by whole numbers. `counted` is that sum of `loss_mask`; None: of these rows.
     """
 
     tokens: Tensor
@@ -28,6 +31,12 @@ class Batch:
     loss_mask: Tensor
     packed: Packed | None = None
     extra: Any = None
+    counted: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """How many targets this rank counts."""
+        return self.loss_mask.sum() if self.counted is None else self.counted
 
     def part(self) -> Batch:
         """This context-parallel rank's: two chunks of every row, an early and a late one.
@@ -40,7 +49,8 @@ class Batch:
             return self
         places = own_places(self.tokens.shape[1], group.rank(), group.size()).to(self.tokens.device)
         return Batch(*(each[:, places] for each in (self.tokens, self.labels, self.loss_mask)),
-                     self.packed and self.packed.part(group.rank(), group.size()), self.extra and self.extra.part(places))
+                     self.packed and self.packed.part(group.rank(), group.size()), self.extra and self.extra.part(places),
+                     self.targets * (group.rank() == 0))
 
 
 def whole_row(values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from datetime import timedelta
 from math import ceil
@@ -38,6 +39,7 @@ def initialize(seed: int, layout: Layout = ONE, patience: timedelta | None = Non
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
             context_parallel_size=layout.context, expert_model_parallel_size=layout.expert, expert_tensor_parallel_size=1, **minutes)
+    seed += 100 * parallel_state.get_pipeline_model_parallel_rank()  # or layers at the same place of two stages would begin alike
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
@@ -88,10 +90,15 @@ def share(parts: int, where: str) -> tuple[int, int]:
 
 
 def leave_groups() -> None:
-    """Leave the parallel groups, and what megatron keeps by the groups and layers of the first model: balancing losses."""
+    """Leave the parallel groups, and what megatron keeps by the groups and layers of the first model: balancing losses.
+
+    A trainer that nobody holds any more goes as well, before another one is built: with its hooks and its config it refers to itself.
+    """
     destroy_moe_metrics_tracker()
     if parallel_state.is_initialized():
         parallel_state.destroy_model_parallel()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def leave_layout() -> None:

@@ -115,6 +115,7 @@ class Trainer:
         self.model = DistributedDataParallel(
             self.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), self.module)
         self.model.broadcast_params()
+        self._dispatchers = [module.token_dispatcher for module in self.module.modules() if hasattr(module, "token_dispatcher")]
         self.diagnostics = Diagnostics(architecture, self.module, self.config.quant_recipe.in_the_model, diagnose_every)
         self.config.finalize_model_grads_func = self.diagnostics.around(finalize_model_grads)
         o = optimization
@@ -152,6 +153,8 @@ class Trainer:
                 group["lr"] = self.optimization.further_lr
         biases = [(bias, bias.clone()) for name, bias in self.module.named_buffers() if name.endswith("expert_bias")]
         reports = through(self.model, batches, partial(self._forward, loss=loss), forward_only=False)
+        for dispatcher in self._dispatchers:
+            dispatcher.probs = None  # the last routing: by its graph the module refers to itself, which no garbage collector sees
         self.steps_done += 1
         sums, mtp_losses = self._told_by_last_stage((
             self._reduce(reports, parallel_state.get_data_parallel_group(with_context_parallel=True)), self._mtp_losses(targets)))
@@ -180,7 +183,7 @@ class Trainer:
 
         def summed(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             if loss is None:
-                total, count, extra = (output.float() * batch.loss_mask).sum(), batch.loss_mask.sum(), {}
+                total, count, extra = (output.float() * batch.loss_mask).sum(), batch.targets, {}
             else:
                 total, count, extra = loss(output, batch)
             return total, count.round().int(), {"loss": total.detach(), "tokens": count.detach().float(), **extra}
@@ -234,7 +237,8 @@ class Trainer:
 
     @torch.no_grad()
     def foresight(self, batch: Batch) -> Tensor:
-        """Whether each depth of the MTP block, greedily, foresees the token that comes: bool [depths, s], on every rank, for a row [1, s].
+        """Whether each depth of the MTP block, greedily, foresees the token that comes, for a row [1, s]: bool [depths, s], in host memory
+        on every rank.
 
         At place j depth d foresees token j + 2 + d; past the end of a sequence it means nothing.
         """
@@ -242,7 +246,7 @@ class Trainer:
         mtp.foreseen = []
         try:
             self._evaluated(batch)
-            found = torch.stack([whole_row(each.int()) for each in mtp.foreseen]).bool() if mtp.foreseen else None
+            found = torch.stack([whole_row(each.int()) for each in mtp.foreseen]).bool().cpu() if mtp.foreseen else None
         finally:
             mtp.foreseen = None
         return self._told_by_last_stage(found)

@@ -16,6 +16,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 from torch import Tensor, nn
 
+from stagecraft.checkpoint.convert import Stack
 from stagecraft.model.config import Architecture
 
 # ssm/mamba_mixer.py:1412 cuts these into parts before it shards them: each part lies on every tensor-parallel rank.
@@ -54,7 +55,7 @@ def gather(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def scatter(module: nn.Module, architecture: Architecture, state: Mapping[str, Tensor]) -> None:
+def scatter(module: nn.Module, architecture: Architecture, state: Mapping[str, Tensor | Stack]) -> None:
     """Take this rank's shards of a whole Megatron state dict.
 
     Raises:

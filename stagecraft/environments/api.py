@@ -55,6 +55,7 @@ class Environment(ABC):
 
     name: ClassVar[str]
     turns: ClassVar[int] = 1  # of the policy, at most
+    confined: ClassVar[bool] = False  # runs what the policy wrote, for which it takes a sandbox
 
     @abstractmethod
     def draw(self, random: Random) -> Row:

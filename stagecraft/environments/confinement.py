@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from stagecraft.contract.errors import UserError
 from stagecraft.environments import seccomp
+from stagecraft.environments.api import Environment
 
 WORK = "/work"  # where the program is started, and the only place it can write to
 
@@ -70,6 +72,18 @@ class Outcome:
     def too_slow(self) -> bool:
         """The wall time or the processor time was up (SIGXCPU; the hard limit is SIGKILL)."""
         return not self.refused and self.status in (None, 128 + 24, 128 + 9)
+
+
+def refuse_without_sandbox(environments: Iterable[Environment], where: str) -> None:
+    """Refuse environments that run what a policy writes, where nothing is run: they would never reward.
+
+    Raises:
+        UserError: there are some, and there is no sandbox here.
+    """
+    confined = [environment.name for environment in environments if environment.confined]
+    if confined and (refused := confine("").refused):
+        raise UserError(f"{', '.join(confined)} takes a sandbox, which there is not here: {refused}", where=where,
+                        mend="leave it out, or have a resource server play it where there is one (rl.environment_servers)")
 
 
 def confine(program: str, given: Any = None, files: Mapping[str, str] | None = None, limits: Limits = Limits()) -> Outcome:

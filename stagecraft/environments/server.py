@@ -1,13 +1,13 @@
-"""A built-in environment as a resource server: `python -m stagecraft.environments.server NAME PORT`, on loopback.
+"""A built-in environment as a resource server: `python -m stagecraft.environments.server NAME PORT [--host ADDRESS]`.
 
 For environment servers apart from the trainer, on a cluster or under NeMo Gym's own agents. A session lives until newer ones
-push it out: who lost a verdict on the way may ask for it again.
+push it out: who lost a verdict on the way may ask for it again. Whoever reaches it can have programs run in its sandbox: it listens on
+loopback unless it is told otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.environments.api import Environment, InvalidCallError, Session
+from stagecraft.environments.confinement import refuse_without_sandbox
 from stagecraft.environments.library import ENVIRONMENTS, environment
 
-_HOST, _COOKIE, _SESSIONS = "127.0.0.1", "stagecraft_session", 10_000
+_COOKIE, _SESSIONS = "stagecraft_session", 10_000
 
 
 def application(served: Environment) -> FastAPI:
@@ -70,26 +71,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve the environment named until the process ends.
 
     Raises:
-        UserError: there is no such environment, or the port is none or taken.
+        UserError: there is no such environment, it has no sandbox here, or address or port cannot be listened at.
     """
     parser = argparse.ArgumentParser(prog="python -m stagecraft.environments.server", description=__doc__)
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(ENVIRONMENTS)}")
-    parser.add_argument("port", metavar="PORT", type=int, help="on the loopback interface, 1 to 65535")
+    parser.add_argument("port", metavar="PORT", type=int, help="1 to 65535")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at, such as 0.0.0.0 in a pod (default: loopback)")
     options = parser.parse_args(arguments)
     served = environment(options.name)
+    refuse_without_sandbox([served], "NAME")
     if not 1 <= options.port <= 65535:
         raise UserError(f"{options.port} is no port", where="PORT", mend="give 1 to 65535")
     import uvicorn
 
-    with _listening(options.port) as listener:  # uvicorn would end by itself where the port is taken, and not say how to mend it
+    with _listening(options.host, options.port) as listener:  # uvicorn itself would not say how to mend it
         uvicorn.Server(uvicorn.Config(application(served), log_level="warning")).run(sockets=[listener])
 
 
-def _listening(port: int) -> socket.socket:
+def _listening(host: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((_HOST, port))
+        return socket.create_server((host, port))
     except OSError as error:
-        raise UserError(f"cannot listen there: {os.strerror(error.errno)}", where=f"port {port}",
+        raise UserError(f"cannot listen there: {error.strerror.partition(' (')[0]}", where=f"{host}, port {port}",
                         mend="choose another, or end what uses it") from None
 
 

@@ -6,14 +6,16 @@ One engine computes in one dtype. vLLM is imported when the first engine is made
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed
 from safetensors.torch import save_file
@@ -22,7 +24,7 @@ from torch import Tensor
 from stagecraft.contract.errors import UserError
 from stagecraft.inference import guest
 from stagecraft.inference.imports import without_scikit_learn
-from stagecraft.inference.memory import kv_cache_bytes, read_config
+from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, read_config
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over by reference
@@ -34,7 +36,8 @@ ENVIRONMENT = {
 }
 # Where several processes divide a model they inherit this; nothing is compiled in them either.
 OF_MANY = {"TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY = Path("/dev/shm")
+WEIGHTS = "stagecraft-weights-"  # of a process that updates them, by its number
 PREFILL = 65_536  # tokens of one step at most, if a single prompt is no longer
 
 
@@ -100,6 +103,7 @@ class Engine:
                     skip_tokenizer_init=True, generation_config="vllm", enable_prefix_caching=False, disable_log_stats=not draft_tokens,
                     logprobs_mode="processed_logprobs", async_scheduling=False, use_tqdm_on_load=False,
                     kv_cache_memory_bytes=kv_cache_bytes(config, max_model_len, max_num_seqs, dtype, draft_tokens, tensor),
+                    gpu_memory_utilization=NO_SHARE,
                     tensor_parallel_size=tensor, distributed_executor_backend="mp" if tensor > 1 else None,
                     speculative_config={"method": "mtp", "num_speculative_tokens": draft_tokens} if draft_tokens else None,
                 )
@@ -164,9 +168,9 @@ class Engine:
             if self._tensor == 1:
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
             else:
-                with TemporaryDirectory(dir=SHARED_MEMORY) as directory:  # each process reads its share of them
-                    save_file(dict(weights), Path(directory) / "model.safetensors", metadata={"format": "pt"})
-                    self._llm.collective_rpc("reload_weights", kwargs={"weights_path": directory})
+                with _shared_directory() as directory:  # each process reads its share of them
+                    save_file(dict(weights), directory / "model.safetensors", metadata={"format": "pt"})
+                    self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
         self._llm.reset_prefix_cache()
 
     def draft_statistics(self) -> tuple[int, int, list[int]]:
@@ -214,3 +218,17 @@ def _completion(output: Any) -> Completion:
 def _flat(logprobs: Any, skip: int) -> list[float]:
     """The log-probability of the token itself at each position: the first entry of each in vLLM's flat layout."""
     return [logprobs.logprobs[start] for start in logprobs.start_indices[skip:]]
+
+
+@contextmanager
+def _shared_directory() -> Iterator[Path]:
+    """A directory in shared memory for the weights of a whole model, which those that were killed over theirs have left behind."""
+    for path in SHARED_MEMORY.glob(f"{WEIGHTS}*"):
+        if not psutil.pid_exists(int(path.name.removeprefix(WEIGHTS))):
+            shutil.rmtree(path, ignore_errors=True)
+    own = SHARED_MEMORY / f"{WEIGHTS}{os.getpid()}"
+    own.mkdir()
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own)

@@ -11,6 +11,7 @@ from stagecraft.contract.errors import UserError
 
 BLOCK = 128  # tokens per block of the attention cache, vLLM's choice on a CPU
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # of vLLM's CPU attention
+NO_SHARE = 0.01  # of a GPU, beside the bytes of a cache: vLLM then asks of its share only whether so much of the GPU is free
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _VALUES = {"F32": 1, "BF16": 1, "F16": 1, "F8_E4M3": 1, "U8": 2}  # numbers in one stored element: NVFP4 packs two into a byte
 

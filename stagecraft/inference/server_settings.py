@@ -12,7 +12,7 @@ from pydantic import Field
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
 from stagecraft.inference.hardware import Hardware
-from stagecraft.inference.memory import kv_cache_bytes, read_config, weight_bytes
+from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, read_config, weight_bytes
 
 LOOPBACK = "127.0.0.1"
 # vLLM's two processes on a CPU without a model, what they share counted once: 821 and 929 MB in two runs, and room for requests.
@@ -88,7 +88,8 @@ def local_arguments(model: Path, settings: Settings, port: int) -> list[str]:
     """
     cache = kv_cache_bytes(read_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens)
     prefixes = [] if settings.draft_tokens else [NO_PREFIX_CACHING]  # with drafts `speculation` has said so
-    return [*_common(model, settings, port, settings.dtype), *prefixes, "--enforce-eager", "--kv-cache-memory-bytes", str(cache)]
+    return [*_common(model, settings, port, settings.dtype), *prefixes, "--enforce-eager", "--kv-cache-memory-bytes", str(cache),
+            "--gpu-memory-utilization", str(NO_SHARE)]
 
 
 def machine_arguments(model: Path, settings: Settings, port: int, hardware: Hardware, drain_seconds: int) -> list[str]:

@@ -33,20 +33,19 @@ def rows_of(step: int) -> Batch:
     return Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous(), mask)
 
 
-def packed(row: Batch, at: int) -> Batch:
-    """The row as two sequences of uneven lengths, filled up to what the layout divides."""
+def packed(row: Batch, at: int, means: bool) -> Batch:
+    """The row as two sequences of uneven lengths, filled up to what the layout divides; the loss is summed, or that of each a mean."""
     ids, cut = [*row.tokens[0].tolist(), int(row.labels[0, -1])], 11 + 2 * at
-    sequences = [(ids[:cut], [1] * cut), (ids[cut:-at or None], [1] * (len(ids) - cut - at))]
-    return packed_batch(sequences)
+    return packed_batch([(part, [1 / len(part) if means else 1] * len(part)) for part in (ids[:cut], ids[cut:-at or None])])
 
 
 def part(batch: Batch, micro: int) -> list[Batch]:
-    """This data-parallel rank's share of it, in microbatches; rows apart if micro is 0: packed."""
+    """This data-parallel rank's share of it, in microbatches; rows apart if micro is 0 or below: packed, and below 0 with means."""
     share = ROWS // parallel_state.get_data_parallel_world_size()
     start = share * parallel_state.get_data_parallel_rank()
-    if micro == 0:
+    if micro <= 0:
         rows = (Batch(*(t[at:at + 1] for t in (batch.tokens, batch.labels, batch.loss_mask))) for at in range(start, start + share))
-        return [packed(row, at) for at, row in enumerate(rows, start)]
+        return [packed(row, at, means=micro < 0) for at, row in enumerate(rows, start)]
     return [Batch(*(t[at:at + micro] for t in (batch.tokens, batch.labels, batch.loss_mask))) for at in range(start, start + share, micro)]
 
 
@@ -80,9 +79,13 @@ def to_nearest() -> Iterator[None]:
 
 
 def run(weights, case: dict, directory: Path) -> tuple[dict, dict]:
-    """One case: {"layout": sizes, "options": of the trainer, "micro": rows, "resume": layout to go on in, if any}."""
+    """One case: {"layout": sizes, "options": of the trainer, "micro": rows, "resume": layout to go on in, if any, "fresh": no weights}."""
     parallel.initialize(7, Layout(**case["layout"]))
-    trainer = trainer_of(weights, **case.get("options", {}))
+    trainer = trainer_of(None if "fresh" in case else weights, **case.get("options", {}))
+    if "fresh" in case:
+        whole = trainer.weights()
+        parallel.leave_groups()
+        return {}, whole
     micro, told = case.get("micro", 1), {}
     told["steps"] = take(trainer, STEPS, micro)
     told["heldout"] = trainer.loss(rows_of(99))

@@ -41,6 +41,8 @@ CASES = {
     # Places that fill a row up are routed too: they would move the balancing bias.
     "tp2 pp2, packed": {"layout": size(tensor=2, pipeline=2), "options": PACKED, "micro": 0},
     "cp4, packed": {"layout": size(context=4), "options": PACKED, "micro": 0},
+    "cp4, means": {"layout": size(context=4), "options": PACKED, "micro": -1},
+    "pp2 cp2, means": {"layout": size(pipeline=2, context=2), "options": PACKED, "micro": -1},
     "tp2 cp2, packed": {"layout": size(tensor=2, context=2), "options": PACKED, "micro": 0},
     "pp2 cp2, packed": {"layout": size(pipeline=2, context=2), "options": PACKED, "micro": 0},
     "cp2 ep4, packed": {"layout": size(context=2, expert=4), "options": PACKED, "micro": 0},
@@ -56,6 +58,7 @@ CASES = {
     "cp2, recipe": {"layout": size(context=2), "options": RECIPE, "close": True},
     "ep2, recipe": {"layout": size(expert=2), "options": RECIPE, "close": True},
 }
+FRESH = {"pp4, fresh": {"layout": size(pipeline=4), "fresh": True}}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ def weights():
 @pytest.fixture(scope="module")
 def told(weights, tmp_path_factory):
     """What four ranks say of all cases."""
-    return ask("tests.engine.layouts", weights, CASES, tmp_path_factory.mktemp("layouts"), STAGECRAFT_NUMERICS="eager")
+    return ask("tests.engine.layouts", weights, {**CASES, **FRESH}, tmp_path_factory.mktemp("layouts"), STAGECRAFT_NUMERICS="eager")
 
 
 def one_process(weights, case):
@@ -80,6 +83,14 @@ def one_process(weights, case):
         steps = layouts.take(trainer, layouts.STEPS, micro)
         heldout = trainer.loss(layouts.rows_of(99))
         return steps, heldout, layouts.take(trainer, layouts.STEPS, micro), trainer.weights()
+
+
+@pytest.mark.slow
+def test_no_two_layers_begin_alike(told):
+    """Of stages that hold the same kinds of layers in the same order each has random numbers of its own."""
+    weights = [tensor for name, tensor in told["pp4, fresh"][1].items() if tensor.dim() > 1 and "layers" in name]
+    assert len(weights) > 10
+    assert not any(one.equal(other) for at, one in enumerate(weights) for other in weights[:at])
 
 
 @pytest.mark.slow

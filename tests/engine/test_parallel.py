@@ -1,10 +1,12 @@
-"""Process groups wait as long as the watchdog needs to name the rank that is waited for."""
+"""Process groups: how long they wait, and what goes with them."""
 
+import weakref
 from datetime import timedelta
 
 from torch.distributed import distributed_c10d
 
 from stagecraft.engine import parallel
+from tests.engine.test_trainer import batch, new_trainer
 
 
 def test_every_group_waits_as_long_as_it_is_told(monkeypatch):
@@ -17,3 +19,16 @@ def test_every_group_waits_as_long_as_it_is_told(monkeypatch):
     assert len(told) > 10
     # Megatron gives this one no timeout, and has it for checkpoints of its own optimizers alone.
     assert {group for group, timeout in told if timeout != timedelta(seconds=3600)} == {"EXPERT_DATA_PARALLEL_GROUP_GLOO"}
+
+
+def test_a_trainer_that_was_left_is_gone():
+    """On a GPU the next one would have to fit beside it."""
+    parallel.shutdown()
+    parallel.initialize(seed=0)
+    trainer = new_trainer()
+    trainer.step([batch(0)])
+    left = weakref.ref(trainer.module)
+    del trainer
+    parallel.leave_groups()
+    assert left() is None
+    parallel.shutdown()

@@ -116,8 +116,18 @@ def test_a_wrong_start_of_a_server_is_one_line(capsys):
     assert ended("nothing", "80").startswith("error: environments: unknown environment 'nothing' - use one of ")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert ended("sql", str(port)) == (f"error: port {port}: cannot listen there: Address already in use - choose another, or end "
-                                           "what uses it")
+        assert ended("warehouse", str(port)) == (f"error: 127.0.0.1, port {port}: cannot listen there: Address already in use - choose "
+                                                 "another, or end what uses it")
+        assert ended("warehouse", str(port), "--host", "192.0.2.1").startswith(f"error: 192.0.2.1, port {port}: cannot listen there: ")
+        assert ended("warehouse", str(port), "--host", "no.invalid").startswith(f"error: no.invalid, port {port}: cannot listen there: ")
+
+
+def test_without_a_sandbox_a_server_that_takes_one_does_not_start(monkeypatch):
+    """Of the built-in ones those that run what a policy writes; they would answer, and never reward."""
+    monkeypatch.setattr("stagecraft.environments.confinement.seccomp.available", lambda: False)
+    with pytest.raises(UserError, match=r"^NAME: sql takes a sandbox, which there is not here: bubblewrap on x86-64 Linux is needed"):
+        server.main(["sql", "8000"])
+    assert {name for name, each in ENVIRONMENTS.items() if each.confined} == {"code", "sql", "software"}
 
 
 @contextmanager

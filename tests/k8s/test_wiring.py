@@ -8,10 +8,13 @@ import yaml
 
 from components.serve.deployment import arguments
 from components.serve.params import Deployment
+from stagecraft.cli import doctor
 from stagecraft.contract import jobspec, trainjob
 from stagecraft.contract.cluster import ON_MANY_NODES, read_cluster
 from stagecraft.contract.pod import SETTINGS, SETTINGS_KEYS, SHARED, SHARED_CLAIM
 from stagecraft.contract.profile import read_profile
+from stagecraft.doctor.node import load as load_node
+from stagecraft.doctor.node import share
 from tests.k8s.conftest import ROOT, only
 from tests.k8s.test_policy import pods
 
@@ -139,6 +142,18 @@ def test_the_default_job_fits_its_queue_and_the_namespace(objects, overlay):
     for key in ("cpu", "memory", GPU):
         both = quota[key] + queue_quota(objects, "stagecraft-serve")[key]
         assert request[key] <= amount(hard[f"requests.{key}"]) and both >= request[key]
+
+
+def test_the_check_of_a_node_sees_what_the_rank_sees(objects, overlay):
+    """Devices, shared memory and the volume of the work; or it would judge the pod it is in, and no job would start."""
+    pod = pod_of(objects, "TrainingRuntime")
+    (check,), (rank,) = pod["initContainers"], pod["containers"]
+    assert check["resources"] == rank["resources"] and check["command"][:2] == ["stagecraft", "doctor"]
+    asked = doctor.parser().parse_args(check["command"][2:])
+    assert asked.gpus == int(check["resources"]["limits"][GPU])
+    share(load_node({"hopper": "h100", "blackwell": "gb300"}[overlay]), asked.gpus)  # which has so many
+    mounts = {mount["mountPath"]: mount for mount in check["volumeMounts"]}
+    assert all(mounts[path] in rank["volumeMounts"] for path in ("/dev/shm", str(asked.work)))
 
 
 def queue_quota(objects: list[dict], name: str) -> dict[str, float]:

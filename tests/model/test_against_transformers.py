@@ -55,7 +55,8 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, tokenizer_directory):
     state = {name: tensor for name, tensor in trainer.module.state_dict().items() if tensor is not None}
     found = from_hf(shapes, tensors)
     assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], state[name]) for name in state)
+    everything = (slice(None),)  # as a rank takes its share, of experts that are put together only then
+    assert all(torch.equal(found[name][everything], state[name]) for name in state)
 
 
 def test_the_checkpoint_has_the_names_vllm_reads_for_mtp(tmp_path, tokenizer_directory):

@@ -38,6 +38,26 @@ def test_same_inputs_same_files(quantised, inputs):
             assert path.read_bytes() == (inputs / name / path.name).read_bytes(), path.name
 
 
+def test_a_kill_while_checkpoints_are_handed_over_loses_none_of_their_files(inputs, monkeypatch):
+    """The runner empties the outputs, and the stage takes what it exported before from its work directory."""
+    linked = stage.link_or_copy
+
+    def killed(source, target):
+        if target.endswith("config.json"):
+            raise KeyboardInterrupt
+        linked(source, target)
+
+    monkeypatch.setattr(stage, "link_or_copy", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs)
+    monkeypatch.setattr(stage, "link_or_copy", linked)
+    for name in stage.FORMATS:
+        shutil.rmtree(inputs / name)
+    run(inputs)
+    expected = {path.name for path in (inputs / "aligned").iterdir()} - {"manifest.json"}
+    assert all({path.name for path in (inputs / name).iterdir()} >= expected for name in stage.FORMATS)
+
+
 def test_metrics_and_scales_by_largest_magnitude(quantised, inputs):
     metrics = run(inputs, parse(stage.Params, PLAIN, "test"))
     assert metrics.keys() == {key for key in quantised.metrics if not key.startswith("search_")} - {"nvfp4_effective_bits"}

@@ -66,6 +66,7 @@ def train_reward_model(params: Stage, architecture: Architecture, weights: Mappi
         shutil.rmtree(temporary, ignore_errors=True)
         write_checkpoint(temporary, architecture, trained.items(), tokenizer)
         temporary.rename(final)
+    del trainer
     parallel.leave_layout()
 
 

@@ -23,6 +23,7 @@ class Code(SingleTurn):
     """A Python function `f` of a list of integers. The expected values never enter the sandbox, and one example is told."""
 
     name = "code"
+    confined = True
 
     def draw(self, random: Random) -> Row:
         """As in `Environment`: no other function of the kind passes the hidden tests."""

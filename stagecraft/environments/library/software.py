@@ -61,6 +61,7 @@ class Software(Environment):
 
     name = "software"
     turns = 10
+    confined = True
     _TOOLS = (tool("list_files", "The files of the repository."), tool("read_file", "A file's text.", path="string"),
               tool("replace", "Replace a text that occurs once in a file.", path="string", old="string", new="string"),
               tool("run_test", "Run the failing test."))

@@ -23,6 +23,7 @@ class Sql(Environment):
 
     name = "sql"
     turns = 4
+    confined = True
 
     def draw(self, random: Random) -> Row:
         """As in `Environment`."""
