@@ -97,7 +97,8 @@ def leave_groups() -> None:
     destroy_moe_metrics_tracker()
     if parallel_state.is_initialized():
         parallel_state.destroy_model_parallel()
-    gc.collect()
+    for _ in range(2):  # what the first frees holds the rest, unseen by it
+        gc.collect()
     torch.cuda.empty_cache()
 
 
