@@ -17,8 +17,8 @@ def evaluation_texts(tasks: dict[str, list[dict[str, Any]]], data: str) -> dict[
 
     Args:
         tasks: set -> rows.
-        data: directory of benchmarks, "" for none. Every file below it but those whose names begin with `train` counts; its set is the
-            first folder on the way to it, or its own name.
+        data: directory of benchmarks, "" for none. A file's set is the first folder on the way to it, or its own name. Files whose names
+            begin with `train` count only where a set has no others: there they are what is asked (IFEval).
 
     Raises:
         UserError: no such directory, nothing in it, or a file that cannot be read.
@@ -27,12 +27,16 @@ def evaluation_texts(tasks: dict[str, list[dict[str, Any]]], data: str) -> dict[
     if not data:
         return texts
     root = Path(data)
-    paths = [path for path in sorted(root.rglob("*")) if path.suffix in READERS and not path.name.startswith("train")]
-    if not paths:
+    sets: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix in READERS:
+            parts = path.relative_to(root).parts
+            sets.setdefault(parts[0] if len(parts) > 1 else path.stem, []).append(path)
+    if not sets:
         raise UserError(f"no {', '.join(READERS)} file of a benchmark", where=f"curate.benchmarks: {data}",
                         mend="name the folder with the benchmarks' data, or none")
-    for path in paths:
-        parts = path.relative_to(root).parts
-        name = parts[0] if len(parts) > 1 else path.stem
-        texts.setdefault(name, []).extend(text for row in read_table(path) for text in strings(row) if len(text.split()) >= _WORDS)
+    for name, paths in sets.items():
+        asked = [path for path in paths if not path.name.startswith("train")] or paths
+        texts.setdefault(name, []).extend(text for path in asked for row in read_table(path) for text in strings(row)
+                                          if len(text.split()) >= _WORDS)
     return texts

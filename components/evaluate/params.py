@@ -142,6 +142,7 @@ class Params:
     Attributes:
         seed: chooses the documents and seeds the sampled answers.
         processes: models evaluated at a time, each in a process of its own.
+        tensor: processes that divide each of these models, each with a GPU of its own where there are GPUs.
         threads: threads of each process.
         dtype: what the engine computes in.
         max_model_len: prompt and answer, or a window of text, in tokens.
@@ -151,6 +152,7 @@ class Params:
 
     seed: int
     processes: Positive
+    tensor: Positive
     threads: Positive
     dtype: str
     max_model_len: Positive

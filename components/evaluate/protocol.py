@@ -37,7 +37,7 @@ class Protocol:
         plugin: digest of what our plugin puts in the place of the engine's numerics on a CPU; "" elsewhere.
         compute_dtype: what it computes in.
         hardware: processor or accelerator, by name.
-        threads, max_num_seqs: of one engine; batching changes the order of sums, and with it the last bits.
+        tensor, threads, max_num_seqs: of one engine; they change the order of sums, and with it the last bits.
         max_model_len, max_new_tokens: in tokens.
         temperature, sampling_temperature, samples: of the answers to exact match (greedy is 0) and to pass@k.
         stop: token ids that end an answer.
@@ -56,6 +56,7 @@ class Protocol:
     plugin: str
     compute_dtype: str
     hardware: str
+    tensor: int
     threads: int
     max_num_seqs: int
     max_model_len: int

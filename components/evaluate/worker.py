@@ -49,7 +49,7 @@ class Evaluator:
         self.prompts = [encode_prompt(self.tokenizer, row) for row in rows]
         self._check_lengths()
         self.engine = Engine(model, max_model_len=params.max_model_len, max_num_seqs=params.max_num_seqs, dtype=params.dtype,
-                             seed=params.seed, threads=params.threads)
+                             seed=params.seed, tensor=params.tensor, threads=params.threads)
 
     def answers(self) -> list[dict[str, Any]]:
         """Greedy answers: {"id", "family", "correct", "finished", "tokens", "completion"}."""
@@ -114,7 +114,7 @@ class Evaluator:
         engine, version = engine_version()
         return Protocol(
             engine=engine, engine_version=version, plugin=plugin_digest(), compute_dtype=params.dtype, hardware=hardware(),
-            threads=params.threads, max_num_seqs=params.max_num_seqs, max_model_len=params.max_model_len,
+            tensor=params.tensor, threads=params.threads, max_num_seqs=params.max_num_seqs, max_model_len=params.max_model_len,
             max_new_tokens=params.tasks.max_new_tokens,
             temperature=0.0, sampling_temperature=params.pass_at_k.temperature, samples=params.pass_at_k.samples, stop=self.stop,
             seed=params.seed, window=params.text.window, overlap=params.text.overlap,

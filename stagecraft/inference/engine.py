@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stagecraft.contract.errors import UserError
 from stagecraft.inference import guest
+from stagecraft.inference.hardware import OF_MANY
 from stagecraft.inference.imports import without_scikit_learn
 from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, read_config
 
@@ -34,8 +35,6 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# Where several processes divide a model they inherit this; nothing is compiled in them either.
-OF_MANY = {"TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 SHARED_MEMORY = Path("/dev/shm")
 WEIGHTS = "stagecraft-weights-"  # of a process that updates them, by its number
 PREFILL = 65_536  # tokens of one step at most, if a single prompt is no longer

@@ -12,6 +12,8 @@ import psutil
 
 from stagecraft.contract.errors import UserError
 
+# Where several processes divide a model they inherit this; nothing is compiled in them.
+OF_MANY = {"TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 _CONTROL = Path("/sys/fs/cgroup")
 _PATIENCE_SECONDS = 30.0
 _QUERY = ["--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]

@@ -18,7 +18,7 @@ from types import TracebackType
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.ranks import unranked
-from stagecraft.inference.hardware import Hardware
+from stagecraft.inference.hardware import OF_MANY, Hardware
 from stagecraft.inference.server_settings import LOOPBACK, Settings, local_arguments, machine_arguments
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -83,6 +83,7 @@ class Server:
         environment = {
             **unranked(os.environ), "OMP_NUM_THREADS": str(self.settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+            **(OF_MANY if self.settings.tensor > 1 else {}),
         }
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a" if self._starts else "w") as stream:

@@ -37,7 +37,8 @@ class Settings:
         max_num_seqs: sequences in one batch.
         dtype: what the engine computes in.
         draft_tokens: tokens drafted by multi-token prediction before each verification; 0 turns it off.
-        threads: OpenMP threads of the engine.
+        tensor: processes that divide the model, each with a GPU of its own where there are GPUs.
+        threads: OpenMP threads of each of them.
         startup_seconds: a server that is not healthy by then is given up.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     max_num_seqs: Annotated[int, Field(gt=0)]
     dtype: Literal["float32", "bfloat16"]
     draft_tokens: Annotated[int, Field(ge=0, le=8)]
+    tensor: Annotated[int, Field(gt=0)]
     threads: Annotated[int, Field(gt=0)]
     startup_seconds: Annotated[float, Field(gt=0)]
 
@@ -86,9 +88,11 @@ def local_arguments(model: Path, settings: Settings, port: int) -> list[str]:
     Raises:
         UserError: the model's config.json cannot be read.
     """
-    cache = kv_cache_bytes(read_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens)
+    cache = kv_cache_bytes(read_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens,
+                           settings.tensor)
+    many = ["--tensor-parallel-size", str(settings.tensor), "--distributed-executor-backend", "mp"] if settings.tensor > 1 else []
     prefixes = [] if settings.draft_tokens else [NO_PREFIX_CACHING]  # with drafts `speculation` has said so
-    return [*_common(model, settings, port, settings.dtype), *prefixes, "--enforce-eager", "--kv-cache-memory-bytes", str(cache),
+    return [*_common(model, settings, port, settings.dtype), *prefixes, *many, "--enforce-eager", "--kv-cache-memory-bytes", str(cache),
             "--gpu-memory-utilization", str(NO_SHARE)]
 
 

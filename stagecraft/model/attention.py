@@ -19,6 +19,9 @@ from torch import Tensor
 from stagecraft.model.attend import Stretch, attend, in_one_call
 from stagecraft.model.packing import Packed
 
+# Places per token up to which PyTorch's kernel gets a row's sequences at once, filled up to the longest; else one after the other.
+FILLED_UP = 2
+
 
 class ScaledDotProductAttention(MegatronModule):
     """Core attention of the layer spec: grouped-query, causal, no positional encoding."""
@@ -34,7 +37,7 @@ class ScaledDotProductAttention(MegatronModule):
         packed = packed_seq_params
         if self.config.context_parallel_size > 1:
             key, value = self._whole_row(key, value)
-        elif packed is not None and not in_one_call(query):
+        elif packed is not None and not in_one_call(query) and packed.padded.numel() <= FILLED_UP * len(query):
             return self._attend_padded(query, key, value, packed)
         if packed is None:
             return attend(query, key, value, self.scale, self._stretches(len(query)))

@@ -14,7 +14,7 @@ from tests.checkpoints import tiny_checkpoint, tiny_tokenizer
 from tests.evaluate.made import GATE
 
 PARAMS = Params(
-    seed=7, processes=2, threads=1, dtype="float32", max_model_len=160, max_num_seqs=8, tasks=Tasks(prompts=6, max_new_tokens=12),
+    seed=7, processes=2, tensor=1, threads=1, dtype="float32", max_model_len=160, max_num_seqs=8, tasks=Tasks(prompts=6, max_new_tokens=12),
     text=Text(bytes=1500, document_bytes=400, window=48, overlap=16),
     pass_at_k=Sampling(models=["base"], prompts=3, samples=4, temperature=1.0), contamination=True, gate=GATE,
     benchmarks=Benchmarks(tasks=["needle", "instructions"], data="", prompts=4, lengths=[10, 20], max_new_tokens=8))

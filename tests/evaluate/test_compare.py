@@ -31,7 +31,9 @@ from stagecraft.inference.server import Server
 from stagecraft.inference.server_settings import Settings
 from tests.checkpoints import tiny_checkpoint
 
-SERVER = Settings(name="tiny", max_model_len=192, max_num_seqs=4, dtype="float32", draft_tokens=0, threads=1, startup_seconds=280.0)
+UNTOLD = ["engine", "plugin", "compute_dtype", "tensor", "threads", "max_num_seqs", "draft_tokens", "prefix_caching"]  # by an endpoint
+SERVER = Settings(name="tiny", max_model_len=192, max_num_seqs=4, dtype="float32", draft_tokens=0, tensor=1, threads=1,
+                  startup_seconds=280.0)
 PLAN = Plan(benchmarks=Benchmarks(tasks=["families", "needle"], data="", prompts=6, lengths=[10, 20], max_new_tokens=6), server=SERVER,
             rounds=2, concurrency=4, seed=3, confidence=0.95, together=True, force=False)
 
@@ -194,7 +196,7 @@ def test_a_model_against_itself_differs_in_nothing(comparison):
     assert pair["accuracy"][ALL]["difference"] == 0
     assert pair["accuracy"][ALL]["p_value"] == 1.0
     assert comparison["differing"] == []
-    assert comparison["untold"] == ["engine", "plugin", "compute_dtype", "threads", "max_num_seqs", "draft_tokens", "prefix_caching"]
+    assert comparison["untold"] == UNTOLD
     assert one["protocol"]["answers_timed"] == "exactly 6 tokens"
     assert one["protocol"]["max_model_len"] == 192
     assert all(speed > 0 for speed in one["tokens_per_second"]["rounds"])
@@ -204,7 +206,7 @@ def test_the_report_is_well_formed_and_says_it(comparison, project):
     html = (project / "comparison" / "report.html").read_text()
     etree.fromstring(html.encode())
     assert "Same prompts, lengths and requests at a time" in html and "batch and hardware" not in html
-    assert "perhaps not the same:</strong> engine, plugin, compute_dtype, threads, max_num_seqs, draft_tokens, prefix_caching." in html
+    assert f"perhaps not the same:</strong> {', '.join(UNTOLD)}." in html
     assert json.loads((project / "comparison" / "comparison.json").read_text())["pairs"] == json.loads(json.dumps(comparison["pairs"]))
 
 
@@ -218,7 +220,7 @@ def test_an_endpoint_and_a_checkpoint_are_compared_by_force_alone(server, projec
 def test_a_checkpoint_answers_as_its_server_does(comparison, server, project, capsys):
     """By force, through the command line, which serves the checkpoint itself."""
     (project / "params.yaml").write_text("serve:\n  server: {name: tiny, max_model_len: 192, max_num_seqs: 4, dtype: float32, "
-                                         "draft_tokens: 0, threads: 1, startup_seconds: 280.0}\n")
+                                         "draft_tokens: 0, tensor: 1, threads: 1, startup_seconds: 280.0}\n")
     assert compare.main([server.url, "./tiny", "--task", "families", "--task", "needle", "--prompts", "6", "--lengths", "10", "20",
                          "--max-tokens", "6", "--rounds", "2", "--concurrency", "4", "--seed", "3", "--force", "--out", "forced"]) == 0
     assert "compared by force: engine, plugin, compute_dtype" in capsys.readouterr().out
@@ -242,7 +244,7 @@ def test_a_checkpoint_answers_as_its_server_does(comparison, server, project, ca
 ])
 def test_mistakes_are_one_line(arguments, message, project):
     (project / "params.yaml").write_text("serve:\n  server: {name: tiny, max_model_len: 192, max_num_seqs: 4, dtype: float32, "
-                                         "draft_tokens: 0, threads: 1, startup_seconds: 280.0}\n")
+                                         "draft_tokens: 0, tensor: 1, threads: 1, startup_seconds: 280.0}\n")
     with pytest.raises(UserError, match=message):
         compare.main(arguments)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagecraft.model.attend import attend, in_one_call
-from stagecraft.model.attention import ScaledDotProductAttention
+from stagecraft.model.attention import FILLED_UP, ScaledDotProductAttention
 from stagecraft.model.packing import pack
 
 
@@ -59,17 +59,20 @@ def test_it_is_its_definition(row, batch, groups, each, size, scale, spread, see
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_packed_row_is_its_sequences_by_either_kernel(dtype):
-    """In one call, and padded for PyTorch's kernel."""
-    lengths, generator = [3, 90, 1, 64], torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("lengths", [[60, 90, 1, 64], [3, 90, 1, 64, 2, 1]])
+def test_a_packed_row_is_its_sequences_by_either_kernel(dtype, lengths):
+    """In one call; for PyTorch's kernel padded, or one after the other where most of it would be padding."""
+    generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(sum(lengths), heads, 16, generator=generator).to(dtype) for heads in (4, 2, 2))
     layer, row = ScaledDotProductAttention(SimpleNamespace(context_parallel_size=1), 1, None, ""), pack(lengths)
     assert in_one_call(query) is (dtype == torch.float32)
+    assert (row.padded.numel() <= FILLED_UP * sum(lengths)) is (lengths[0] == 60)
     expected = definition(*(t.double().unsqueeze(1) for t in (query, key, value)), None, row.stretches).squeeze(1)
     torch.testing.assert_close(layer(query, key, value, packed_seq_params=row).double(), expected, rtol=0, atol=1e-5)
     plain = layer(*(t.unsqueeze(1) for t in (query, key, value))).squeeze(1)
-    torch.testing.assert_close(plain[:3], layer(query, key, value, packed_seq_params=row)[:3])
-    assert not torch.allclose(plain[3:], expected[3:].to(dtype), atol=1e-2)
+    first = lengths[0]
+    torch.testing.assert_close(plain[:first], layer(query, key, value, packed_seq_params=row)[:first])
+    assert not torch.allclose(plain[first:], expected[first:].to(dtype), atol=1e-2)
 
 
 def test_keys_that_several_stretches_see():

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import requests
 
 from stagecraft.contract.errors import UserError
 from stagecraft.inference.server import Server, ServerDiedError
@@ -90,3 +91,15 @@ def test_the_group_ends_with_the_process_that_started_it():
     parent.wait()
     parent.stdout.close()
     assert _group_is_gone(child)
+
+
+@pytest.mark.slow
+def test_a_model_that_processes_divide_answers_the_same(tmp_path):
+    model = tiny_checkpoint(tmp_path / "model")
+
+    def answer(tensor):
+        with Server(model, settings(tensor=tensor, max_model_len=128, max_num_seqs=4), tmp_path / f"{tensor}.log") as server:
+            asked = {"model": params().server.name, "prompt": [5, 6, 7, 8], "max_tokens": 12, "temperature": 0}
+            return requests.post(f"{server.url}/v1/completions", json=asked, timeout=100).json()["choices"][0]["text"]
+
+    assert answer(1) == answer(2)

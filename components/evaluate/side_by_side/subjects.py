@@ -61,12 +61,12 @@ class Subject:
         if not isinstance(self.where, str):
             server = fitting(plan.server, self.where)
             return {"engine": " ".join(engine_version()), "plugin": plugin_digest(), "hardware": hardware(), "compute_dtype": server.dtype,
-                    "threads": server.threads, "max_model_len": server.max_model_len, "max_num_seqs": server.max_num_seqs,
-                    "draft_tokens": server.draft_tokens, "prefix_caching": False}
+                    "tensor": server.tensor, "threads": server.threads, "max_model_len": server.max_model_len,
+                    "max_num_seqs": server.max_num_seqs, "draft_tokens": server.draft_tokens, "prefix_caching": False}
         local = urlparse(self.where).hostname in _LOOPBACK
         served = ask(self.where, "/v1/models")["data"][0]
-        return {"engine": UNTOLD, "plugin": UNTOLD, "hardware": hardware() if local else UNTOLD, "compute_dtype": UNTOLD, "threads": UNTOLD,
-                "max_model_len": served.get("max_model_len", UNTOLD), "max_num_seqs": UNTOLD, "draft_tokens": UNTOLD,
+        return {"engine": UNTOLD, "plugin": UNTOLD, "hardware": hardware() if local else UNTOLD, "compute_dtype": UNTOLD, "tensor": UNTOLD,
+                "threads": UNTOLD, "max_model_len": served.get("max_model_len", UNTOLD), "max_num_seqs": UNTOLD, "draft_tokens": UNTOLD,
                 "prefix_caching": UNTOLD}
 
 

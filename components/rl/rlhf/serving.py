@@ -56,7 +56,8 @@ def judging(params: Stage, architecture: Architecture, weights: Mapping[str, Ten
 def settings(params: Stage) -> Settings:
     """Of the server: a comparison holds a prompt, two answers and the words around them."""
     return Settings(name=NAME, max_model_len=2 * (params.max_prompt_tokens + params.max_new_tokens) + 256, max_num_seqs=64,
-                    dtype=params.dtype, draft_tokens=0, threads=params.threads, startup_seconds=STARTUP_SECONDS)
+                    dtype=params.dtype, draft_tokens=0, tensor=params.generators.tensor, threads=params.threads,
+                    startup_seconds=STARTUP_SECONDS)
 
 
 def accuracy(judge: Judge, params: Stage, families: list[str]) -> float:
