@@ -189,7 +189,7 @@ def one(where: str, size: int) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["compare", "scale", "one"])
+    parser.add_argument("what", choices=["compare", "scale", "one"], metavar="{compare,scale}", help="`one` is a measurement of scale's")
     parser.add_argument("--input", default="system+docs")
     parser.add_argument("--bytes", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,6 +1,7 @@
 """Does the continuation in longer rows help? Needle retrieval at 1x, 4x and 16x the training length, before it and after it.
 
     python -m benchmarks.long_context [--corpus artifacts/corpus] [--base artifacts/base] [--steps 40] [--alternating 20] [--seeds 3]
+        [--pretrain-steps 200] [--rows N]
 
 The pretrain section of the profile in force (params.yaml), unquantised, in one process. Every seed trains a model of its own, its schedule
 shortened to `--pretrain-steps`; with `--base` all go on from that checkpoint, in rows of another order. The continuation has new moments,

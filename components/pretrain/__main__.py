@@ -26,4 +26,4 @@ def dry_run() -> None:
 if __name__ == "__main__":
     if "--dry-run" in sys.argv:
         exit_on_user_error(dry_run)
-    cli("pretrain")
+    cli("pretrain", epilog="With --dry-run it says what a run would be: ranks, memory, formats, recipe (--dry-run --help).")

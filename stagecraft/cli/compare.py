@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=48, help="of each task; 0: all (default: 48)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[60, 120], metavar="WORDS", help="of made contexts (default: 60 120)")
     parser.add_argument("--max-tokens", type=int, default=64, help="of an answer, and the length that speed is measured at (default: 64)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of every model (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every model, at least 2 (default: 3)")
     parser.add_argument("--concurrency", type=int, default=8, help="requests at a time, and sequences in a batch (default: 8)")
     parser.add_argument("--draft-tokens", type=int, metavar="N", help="by multi-token prediction (default: serve.server.draft_tokens)")
     parser.add_argument("--seed", type=int, default=0, help="of sampled answers and made prompts (default: 0)")

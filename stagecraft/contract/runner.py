@@ -99,11 +99,11 @@ def follow_stage(name: str) -> None:
     runpy.run_module(worker, run_name="__main__")
 
 
-def cli(name: str, argv: Sequence[str] | None = None) -> None:
-    """The command line of a stage."""
+def cli(name: str, argv: Sequence[str] | None = None, epilog: str = "") -> None:
+    """The command line of a stage; `epilog` ends its help."""
     stage = STAGES[name]
     parser = argparse.ArgumentParser(
-        prog=f"python -m components.{name}",
+        prog=f"python -m components.{name}", epilog=epilog,
         description=f"Run the {name} stage: reads {', '.join(map(str, (PATHS[k] for k in stage.inputs))) or 'params.yaml'}; "
                     f"writes {', '.join(str(PATHS[k]) for k in stage.outputs)} and {stage.metrics_path}. "
                     f"Parameters come from section `{name}` of {params_path()} ($STAGECRAFT_PARAMS names another profile).")
