@@ -18,7 +18,7 @@ from stagecraft.model.packing import pack
 T = TypeVar("T")
 
 
-def packed_batch(sequences: Sequence[tuple[list[int], list[int]]], extra: Any = None) -> Batch:
+def packed_batch(sequences: Sequence[tuple[Sequence[int], Sequence[float]]], extra: Any = None) -> Batch:
     """One row that holds every (ids, loss mask) pair; the label of a token is its successor within the same sequence.
 
     The last token of a sequence has no successor and is dropped, so a sequence of n tokens takes n - 1 places. Places without a
