@@ -54,17 +54,33 @@ def test_the_page_shows_the_record(tab):
     assert tab.run("document.querySelectorAll('#stages svg path').length") == 2
 
 
-# A small model's tokens come faster than a busy browser paints: here they come to the page 50 ms apart.
+# A busy server puts tokens together that its client is late to take: here a text comes to the page letter by letter, 20 ms apart.
 SLOWLY = """window.fetched = window.fetch; window.fetch = async (...asked) => {
-    const answer = await fetched(...asked), pause = () => new Promise((go) => setTimeout(go, 50));
+    const answer = await fetched(...asked), pause = () => new Promise((go) => setTimeout(go, 20));
+    let rest = "";
     const apart = new TransformStream({async transform(text, out) {
-        for (const event of text.split(/(?<=\\n\\n)/)) { out.enqueue(event); await pause(); } }});
+        const events = (rest + text).split(/(?<=\\n\\n)/);
+        rest = events.at(-1).endsWith("\\n\\n") ? "" : events.pop();
+        for (const event of events) {
+            const said = event.startsWith("data: {") ? JSON.parse(event.slice(6)) : null, delta = said?.choices?.[0]?.delta;
+            if (!delta?.content) out.enqueue(event);
+            else for (const [at, letter] of [...delta.content].entries()) {
+                said.choices[0].delta = {...(at ? {} : delta), content: letter};
+                out.enqueue(`data: ${JSON.stringify(said)}\\n\\n`);
+                await pause(); } } }});
     return new Response(answer.body.pipeThrough(new TextDecoderStream()).pipeThrough(apart).pipeThrough(new TextEncoderStream()),
                         {status: answer.status, headers: answer.headers}); }"""
 
 
 def test_an_answer_streams_and_its_thinking_is_folded(tab):
     tab.run(SLOWLY)
+    try:
+        _streams_and_folds(tab)
+    finally:
+        tab.run("window.fetch = window.fetched")
+
+
+def _streams_and_folds(tab):
     tab.run("""window.seen = new Set(); new MutationObserver(() => seen.add(document.querySelector('#log .content')?.textContent))
         .observe(document.getElementById('log'), {subtree: true, childList: true, characterData: true})""")
     ask(tab, SUM["messages"][0]["content"])
@@ -72,7 +88,6 @@ def test_an_answer_streams_and_its_thinking_is_folded(tab):
     fold = "document.querySelector('#log details')"
     assert tab.run(f"{fold}.open") is False and tab.run(f"{fold}.querySelector('.thinking').textContent") == THOUGHT
     assert tab.run("[...window.seen].filter(Boolean).length") > 2  # it was shown piece by piece
-    tab.run("window.fetch = window.fetched")
     tab.run(f"{fold}.querySelector('summary').focus()")
     tab.key("Enter", 13, "\r")
     assert tab.run(f"{fold}.open") is True
