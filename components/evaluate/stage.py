@@ -21,7 +21,11 @@ __all__ = ["Params", "foresee", "main"]
 
 
 def foresee(profile: Mapping[str, Any], local: bool) -> None:
-    """Refuse a profile that this stage would refuse once there are five models.
+    """Refuse what this stage would refuse once there are five models.
+
+    Args:
+        profile: parameters of the stages that run.
+        local: they run on this machine.
 
     Raises:
         UserError: the folder with the benchmarks' data is not here.

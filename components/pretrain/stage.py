@@ -16,12 +16,17 @@ __all__ = ["Params", "foresee", "main"]
 
 
 def foresee(profile: Mapping[str, Any], local: bool) -> None:
-    """Refuse a profile that this stage would refuse once the corpus is there.
+    """Refuse what this stage would refuse once the corpus is there.
+
+    Args:
+        profile: parameters of the stages that run.
+        local: they run on this machine.
 
     Raises:
         UserError: the model's vocabulary is not the corpus's.
     """
-    refuse_vocabulary(profile["pretrain"], profile["curate"].vocab_size)
+    if "curate" in profile:
+        refuse_vocabulary(profile["pretrain"], profile["curate"].vocab_size)
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:

@@ -18,7 +18,11 @@ __all__ = ["Params", "foresee", "main"]
 
 
 def foresee(profile: Mapping[str, Any], local: bool) -> None:
-    """Refuse a profile that this stage would refuse once there is a fine-tuned model.
+    """Refuse what this stage would refuse once there is a fine-tuned model.
+
+    Args:
+        profile: parameters of the stages that run.
+        local: they run on this machine.
 
     Raises:
         UserError: a layout that cannot divide the model, no MTP block to heal, an unknown family or environment; rows or a sandbox that
@@ -26,10 +30,11 @@ def foresee(profile: Mapping[str, Any], local: bool) -> None:
     """
     from stagecraft.environments.library import environment
 
-    params, architecture, curate = profile["rl"], profile["pretrain"].architecture, profile["curate"]
-    check_model(params, architecture, params.processes if local else None)
+    params, curate = profile["rl"], profile.get("curate")
+    if "pretrain" in profile:
+        check_model(params, profile["pretrain"].architecture, params.processes if local else None)
     for name, part in params.parts.items():
-        if not curate.synthetic.rl_rows and (unknown := sorted(set(part.mixture) - set(curate.tasks.flawed))):
+        if curate and not curate.synthetic.rl_rows and (unknown := sorted(set(part.mixture) - set(curate.tasks.flawed))):
             raise UserError(f"no prompts of family {unknown[0]!r}", where=f"rl.stages.{name}: mixture",
                             mend=f"name some of {', '.join(sorted(curate.tasks.flawed))}, which curate.tasks makes")
         for known in part.environments:

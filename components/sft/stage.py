@@ -15,13 +15,18 @@ __all__ = ["Params", "foresee", "main"]
 
 
 def foresee(profile: Mapping[str, Any], local: bool) -> None:
-    """Refuse a profile that this stage would refuse once there is a base model.
+    """Refuse what this stage would refuse once there is a base model.
+
+    Args:
+        profile: parameters of the stages that run.
+        local: they run on this machine.
 
     Raises:
         UserError: a layout cannot divide the model, or a file of conversations is not here.
     """
     params = profile["sft"]
-    check_layout(params, profile["pretrain"].architecture)
+    if "pretrain" in profile:
+        check_layout(params, profile["pretrain"].architecture)
     for name in params.data.files if local else ():
         if not Path(name).is_file():
             raise UserError("no such file of conversations", where=f"sft.data.files: {name}", mend="name a JSONL file, or none")

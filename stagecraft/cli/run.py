@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     overrides = [item for item in options.assignments if item.partition(".")[0] in (*STAGES, SECTION)]
     others = [item for item in options.assignments if item not in overrides]
     to_cluster = bool(options.endpoint) and not options.docker
-    text, changes = check_params(root, source, str(options.profile or "params.yaml"), overrides, local=not to_cluster)
+    text, changes = check_params(root, source, str(options.profile or "params.yaml"), overrides, stages_of(file, options.first),
+                                 local=not to_cluster)
     os.environ[RUNNER_VARIABLE] = "cluster" if to_cluster else "local"  # a pipeline for this machine asks for no pods
     from stagecraft.cli.local import engine_for, run_local  # slow to import: a mistake is told of before
     from stagecraft.cli.submit import probe, submit
@@ -111,12 +113,21 @@ def project_of(file: Path) -> Path:
     raise UserError("no dvc.yaml and params.yaml in any directory above", where=str(file), mend="run a pipeline of a Stagecraft checkout")
 
 
-def check_params(root: Path, source: Path, shown: str, overrides: Sequence[str], *, local: bool) -> tuple[str, list[str]]:
+def stages_of(file: Path, first: str | None) -> list[str]:
+    """The stages that a pipeline takes the parameters of, from `first` on."""
+    taken = re.findall(r"""section\(["'](\w+)["']\)""", file.read_text("utf-8", errors="replace"))
+    names = list(STAGES)
+    return [name for name in names[names.index(first) if first else 0:] if name in taken]
+
+
+def check_params(root: Path, source: Path, shown: str, overrides: Sequence[str], stages: Sequence[str], *,
+                 local: bool) -> tuple[str, list[str]]:
     """Check the profile `source` with its overrides, all of its sections.
 
     Args:
         shown: the name the profile goes by in messages.
-        local: the run is on this machine.
+        stages: those that will run.
+        local: on this machine.
 
     Returns:
         the text that params.yaml is to have, and one line per override that changes something.
@@ -128,7 +139,7 @@ def check_params(root: Path, source: Path, shown: str, overrides: Sequence[str],
     text, changes = override(text, overrides, shown) if overrides else (text, [])
     environment = {**os.environ, "STAGECRAFT_SHOWN": shown,
                    "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "stagecraft.contract.preflight", *(["--local"] if local else [])]
+    command = [sys.executable, "-m", "stagecraft.contract.preflight", *(["--local"] if local else []), *stages]
     checked = subprocess.run(command, input=text, text=True, env=environment, capture_output=True, cwd=root, check=False)
     if checked.returncode == EXIT_USER_ERROR:
         lines = [line for line in checked.stderr.splitlines() if line.startswith("error: ")]

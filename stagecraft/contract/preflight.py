@@ -1,15 +1,17 @@
 """Check a whole profile before anything runs: every section against its stage's parameters and what it asks of a cluster, then each stage
-what it can foresee of the run.
+that will run what it can foresee.
 
-`python -m stagecraft.contract.preflight [--local] < params.yaml` exits with 0, or with 2 and one line. `kfp run` starts it as a process
-of its own: importing the stages loads their engines, which the conductor has no use for.
+`python -m stagecraft.contract.preflight [--local] [STAGE ...] < params.yaml` exits with 0, or with 2 and one line; the stages are those
+that will run. `kfp run` starts it as a process of its own: importing them loads their engines, which the conductor has no use for.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 
 from stagecraft.contract.cluster import SECTION, parse_cluster
 from stagecraft.contract.errors import UserError, exit_on_user_error
@@ -17,12 +19,13 @@ from stagecraft.contract.params import params_path, parse, parse_profile
 from stagecraft.contract.stages import STAGES
 
 
-def check(text: str, shown: str, *, local: bool = False) -> None:
-    """Parse every stage's section of a profile's text, and have each stage's `foresee`, where it has one, look at all of them.
+def check(text: str, shown: str, runs: Sequence[str] = (), *, local: bool = False) -> None:
+    """Parse every stage's section of a profile's text; the stages that run look at each other's, by their `foresee`, where they have one.
 
     Args:
         shown: the name the profile goes by in messages.
-        local: the run is on this machine, where the files are that a profile names.
+        runs: names of stages.
+        local: they run on this machine, where the files are that a profile names.
 
     Raises:
         UserError: the first mistake found.
@@ -37,13 +40,17 @@ def check(text: str, shown: str, *, local: bool = False) -> None:
     parse_cluster(profile[SECTION], shown)
     stages = {name: importlib.import_module(f"components.{name}.stage") for name in STAGES}
     sections = {name: parse(stage.Params, profile[name] or {}, f"{shown}: {name}") for name, stage in stages.items()}
-    for stage in stages.values():
-        if foresee := getattr(stage, "foresee", None):
-            foresee(sections, local)
+    for name in runs:
+        if foresee := getattr(stages[name], "foresee", None):
+            foresee({run: sections[run] for run in runs}, local)
 
 
 def main() -> None:
-    check(sys.stdin.read(), os.environ.get("STAGECRAFT_SHOWN") or str(params_path()), local="--local" in sys.argv)
+    parser = argparse.ArgumentParser(prog="python -m stagecraft.contract.preflight", description=__doc__)
+    parser.add_argument("stages", nargs="*", metavar="STAGE")
+    parser.add_argument("--local", action="store_true")
+    options = parser.parse_args()
+    check(sys.stdin.read(), os.environ.get("STAGECRAFT_SHOWN") or str(params_path()), options.stages, local=options.local)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from stagecraft.cli.run import stages_of
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load
 from stagecraft.contract.preflight import check
@@ -25,7 +26,7 @@ def test_a_profile_parses(profile, stage):
 
 @PROFILES
 def test_no_stage_foresees_a_mistake(profile):
-    check(profile.read_text(), profile.name)
+    check(profile.read_text(), profile.name, list(STAGES))
 
 
 @pytest.mark.parametrize(("section", "change", "expected", "here_alone"), [
@@ -45,6 +46,13 @@ def test_what_a_later_stage_would_refuse_is_foreseen(section, change, expected, 
         profile[section][key] = profile[section][key] | value if group else value
     text = json.dumps(profile)
     with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
-        check(text, "params.yaml", local=True)
+        check(text, "params.yaml", list(STAGES), local=True)
     if here_alone:  # on a cluster the pods may have the file
-        check(text, "params.yaml")
+        check(text, "params.yaml", list(STAGES))
+    check(text, "params.yaml", [stage for stage in STAGES if stage != section], local=True)  # which then starts from elsewhere
+
+
+def test_a_pipelines_stages_are_those_it_takes_the_parameters_of():
+    assert stages_of(ROOT / "pipelines" / "full.py", None) == list(STAGES)
+    assert stages_of(ROOT / "pipelines" / "full.py", "sft") == list(STAGES)[2:]
+    assert stages_of(ROOT / "pipelines" / "post_training.py", None) == list(STAGES)[2:]
