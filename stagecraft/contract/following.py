@@ -134,9 +134,10 @@ class Follower:
                 for log in self._logs.values():
                     if first and log.heard:
                         log.finish(_DRAIN_SECONDS)  # else the last lines of the attempt before come among those of this one
-                self._logs[key] = Log(self._backend.core_api, self._backend.namespace, pod["metadata"]["name"], entry["name"],
-                                      say=self._say if first else None, recent=self._recent)
-                self._logs[key].start()
+                opened = Log(self._backend.core_api, self._backend.namespace, pod["metadata"]["name"], entry["name"],
+                             say=self._say if first else None, recent=self._recent)
+                opened.start()  # before it is known: a signal in between would have it finished without having begun
+                self._logs[key] = opened
             if ended and ended["exitCode"] and key not in self._ends:
                 end = self._ends[key] = End(node, attempt, ended["exitCode"], ended.get("reason", ""), ended.get("finishedAt", ""),
                                             self._logs[key])

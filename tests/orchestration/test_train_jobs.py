@@ -165,6 +165,14 @@ def test_cancelling_the_task_deletes_the_job(cluster, capsys):
     assert "cancelled" in capsys.readouterr().err
 
 
+def test_cancelling_it_while_a_log_is_being_opened_does_so_too(cluster, monkeypatch):
+    monkeypatch.setattr("stagecraft.contract.following.Log.start", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        run(lambda: nodes(cluster))
+    assert ended.value.code == 143
+    cluster.wait(lambda: not cluster.objects["trainjobs"])
+
+
 def leave_a_job_behind(cluster, monkeypatch):
     """A task is lost as soon as its job is made; returns the job's pods, the first of which has said a hundred lines."""
     class Lost(BaseException):
