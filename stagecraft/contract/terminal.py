@@ -42,14 +42,20 @@ def terminal_sink(head: str, console: Console | None = None) -> Sink:
 
 
 class _Rate:
-    """Units a second of late, and the time left at that rate. Not since the bar began: what is compiled first would count for long."""
+    """Units a second of late, and the time left at that rate.
+
+    Once there are two advances what came before the first is left out: an engine was loaded then, or code compiled.
+    """
 
     def __init__(self, total: int, done: int):
-        self._total, self._marks = total, deque([(time.monotonic(), done)])
+        self._total, self._marks, self._begun = total, deque([(time.monotonic(), done)]), False
 
     def reach(self, done: int) -> None:
         now = time.monotonic()
         self._marks.append((now, done))
+        if not self._begun and len(self._marks) > 2:
+            self._marks.popleft()
+            self._begun = True
         while now - self._marks[1][0] > _LATELY_SECONDS:
             self._marks.popleft()
 

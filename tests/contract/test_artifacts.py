@@ -112,4 +112,5 @@ def test_the_time_left_is_that_of_late_steps(monkeypatch):
         plain.bar_advance(step, {})
     lines = out.getvalue().splitlines()
     assert lines[0] == "head | training 1/100 step  0.0167 step/s  1:39:00 left"
+    assert lines[1] == "head | training 6/100 step  1 step/s  1:34 left"
     assert lines[-1] == "head | training 46/100 step  1 step/s  0:54 left"
