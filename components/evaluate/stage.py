@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,13 @@ from stagecraft.contract import manifest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.runlog import RunLog
+from stagecraft.contract.stages import Profile
 
 __all__ = ["Params", "foresee", "main"]
 
 
-def foresee(profile: Mapping[str, Any], local: bool) -> None:
+def foresee(profile: Profile, local: bool) -> None:
     """Refuse what this stage would refuse once there are five models.
-
-    Args:
-        profile: parameters of the stages that run.
-        local: they run on this machine.
 
     Raises:
         UserError: the folder with the benchmarks' data is not here.

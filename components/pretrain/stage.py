@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from components.pretrain.params import Params
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
+from stagecraft.contract.stages import Profile
 
 __all__ = ["Params", "foresee", "main"]
 
 
-def foresee(profile: Mapping[str, Any], local: bool) -> None:
+def foresee(profile: Profile, local: bool) -> None:
     """Refuse what this stage would refuse once the corpus is there.
-
-    Args:
-        profile: parameters of the stages that run.
-        local: they run on this machine.
 
     Raises:
         UserError: the model's vocabulary is not the corpus's.

@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from components.rl.params import Params, Stage
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
+from stagecraft.contract.stages import Profile
 from stagecraft.model.config import Architecture
 
 __all__ = ["Params", "foresee", "main"]
 
 
-def foresee(profile: Mapping[str, Any], local: bool) -> None:
+def foresee(profile: Profile, local: bool) -> None:
     """Refuse what this stage would refuse once there is a fine-tuned model.
-
-    Args:
-        profile: parameters of the stages that run.
-        local: they run on this machine.
 
     Raises:
         UserError: a layout that cannot divide the model, no MTP block to heal, an unknown family or environment; rows or a sandbox that

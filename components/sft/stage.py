@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from components.sft.params import Params
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
+from stagecraft.contract.stages import Profile
 from stagecraft.model.config import Architecture
 
 __all__ = ["Params", "foresee", "main"]
 
 
-def foresee(profile: Mapping[str, Any], local: bool) -> None:
+def foresee(profile: Profile, local: bool) -> None:
     """Refuse what this stage would refuse once there is a base model.
-
-    Args:
-        profile: parameters of the stages that run.
-        local: they run on this machine.
 
     Raises:
         UserError: a layout cannot divide the model, or a file of conversations is not here.

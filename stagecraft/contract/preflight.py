@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from stagecraft.contract.cluster import SECTION, parse_cluster
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.params import params_path, parse, parse_profile
-from stagecraft.contract.stages import STAGES
+from stagecraft.contract.stages import STAGES, Profile
 
 
 def check(text: str, shown: str, runs: Sequence[str] = (), *, local: bool = False) -> None:
@@ -40,9 +40,10 @@ def check(text: str, shown: str, runs: Sequence[str] = (), *, local: bool = Fals
     parse_cluster(profile[SECTION], shown)
     stages = {name: importlib.import_module(f"components.{name}.stage") for name in STAGES}
     sections = {name: parse(stage.Params, profile[name] or {}, f"{shown}: {name}") for name, stage in stages.items()}
+    known: Profile = {name: sections[name] for name in runs}
     for name in runs:
         if foresee := getattr(stages[name], "foresee", None):
-            foresee({run: sections[run] for run in runs}, local)
+            foresee(known, local)
 
 
 def main() -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+# What a stage's `foresee(profile, local)` looks at: parameters of the stages that run, by name. `local`: they run on this machine.
+Profile = Mapping[str, Any]
 
 ARTIFACTS = Path("artifacts")
 

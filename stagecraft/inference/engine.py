@@ -221,9 +221,10 @@ def _flat(logprobs: Any, skip: int) -> list[float]:
 
 @contextmanager
 def _shared_directory() -> Iterator[Path]:
-    """A directory in shared memory for the weights of a whole model, which those that were killed over theirs have left behind."""
+    """A directory in shared memory for the weights of a whole model, which those that were killed over theirs have left behind, perhaps
+    under this process's number."""
     for path in SHARED_MEMORY.glob(f"{WEIGHTS}*"):
-        if not psutil.pid_exists(int(path.name.removeprefix(WEIGHTS))):
+        if (number := int(path.name.removeprefix(WEIGHTS))) == os.getpid() or not psutil.pid_exists(number):
             shutil.rmtree(path, ignore_errors=True)
     own = SHARED_MEMORY / f"{WEIGHTS}{os.getpid()}"
     own.mkdir()

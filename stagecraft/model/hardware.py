@@ -55,4 +55,4 @@ def runs_transformer_engine(formats: Collection[str], dtype: torch.dtype) -> boo
 
 
 def _serves(capability: tuple[int, int], formats: Collection[str], dtype: torch.dtype) -> bool:
-    return bool(formats) and dtype != torch.float32 and all(capability >= NATIVE_FROM[wanted] for wanted in formats)
+    return bool(formats) and dtype != torch.float32 and all(map(Hardware("a GPU", capability, True).multiplies, formats))
