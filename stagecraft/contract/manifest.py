@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.files import digest_of, sha256, write_json
+from stagecraft.contract.files import digest_of, sha256_each, write_json
+from stagecraft.contract.verified import Verified, stamp_of
 
 NAME = "manifest.json"
 _KEYS = {"stage", "digest", "files"}
@@ -15,8 +17,9 @@ _KEYS = {"stage", "digest", "files"}
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     """Relative path -> size in bytes and SHA-256, for every file below `directory` but the manifest."""
-    files = (p for p in sorted(directory.rglob("*")) if p.is_file() and p != directory / NAME)
-    return {p.relative_to(directory).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    files = [p for p in sorted(directory.rglob("*")) if p.is_file() and p != directory / NAME]
+    return {p.relative_to(directory).as_posix(): {"size": p.stat().st_size, "sha256": digest}
+            for p, digest in zip(files, sha256_each(files), strict=True)}
 
 
 def write(directory: Path, *, stage: str, params: dict[str, Any], inputs: dict[str, str], code: str,
@@ -52,20 +55,43 @@ def read(directory: Path) -> dict[str, Any]:
         raise UserError(f"unreadable manifest: {error}", where=str(path), mend=_restore(directory)) from None
 
 
-def verify(directory: Path) -> dict[str, Any]:
+def verify(directory: Path, verified: Verified | None = None, advance: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """Read the manifest and check every file it names, byte for byte.
+
+    Args:
+        verified: remembers the files found right; those it knows are not read again.
+        advance: called for each file that is found right.
 
     Raises:
         UserError: names the first file that is missing, has another size or another SHA-256.
     """
     manifest = read(directory)
+    unread = {}
     for name, expected in manifest["files"].items():
         path = directory / name
         if not path.is_file():
             raise UserError("missing file", where=str(path), mend=_restore(directory))
-        if path.stat().st_size != expected["size"] or sha256(path) != expected["sha256"]:
-            raise UserError("corrupt file: its bytes are not those the manifest records", where=str(path), mend=_restore(directory))
+        if path.stat().st_size != expected["size"]:
+            raise _corrupt(path, directory)
+        if verified is not None and verified.knows(path, expected["sha256"]):
+            advance()
+        else:
+            unread[path] = stamp_of(path), expected
+    try:
+        for (path, (stamp, expected)), digest in zip(unread.items(), sha256_each(list(unread)), strict=True):
+            if digest != expected["sha256"]:
+                raise _corrupt(path, directory)
+            if verified is not None:
+                verified.learn(path, stamp, digest)
+            advance()
+    finally:
+        if verified is not None:
+            verified.save()
     return manifest
+
+
+def _corrupt(path: Path, directory: Path) -> UserError:
+    return UserError("corrupt file: its bytes are not those the manifest records", where=str(path), mend=_restore(directory))
 
 
 def _describes_files(files: Any) -> bool:

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from stagecraft.contract.repository import STAGE_VARIABLE
 from stagecraft.contract.runlog import RunLog
 from stagecraft.contract.sinks import open_sinks
 from stagecraft.contract.stages import PATHS, STAGES, Stage
+from stagecraft.contract.verified import Verified
 
 WORK = Path(".work")
+_LONG_BYTES = 2**34  # several seconds' reading
 
 
 def run_stage(name: str) -> dict[str, Any]:
@@ -54,16 +57,17 @@ def _run(name: str) -> dict[str, Any]:
     module = importlib.import_module(f"components.{name}.stage")
     params = load(module.Params, name)
     plain = asdict(params)
-    inputs = {key: manifest.verify(PATHS[key])["digest"] for key in stage.inputs}
+    inputs = {key: manifest.read(PATHS[key])["digest"] for key in stage.inputs}
     code = code_digest(name)
     work, other = _work_directory(stage, _work_key(params, inputs, code))
     log = RunLog(name, stage.plots_path, work, open_sinks(stage, plain, inputs))
     if other and not any(work.iterdir()):
         log.note(f"begins anew: parameters, inputs or code are not those of {other}, which is kept until this is done")
-    _empty(stage.plots_path)
-    staged = {key: _empty(PATHS[key].with_name(f".{PATHS[key].name}.tmp")) for key in stage.outputs}
-    started = time.monotonic()
     try:
+        _verify([PATHS[key] for key in stage.inputs], log)
+        _empty(stage.plots_path)
+        staged = {key: _empty(PATHS[key].with_name(f".{PATHS[key].name}.tmp")) for key in stage.outputs}
+        started = time.monotonic()
         metrics = module.main(params, {key: PATHS[key] for key in stage.inputs}, staged, log)
         metrics = {**metrics, "seconds": round(time.monotonic() - started, 2)}
         environment = {**describe_environment(), **log.environment}
@@ -78,6 +82,16 @@ def _run(name: str) -> dict[str, Any]:
     for done in (work, *_others(work)):
         shutil.rmtree(done, ignore_errors=True)
     return metrics
+
+
+def _verify(artifacts: Sequence[Path], log: RunLog) -> None:
+    """Read what is not known to be whole since an earlier start; a bar shows for what takes longer than a moment."""
+    verified = Verified(log.cache / "verified.json")
+    files = [file for path in artifacts for file in manifest.read(path)["files"].values()]
+    long = sum(file["size"] for file in files) > _LONG_BYTES
+    with log.bar("verifying the inputs", len(files), unit="file") if long else nullcontext() as bar:
+        for path in artifacts:
+            manifest.verify(path, verified, bar.advance if bar else lambda: None)
 
 
 def follow_stage(name: str) -> None:

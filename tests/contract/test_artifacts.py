@@ -4,14 +4,17 @@ import csv
 import hashlib
 import io
 import json
+import os
 
 import pytest
 
 from stagecraft.contract import manifest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.events import EventSink, read_events, replay
+from stagecraft.contract.files import sha256
 from stagecraft.contract.runlog import RunLog
 from stagecraft.contract.terminal import PlainSink
+from stagecraft.contract.verified import Verified
 
 
 @pytest.fixture
@@ -58,6 +61,34 @@ def test_damage_is_one_line_that_says_how_to_mend_it(artifact, damage, expected)
         manifest.verify(artifact)
     assert "dvc repro pretrain" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_was_found_whole_is_not_read_again_until_it_changes(artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr("stagecraft.contract.verified._LATELY_NS", 0)
+    manifest.verify(artifact, Verified(tmp_path / "verified.json"))
+    read = []
+    monkeypatch.setattr("stagecraft.contract.manifest.sha256_each", lambda paths: read.extend(paths) or map(sha256, paths))
+    told = []
+    manifest.verify(artifact, Verified(tmp_path / "verified.json"), lambda: told.append(1))
+    assert (read, len(told)) == ([], 2)
+    weights = artifact / "weights.bin"
+    before = weights.stat()
+    weights.write_bytes(b"weightS")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))  # all that shows it is the time of the inode's change
+    with pytest.raises(UserError, match="corrupt file"):
+        manifest.verify(artifact, Verified(tmp_path / "verified.json"))
+    assert read == [weights]
+
+
+def test_a_file_that_changed_a_moment_ago_is_read_again(artifact, tmp_path):
+    manifest.verify(artifact, Verified(tmp_path / "verified.json"))
+    assert json.loads((tmp_path / "verified.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("rubbish", ["{", "[]", '{"x": 3}'])
+def test_an_unreadable_memory_is_none(artifact, tmp_path, rubbish):
+    (tmp_path / "verified.json").write_text(rubbish)
+    assert manifest.verify(artifact, Verified(tmp_path / "verified.json"))["stage"] == "pretrain"
 
 
 def test_curves_survive_a_kill_and_a_rewind(tmp_path):
