@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from multiprocessing import current_process
 from multiprocessing.connection import Connection, wait
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from components.rl.generator import Job
 from components.rl.workers import work
+from stagecraft.contract.errors import UserError
+from stagecraft.engine.launch import local_world_size
 
 _Weights = dict[str, Tensor]
 
@@ -28,15 +31,20 @@ class Processes:
 
     Args:
         weights: any version, for their shapes.
+
+    Raises:
+        UserError: one worker takes more GPUs than there are.
     """
 
     def __init__(self, job: Job, weights: _Weights):
+        asked = job.params.generators
+        gpus = [own_gpus(worker, asked.tensor, _visible_gpus(), local_world_size()) for worker in range(asked.count)]
         context = torch.multiprocessing.get_context("spawn")
         self._slots = [{name: torch.empty_like(tensor).share_memory_() for name, tensor in weights.items()} for _ in range(2)]
         self._pipes, self._processes = [], []
-        for worker in range(job.params.generators.count):
+        for worker in range(asked.count):
             pipe, other = context.Pipe()
-            process = context.Process(target=_run, args=(other, self._slots, job, worker), daemon=True)
+            process = context.Process(target=_run, args=(other, self._slots, job, worker, gpus[worker]), daemon=True)
             _start(process)
             other.close()
             self._pipes.append(pipe)
@@ -96,7 +104,34 @@ def _start(process: BaseProcess) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def _run(pipe: Connection, slots: list[_Weights], job: Job, worker: int) -> None:
+def own_gpus(worker: int, tensor: int, visible: Sequence[str], trainers: int) -> list[str]:
+    """The GPUs of a worker: those after the trainer's ranks', each with one of its own; with too few for all, from the first again.
+
+    Args:
+        tensor: GPUs that divide its model.
+        visible: the machine's, as CUDA_VISIBLE_DEVICES names them; none on a CPU.
+        trainers: ranks of the trainer on this machine.
+
+    Raises:
+        UserError: more than there are.
+    """
+    if not visible:
+        return []
+    if tensor > len(visible):
+        raise UserError(f"{tensor} GPUs divide a generator's model, and there are {len(visible)} here", where="rl.generators.tensor",
+                        mend="lower it, or have the generators on other machines: launcher: ray")
+    first = trainers + worker * tensor
+    return [visible[(first + index) % len(visible)] for index in range(tensor)]
+
+
+def _visible_gpus() -> list[str]:
+    count = torch.cuda.device_count()
+    return os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
+
+
+def _run(pipe: Connection, slots: list[_Weights], job: Job, worker: int, gpus: Sequence[str]) -> None:
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     current_process()._config["daemon"] = False  # it ends with the trainer, and may have the children that divide its model
     with suppress(BrokenPipeError, ConnectionResetError):  # the trainer has ended: not even an error gets through
         work(_Pipe(pipe, slots), job, worker)

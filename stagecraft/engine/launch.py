@@ -30,6 +30,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size() -> int:
+    """Ranks of the job on this machine: torchrun says, and those of `ranks` are all here."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 @contextmanager
 def ranks(processes: int, command: Sequence[str], logs: Path) -> Iterator[None]:
     """Give this process rank 0 of `processes` and start `python -m <command>` for every other rank.

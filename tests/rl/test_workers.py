@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from components.rl.generator import Job
 from components.rl.params import Generators, Params
-from components.rl.processes import Processes
+from components.rl.processes import Processes, own_gpus
 from components.rl.prompts import share
 from components.rl.ray_actors import Actors
 from components.rl.rollouts import Draw, Sample, draw_path, merge
@@ -47,6 +47,28 @@ def test_shares_have_names_of_their_own_and_begin_with_the_step(step, workers):
     names = {draw_path(Path(), step, worker, workers).name for worker in range(workers)}
     assert len(names) == workers and {int(name[:8]) for name in names} == {step}
     assert workers > 1 or names == {f"{step:08d}.jsonl"}
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 16), st.integers(1, 4))
+def test_workers_have_gpus_of_their_own_where_there_are_enough(workers, tensor, there, trainers):
+    visible = [f"GPU-{number}" for number in range(there)]
+    if tensor > there:
+        with pytest.raises(UserError, match=f"{tensor} GPUs divide a generator's model, and there are {there} here"):
+            own_gpus(0, tensor, visible, trainers)
+        return
+    taken = [own_gpus(worker, tensor, visible, trainers) for worker in range(workers)]
+    assert all(len(set(gpus)) == tensor for gpus in taken)
+    needed = [gpu for gpus in taken for gpu in gpus]
+    if trainers + len(needed) <= there:
+        assert len(set(needed)) == len(needed) and not {*needed} & {*visible[:trainers]}
+    else:  # the load is spread: no GPU has two more of them than another
+        ranks = [visible[rank % there] for rank in range(trainers)]
+        loads = [(needed + ranks).count(gpu) for gpu in visible]
+        assert max(loads) - min(loads) <= 1
+
+
+def test_a_worker_on_a_cpu_has_no_gpus():
+    assert own_gpus(1, 2, [], 1) == []
 
 
 def test_more_workers_than_prompts_are_refused():
