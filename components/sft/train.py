@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import random
-from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from components.sft.params import Params, Stage
+from components.sft.conversations import Conversation, Encoded, encode
+from components.sft.params import Modes, Params, Stage
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
-from stagecraft.data.conversations import MEND, encode_conversation
-from stagecraft.data.conversations import read_conversations as read_file
-from stagecraft.data.modes import draw_mode, in_mode
 from stagecraft.data.packing import pack_stream
-from stagecraft.data.tasks import read_rows
-from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.batch import Batch
+from stagecraft.engine.first import FirstRank
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.model.config import Architecture
-
-Conversation = tuple[Sequence[int], Sequence[int]]  # token ids, loss mask
 
 
 @dataclass
@@ -49,7 +43,7 @@ class Packs:
         seed: of the shuffles.
     """
 
-    def __init__(self, conversations: list[Conversation], stage: Stage, seed: int):
+    def __init__(self, conversations: Sequence[Conversation], stage: Stage, seed: int):
         self.conversations, self.stage, self.seed = conversations, stage, seed
         self.lengths = [len(ids) - 1 for ids, _ in conversations]
         self._steps: list[list[list[int]]] = []
@@ -72,12 +66,12 @@ class Packs:
         """One pack as a microbatch; its loss is summed over tokens, or over conversations of the mean over each one's tokens."""
         held = [self.conversations[index] for index in pack]
         if self.stage.loss_mean == "conversations":
-            held = [(ids, [each / sum(mask) for each in mask]) for ids, mask in held]
+            held = [(ids, np.divide(mask, np.sum(mask))) for ids, mask in held]
         return packed_batch(held)
 
     def spoken(self, step: int) -> int:
         """Tokens with a loss in a step."""
-        return sum(sum(self.conversations[index][1]) for pack in self[step] for index in pack)
+        return sum(int(np.sum(self.conversations[index][1])) for pack in self[step] for index in pack)
 
     def used(self) -> int:
         """Places of the stage's steps that hold a token."""
@@ -93,10 +87,13 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
     torch.set_num_threads(1)
     parallel.initialize(params.seed, params.layout)
     stages = params.stages
-    read = {(stage.modes, stage.pack_tokens): read_conversations(corpus, params, stage) for stage in stages}
-    parts = [Packs(read[stage.modes, stage.pack_tokens][0], stage, params.seed + number)
-             for number, stage in enumerate(stages)]
-    skipped = sorted({row for _, rows in read.values() for row in rows})
+    first = FirstRank()
+    encoded: dict[tuple[Modes, int], Encoded] = {}
+    for stage in stages:
+        key = stage.modes, stage.pack_tokens
+        encoded[key] = encoded.get(key) or encode(corpus, params, stage, work / f"conversations-{len(encoded)}", first, log)
+    parts = [Packs(encoded[stage.modes, stage.pack_tokens], stage, params.seed + number) for number, stage in enumerate(stages)]
+    skipped = sorted({row for each in encoded.values() for row in each.skipped})
     efficiency = sum(part.used() for part in parts) / sum(part.places() for part in parts)
     shares = [parallel.share(stage.packs_per_step, "sft: packs_per_step") for stage in stages]
     trainer = Trainer(architecture, Optimization.of(params), max_sequence_length=max(stage.pack_tokens for stage in stages),
@@ -113,8 +110,8 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
 
     def step() -> StepResult:
         number = next(number for number, end in enumerate(ends) if trainer.steps_done < end)
-        packs, (first, share), at = parts[number], shares[number], trainer.steps_done - ends[number] + stages[number].steps
-        result = trainer.step([packs.batch(pack) for pack in packs[at][first:first + share]])
+        packs, (begin, share), at = parts[number], shares[number], trainer.steps_done - ends[number] + stages[number].steps
+        result = trainer.step([packs.batch(pack) for pack in packs[at][begin:begin + share]])
         return replace(result, tokens=packs.spoken(at))
 
     tokens, seconds = loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log)
@@ -122,40 +119,3 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
     result = Result({**weights, **trainer.weights()}, len(parts[0].conversations), len(skipped), efficiency, tokens / seconds)
     parallel.shutdown()
     return result
-
-
-def read_conversations(corpus: Path, params: Params, stage: Stage) -> tuple[list[Conversation], list[str]]:
-    """Every conversation as token ids and loss mask, in the stage's modes, and the bad rows skipped, as "file:line: reason".
-
-    Raises:
-        UserError: there are none, or a bad row is not to be skipped.
-    """
-    tokenizer = load_tokenizer(corpus / "tokenizer")
-    path = corpus / "tasks" / "sft.jsonl"
-    rows: list[tuple[dict[str, Any], str]] = []  # and "file:line" of those that are a user's
-    skipped: list[str] = []
-    if params.data.tasks:
-        rows += [({"messages": [*row["messages"], {"role": "assistant", "content": row["demonstration"]}], "tools": row.get("tools")}, "")
-                 for row in read_rows(path)]
-    skip_bad = params.data.bad_rows == "skip"
-    for name in params.data.files:
-        read = read_file(Path(name), skip_bad=skip_bad)
-        rows += [(row, f"{name}:{number}") for row, number in zip(read.rows, read.lines)]
-        skipped += [f"{name}:{number}: {reason}" for number, reason in read.skipped]
-    shares, conversations = asdict(stage.modes), []
-    for number, (row, place) in enumerate(rows):
-        try:
-            ids, mask = encode_conversation(tokenizer, *in_mode(row, draw_mode(params.seed, number, shares), params.seed + number))
-            if place and len(ids) - 1 > stage.pack_tokens:
-                raise UserError(f"{len(ids) - 1} tokens do not fit into a pack of {stage.pack_tokens}", where="pack_tokens", mend=MEND)
-        except UserError as error:
-            if not place:
-                raise
-            if not skip_bad:
-                raise UserError(error.what, where=place, mend=MEND) from None
-            skipped.append(f"{place}: {error.what}")
-        else:
-            conversations.append((array("i", ids), bytes(mask)))  # 5 bytes a token, of which a list would take ten times as many
-    if not conversations:
-        raise UserError("no conversations", where=str(path), mend="raise curate.tasks.sft_rows, or name sft.data.files")
-    return conversations, skipped

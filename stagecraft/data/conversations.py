@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,60 +19,40 @@ _ROLES = ("system", "user", "assistant", "tool")
 MEND = "mend the line, or set bad_rows to skip"
 
 
-@dataclass
-class Read:
-    """Rows of a file, {"messages": [...], "tools": [...]}, with the numbers of their lines, and the lines that were skipped: (number,
-    reason)."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    skipped: list[tuple[int, str]] = field(default_factory=list)
-
-
-def read_conversations(path: Path, skip_bad: bool) -> Read:
-    """Read a JSONL file of conversations.
-
-    Args:
-        skip_bad: leave bad lines out and count them; otherwise the first is an error.
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers from 1.
 
     Raises:
-        UserError: the file cannot be read, or a line is bad; names it.
+        UserError: the file cannot be read.
     """
-    read = Read()
     try:
         with open(path, encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                if not (reason := _add(line, read.rows)):
-                    read.lines.append(number)
-                elif skip_bad:
-                    read.skipped.append((number, reason))
-                else:
-                    raise UserError(reason, where=f"{path}:{number}", mend=MEND)
+            yield from ((number, line) for number, line in enumerate(stream, 1) if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read conversations: {error}", where=str(path), mend="give a readable file of JSON lines") from None
-    return read
 
 
-def _add(line: str, rows: list[dict[str, Any]]) -> str:
-    """Append a line's conversation; the reason if it is none."""
+def parse_conversation(line: str) -> dict[str, Any]:
+    """A line's conversation, {"messages": [...], "tools": [...]}.
+
+    Raises:
+        UserError: it is none; says why.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return f"not JSON: {error}"
+        raise UserError(f"not JSON: {error}") from None
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
-        return "no conversation: an object with a list 'messages' is needed"
+        raise UserError("no conversation: an object with a list 'messages' is needed")
     messages = [plain(message) if isinstance(message, dict) else message for message in row["messages"]]
     for place, message in enumerate(messages):
         if reason := _fault(message, place):
-            return f"message {place + 1}: {reason}"
+            raise UserError(f"message {place + 1}: {reason}")
     if messages[-1]["role"] != "assistant":
-        return "the last message is not the assistant's"
+        raise UserError("the last message is not the assistant's")
     if not isinstance(row.get("tools") or [], list):
-        return "'tools' is no list"
-    rows.append({"messages": messages, "tools": row.get("tools") or []})
-    return ""
+        raise UserError("'tools' is no list")
+    return {"messages": messages, "tools": row.get("tools") or []}
 
 
 def _fault(message: Any, place: int) -> str:

@@ -1,4 +1,4 @@
-"""What rank 0 alone finds out, told to all ranks."""
+"""What rank 0 alone finds out, told to all ranks, and what each finds out, told to all."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class FirstRank:
     """
 
     def __init__(self) -> None:
-        self.here = dist.get_rank() == 0
-        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.get_world_size() > 1 else None
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self.here = self.rank == 0
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.ranks > 1 else None
 
     def tells(self, value: Any = None) -> Any:
         """What rank 0 has for `value`. Every rank calls it; none is through before rank 0 has called it."""
@@ -29,3 +30,11 @@ class FirstRank:
         box = [value]
         dist.broadcast_object_list(box, 0, group=self._group)
         return box[0]
+
+    def hears(self, value: Any) -> list[Any]:
+        """What every rank has for `value`, in their order. Every rank calls it, and is told of all."""
+        if self._group is None:
+            return [value]
+        values = [None] * self.ranks
+        dist.all_gather_object(values, value, group=self._group)
+        return values

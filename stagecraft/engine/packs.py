@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import stagecraft.megatron_cpu  # noqa: F401
 
+import numpy as np
 import torch
 from megatron.core import parallel_state
+from torch import Tensor
 
 from stagecraft.engine import parallel
 from stagecraft.engine.batch import Batch
@@ -28,10 +30,15 @@ def packed_batch(sequences: Sequence[tuple[Sequence[int], Sequence[float]]], ext
     used = sum(len(ids) - 1 for ids, _ in sequences)
     if left := -used % multiple if sequences else multiple:
         sequences = [*sequences, ([0] * (left + 1), [0] * (left + 1))]
-    tokens = torch.tensor([[i for ids, _ in sequences for i in ids[:-1]]], device=device)
-    labels = torch.tensor([[i for ids, _ in sequences for i in ids[1:]]], device=device)
-    mask = torch.tensor([[float(m) for _, mask in sequences for m in mask[1:]]], device=device)
+    tokens = _row([ids[:-1] for ids, _ in sequences], np.int64).to(device)
+    labels = _row([ids[1:] for ids, _ in sequences], np.int64).to(device)
+    mask = _row([mask[1:] for _, mask in sequences], np.float32).to(device)
     return Batch(tokens, labels, mask, pack([len(ids) - 1 for ids, _ in sequences]), extra)
+
+
+def _row(parts: Sequence[Sequence[float]], dtype: type[np.generic]) -> Tensor:
+    """(1, length of all parts together)."""
+    return torch.from_numpy(np.concatenate([np.asarray(part, dtype) for part in parts]))[None]
 
 
 def own_packs(packs: Sequence[Sequence[T]]) -> list[Sequence[T]]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stagecraft.contract.errors import UserError
 from stagecraft.data.chat import encode_demonstration, encode_prompt
-from stagecraft.data.conversations import encode_conversation, read_conversations
+from stagecraft.data.conversations import encode_conversation, lines_of, parse_conversation
 from stagecraft.data.modes import LOW_EFFORT, draw_mode, in_mode
 from stagecraft.data.tasks import FAMILIES
 from stagecraft.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -53,28 +53,28 @@ BAD = {
 }
 
 
-def test_bad_lines_are_fatal_or_skipped_and_named(tmp_path):
-    for text, reason in BAD.items():
-        path = tmp_path / "rows.jsonl"
-        path.write_text("\n".join([json.dumps(LONG), "", text, json.dumps(LONG)]) + "\n")
-        with pytest.raises(UserError, match=r"rows.jsonl:3: .*") as told:
-            read_conversations(path, skip_bad=False)
+def test_bad_lines_are_none():
+    for line, reason in BAD.items():
+        with pytest.raises(UserError) as told:
+            parse_conversation(line)
         assert reason in str(told.value)
-        read = read_conversations(path, skip_bad=True)
-        assert len(read.rows) == 2 and [number for number, _ in read.skipped] == [3] and reason in read.skipped[0][1]
-    with pytest.raises(UserError, match="cannot read conversations"):
-        read_conversations(tmp_path / "absent", skip_bad=True)
+
+
+def test_blank_lines_count_and_a_file_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('\n{"a": 1}\n  \n{"b": 2}')
+    assert list(lines_of(tmp_path / "rows.jsonl")) == [(2, '{"a": 1}\n'), (4, '{"b": 2}')]
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="cannot read conversations"):
-        read_conversations(tmp_path / "binary", skip_bad=True)
+    for name in ("absent", "binary"):
+        with pytest.raises(UserError, match="cannot read conversations"):
+            list(lines_of(tmp_path / name))
 
 
-def test_parts_of_text_and_a_developer_are_read(tmp_path):
-    path = tmp_path / "rows.jsonl"
+def test_parts_of_text_and_a_developer_are_read():
     parts = [{"type": "text", "text": "What "}, {"type": "text", "text": "now?"}]
-    path.write_text(json.dumps({"messages": [{"role": "developer", "content": "Be short."}, {"role": "user", "content": parts},
-                                             {"role": "assistant", "content": [{"type": "text", "text": "This."}]}]}))
-    assert read_conversations(path, skip_bad=False).rows[0]["messages"] == [
+    row = parse_conversation(json.dumps({"messages": [
+        {"role": "developer", "content": "Be short."}, {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": "This."}]}]}))
+    assert row["messages"] == [
         {"role": "system", "content": "Be short."}, {"role": "user", "content": "What now?"}, {"role": "assistant", "content": "This."}]
 
 

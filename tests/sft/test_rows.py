@@ -1,15 +1,52 @@
-"""Rows of a user's files that cannot be learnt from: named by line, fatal or skipped and counted."""
+"""Conversations on disk: the same whatever the number of ranks, written once; bad rows are named by line, fatal or skipped and counted."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import pytest
 
+from components.sft.conversations import Encoded, encode
 from components.sft.params import Data
-from components.sft.train import read_conversations
 from stagecraft.contract.errors import UserError
+from stagecraft.data.conversations import encode_conversation, parse_conversation
+from stagecraft.data.tokenizer import load_tokenizer
 from tests.checkpoints import tiny_tokenizer
 from tests.sft.test_objective import PARAMS
+
+PLAIN = replace(PARAMS.stages[0], modes=replace(PARAMS.modes, off=0.0, low=0.0, cut=0.0))
+
+
+class Rank:
+    """As `FirstRank`, for ranks that are threads."""
+
+    def __init__(self, rank, said, barrier):
+        self.rank, self.ranks, self.here, self._said, self._barrier = rank, len(said), rank == 0, said, barrier
+
+    def hears(self, value):
+        self._said[self.rank] = value
+        self._barrier.wait()
+        values = list(self._said)
+        self._barrier.wait()
+        return values
+
+    def tells(self, value=None):
+        return self.hears(value)[0]
+
+
+def encode_on(ranks, corpus, directory, data, stage=PLAIN):
+    """What `encode` returns or raises on each of so many ranks."""
+    said, barrier = [None] * ranks, Barrier(ranks)
+
+    def one(rank):
+        try:
+            return encode(corpus, replace(PARAMS, data=data), stage, directory, Rank(rank, said, barrier), None)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(one, range(ranks)))
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +56,44 @@ def corpus(tmp_path_factory):
     return directory
 
 
-def test_what_is_too_long_is_a_bad_row_like_others(corpus, tmp_path):
-    answers = ["yes", "no " * 200, "yes", None]
-    lines = [json.dumps({"messages": [{"role": "user", "content": "is it?"}, {"role": "assistant", "content": answer}]})
-             for answer in answers]
+def said(answer):
+    return json.dumps({"messages": [{"role": "user", "content": "is it?"}, {"role": "assistant", "content": answer}]})
+
+
+def plain(encoded):
+    return [(ids.tolist(), mask.tolist()) for ids, mask in encoded]
+
+
+def test_any_number_of_ranks_writes_the_same_once(corpus, tmp_path):
+    lines = [said(f"yes, {number} times") for number in range(5)]
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text("\n".join(lines[:2]) + "\n\n")
+    second.write_text("\n".join(lines[2:]))
+    data, tokenizer = Data(tasks=False, files=[str(first), str(second)], bad_rows="fail"), load_tokenizer(corpus / "tokenizer")
+    expected = [encode_conversation(tokenizer, parse_conversation(line)) for line in lines]
+    for ranks in (1, 2, 3, 7):  # of seven, two have no row
+        for encoded in encode_on(ranks, corpus, tmp_path / str(ranks), data):
+            assert plain(encoded) == expected
+    first.unlink()
+    (kept,) = encode_on(1, corpus, tmp_path / "7", data)  # from another number of ranks, without the rows
+    assert plain(kept) == expected
+    (tmp_path / "3" / "parts.json").unlink()  # a kill before all parts were there
+    first.write_text("\n".join(lines[:2]))
+    assert plain(encode_on(2, corpus, tmp_path / "3", data)[1]) == expected
+    assert len(Encoded(tmp_path / "3")) == 5
+
+
+def test_bad_rows_are_skipped_and_named_or_fatal_on_every_rank(corpus, tmp_path):
     path = tmp_path / "mine.jsonl"
-    path.write_text("\n" + "\n".join(lines) + "\n")
-    params = replace(PARAMS, pack_tokens=64, data=Data(tasks=False, files=[str(path)], bad_rows="skip"))
-    conversations, skipped = read_conversations(corpus, params, params.stages[0])
-    assert len(conversations) == 2
-    assert sorted(skipped)[0].startswith(f"{path}:3: ") and "tokens do not fit into a pack of 64" in sorted(skipped)[0]
-    assert sorted(skipped)[1] == f"{path}:5: message 2: its content is no text"
-    path.write_text("\n".join(lines[:2]))
-    with pytest.raises(UserError, match=rf"{path}:2: [0-9]+ tokens do not fit into a pack of 64 - mend the line, or set bad_rows to skip"):
-        read_conversations(corpus, replace(params, data=replace(params.data, bad_rows="fail")), params.stages[0])
+    path.write_text("\n" + "\n".join(said(answer) for answer in ["yes", "no " * 200, "yes", None]) + "\n")
+    stage, data = replace(PLAIN, pack_tokens=64), Data(tasks=False, files=[str(path)], bad_rows="skip")
+    for ranks in (1, 4):
+        for encoded in encode_on(ranks, corpus, tmp_path / str(ranks), data, stage):
+            assert len(encoded) == 2
+            assert encoded.skipped[0].startswith(f"{path}:3: ") and "tokens do not fit into a pack of 64" in encoded.skipped[0]
+            assert encoded.skipped[1] == f"{path}:5: message 2: its content is no text"
+        told = {str(error) for error in encode_on(ranks, corpus, tmp_path / f"fatal-{ranks}", replace(data, bad_rows="fail"), stage)}
+        assert len(told) == 1 and told.pop().startswith(f"{path}:3: ")
+    path.write_text(said(None))
+    (error,) = encode_on(1, corpus, tmp_path / "none", data, stage)
+    assert str(error).startswith(f"{corpus}/tasks/sft.jsonl: no conversations - raise curate.tasks.sft_rows")
