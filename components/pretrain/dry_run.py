@@ -107,7 +107,7 @@ def resolved(params: Params, family: str) -> tuple[Hardware, list[Resolved]]:
     mtp, dtype = bool(params.mtp_depths), getattr(torch, params.dtype)
     formats = StageRecipe(params.architecture, params.precision).formats(mtp=mtp)
     hardware = Hardware.planned(None if family == "cpu" else family, formats, dtype)
-    layers = list(resolve(params.architecture, params.precision, hardware, mtp=mtp, dtype=dtype))
+    layers = list(resolve(params.architecture, params.precision, hardware, mtp=mtp, dtype=dtype, tensor=params.layout.tensor))
     if not params.emulate:
         refuse_emulation(ladder(layers), hardware)
     return hardware, layers

@@ -149,7 +149,8 @@ def announce(params: Params, trainer: Trainer, log: RunLog | None) -> None:
         UserError: a format would be emulated.
     """
     hardware = Hardware.of(trainer.config)
-    rungs = ladder(resolve(params.architecture, params.precision, hardware, mtp=trainer.mtp, dtype=trainer.config.params_dtype))
+    rungs = ladder(resolve(params.architecture, params.precision, hardware, mtp=trainer.mtp, dtype=trainer.config.params_dtype,
+                           tensor=params.layout.tensor))
     if not params.emulate:
         refuse_emulation(rungs, hardware)
     if log:

@@ -1,7 +1,8 @@
 """The health of a training run in numbers: zero gradients, what rounding loses, how evenly the routers load their experts.
 
 Every `every` steps, from what is at hand: gradients after their reduction, the routers' own counts, the operands as they are
-rounded. The ranks' numbers meet in one sum, so a figure is that of the whole model and the global batch.
+rounded. The ranks' numbers meet in one sum, so a figure is that of the whole model and the global batch. (An operand that tensor-parallel
+ranks share is rounded by each of them, and counts as often.)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import stagecraft.megatron_cpu  # noqa: F401
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from stagecraft.model.classes import CLASSES, class_of
@@ -31,7 +33,7 @@ class Diagnostics:
 
     def __init__(self, architecture: Architecture, module: nn.Module, in_the_model: Callable[[str], str], every: int):
         self.every, self.looking = every, False
-        self.gradients = [(CLASSES.index(name), parameter) for path, parameter in module.named_parameters()
+        self.gradients = [(CLASSES.index(name), parameter, 1 / copies(parameter)) for path, parameter in module.named_parameters()
                           if parameter.dim() > 1 and (name := class_of(path))]
         places = {f"decoder.layers.{at}.mlp.router": row for row, at in enumerate(
             at for at, letter in enumerate(architecture.hybrid_override_pattern) if letter == "E")}
@@ -57,10 +59,11 @@ class Diagnostics:
             finalize(*args, **kwargs)
             if self.looking:
                 self.zeros.zero_()
-                for row, parameter in self.gradients:
+                for row, parameter, share in self.gradients:
                     gradient = getattr(parameter, "main_grad", None)
                     if gradient is not None:
-                        self.zeros[row] += torch.tensor([gradient.numel() - int(gradient.count_nonzero()), gradient.numel()])
+                        zeros = gradient.numel() - int(gradient.count_nonzero())
+                        self.zeros[row] += share * torch.tensor([zeros, gradient.numel()], dtype=torch.float64)
 
         return finalize_and_look
 
@@ -90,6 +93,14 @@ class Diagnostics:
                     figures[f"flushed/{name}/{operand}"] = flushed / nonzero
                     figures[f"saturated/{name}/{operand}"] = saturated / nonzero
         return {**figures, **_balance(load[load.sum(1) > 0])}
+
+
+def copies(parameter: nn.Parameter) -> int:
+    """How many ranks hold this part of a parameter, and its whole gradient."""
+    if not getattr(parameter, "allreduce", True):  # megatron-core's mark of an expert's
+        return parallel_state.get_expert_data_parallel_world_size()
+    tensor = 1 if getattr(parameter, "tensor_model_parallel", False) else parallel_state.get_tensor_model_parallel_world_size()
+    return tensor * parallel_state.get_data_parallel_world_size(with_context_parallel=True)
 
 
 def _balance(load: Tensor) -> dict[str, float]:

@@ -31,7 +31,6 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from stagecraft.contract.errors import UserError
 from stagecraft.model.activation import squared_relu
 from stagecraft.model.attention import ScaledDotProductAttention
 from stagecraft.model.config import Architecture
@@ -62,9 +61,6 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         expert_bias_rate, aux_loss: 0 freezes the router's balancing (post-training).
         transformer_engine: build its layers; None does so if it is installed and the GPU multiplies every format of the recipe.
         parallel: tensor_model_parallel_size and the like.
-
-    Raises:
-        UserError: a width that low precision in hardware does not take.
     """
     a, recipe = architecture, StageRecipe(architecture, precision)
     formats = recipe.formats(mtp=bool(mtp_depths))
@@ -72,10 +68,6 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         transformer_engine = runs_transformer_engine(formats, dtype)
     if transformer_engine and formats:  # for the experts' padding to whole blocks; the recipe has the last word on every layer
         parallel |= next(flags for name, flags in AROUND.items() if name in formats)
-        width = 2 * a.mamba_num_heads * a.mamba_head_dim + 2 * a.n_groups * a.ssm_state_size + a.mamba_num_heads
-        if width % 16:
-            raise UserError(f"the input projection of Mamba-2 is {width} wide, low precision in hardware takes multiples of 16",
-                            where="architecture", mend="change mamba_num_heads, or set precision: bf16")
     return TransformerConfig(
         num_layers=len(a.hybrid_override_pattern), hidden_size=a.hidden_size, num_attention_heads=a.num_attention_heads,
         num_query_groups=a.num_key_value_heads, kv_channels=a.head_dim, ffn_hidden_size=a.moe_intermediate_size,

@@ -39,3 +39,21 @@ def linear_layers(architecture: Architecture, *, mtp: bool) -> Iterator[str]:
         yield "mtp.layers.0.eh_proj"
         yield from parts("mtp.layers.0.mtp_model_layer", architecture.mtp_hybrid_override_pattern)
     yield "output_layer"
+
+
+def sizes_of(architecture: Architecture, path: str, tensor: int) -> tuple[int, int]:
+    """(in, out) of a linear layer of that name on one of `tensor` tensor-parallel ranks; of routed experts, the first of their two."""
+    a = architecture
+    inner, heads, experts = a.mamba_num_heads * a.mamba_head_dim, a.num_attention_heads * a.head_dim, a.moe_latent_size or a.hidden_size
+    mamba = 2 * (inner + a.n_groups * a.ssm_state_size) + a.mamba_num_heads
+    return {
+        "word_embeddings": (a.hidden_size, a.vocab_size // tensor), "output_layer": (a.hidden_size, a.vocab_size // tensor),
+        "in_proj": (a.hidden_size, mamba // tensor), "out_proj": (inner // tensor, a.hidden_size),
+        "linear_qkv": (a.hidden_size, (heads + 2 * a.num_key_value_heads * a.head_dim) // tensor),
+        "linear_proj": (heads // tensor, a.hidden_size),
+        "router": (a.hidden_size, a.n_routed_experts), "fc1_latent_proj": (a.hidden_size, experts),
+        "fc2_latent_proj": (experts, a.hidden_size), "experts": (experts, a.moe_intermediate_size),
+        "linear_fc1": (a.hidden_size, a.moe_shared_expert_intermediate_size // tensor),
+        "linear_fc2": (a.moe_shared_expert_intermediate_size // tensor, a.hidden_size),
+        "eh_proj": (2 * a.hidden_size, a.hidden_size // tensor),
+    }[path.rpartition(".")[2]]

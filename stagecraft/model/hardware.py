@@ -13,8 +13,11 @@ from megatron.core.extensions.transformer_engine import HAVE_TE
 
 from stagecraft.model.products import FP8, MXFP8, NVFP4
 
-# The compute capability from which Transformer Engine multiplies a format in hardware (its check_fp8_support and the like).
-NATIVE_FROM = {NVFP4: (10, 0), MXFP8: (10, 0), FP8: (8, 9)}
+# The compute capabilities, from and below, with which Transformer Engine trains in a format in hardware: its _compute_fp8_support and
+# _compute_mxfp8_support, and the devices that its documentation of NVFP4 lists for training (10.0 and 10.3).
+NATIVE = {NVFP4: ((10, 0), (11, 0)), MXFP8: ((10, 0), (12, 0)), FP8: ((8, 9), (99, 0))}
+# What it wants both sizes of a weight, as a rank holds it, to be multiples of.
+MULTIPLES = {NVFP4: 16, MXFP8: 32, FP8: 16}
 FAMILIES = {"ampere": (8, 0), "ada": (8, 9), "hopper": (9, 0), "blackwell": (10, 0)}  # by their label nvidia.com/gpu.family
 
 
@@ -43,7 +46,8 @@ class Hardware:
 
     def multiplies(self, precision: str) -> bool:
         """Whether products of operands in this format run in hardware."""
-        return self.transformer_engine and self.capability is not None and self.capability >= NATIVE_FROM[precision]
+        since, below = NATIVE[precision]
+        return self.transformer_engine and self.capability is not None and since <= self.capability < below
 
 
 def runs_transformer_engine(formats: Collection[str], dtype: torch.dtype) -> bool:

@@ -13,9 +13,9 @@ from megatron.core.quantization.quant_config import MatchContext
 from torch import nn
 
 from stagecraft.contract.errors import UserError
-from stagecraft.model.classes import class_of, linear_layers
+from stagecraft.model.classes import class_of, linear_layers, sizes_of
 from stagecraft.model.config import Architecture
-from stagecraft.model.hardware import Hardware
+from stagecraft.model.hardware import MULTIPLES, Hardware
 from stagecraft.model.precision import ASKED, format_of
 from stagecraft.model.stage_recipe import StageRecipe
 
@@ -45,14 +45,16 @@ class Resolved:
     emulated: bool
 
 
-def resolve(architecture: Architecture, precision: str, hardware: Hardware, *, mtp: bool, dtype: torch.dtype) -> Iterator[Resolved]:
+def resolve(architecture: Architecture, precision: str, hardware: Hardware, *, mtp: bool, dtype: torch.dtype,
+            tensor: int = 1) -> Iterator[Resolved]:
     """Requested and actual format of every linear layer of the whole model, in the order of the model.
 
     Args:
         dtype: of parameters and activations, in which unquantised layers compute and emulated products accumulate.
+        tensor: tensor-parallel ranks that divide a layer.
 
     Raises:
-        UserError: the layers are Transformer Engine's, which emulates nothing, and the hardware lacks a format.
+        UserError: the layers are Transformer Engine's, which emulates nothing, and the hardware lacks a format or does not take a size.
     """
     recipe, wide = StageRecipe(architecture, precision), str(dtype).removeprefix("torch.")
     for path in linear_layers(architecture, mtp=mtp):
@@ -62,6 +64,9 @@ def resolve(architecture: Architecture, precision: str, hardware: Hardware, *, m
         if emulated and hardware.transformer_engine:
             raise UserError(f"{hardware.name} has no {wanted} products ({class_of(path)}), and Transformer Engine emulates none",
                             where="precision", mend="choose another recipe")
+        if wanted and not emulated and (odd := [size for size in sizes_of(architecture, path, tensor) if size % MULTIPLES[wanted]]):
+            raise UserError(f"{path} has a size of {odd[0]} on a rank, {wanted} in hardware takes multiples of {MULTIPLES[wanted]}",
+                            where="architecture", mend="change the size or layout.tensor, or set precision: bf16")
         if wanted is None:
             actual = "float32" if class_of(path) == "router" else wide
         else:

@@ -19,6 +19,8 @@ from torch import Tensor
 Kernel = Callable[..., Tensor]
 MODES = ("auto", "eager", "compiled")
 
+_COUNTED = 2**31 - 1  # elements
+
 _mode = os.environ.get("STAGECRAFT_NUMERICS", "auto")
 _broken: str | None = None
 
@@ -49,7 +51,7 @@ def kernel(*sizes: int) -> Callable[[Kernel], Kernel]:
     One compiled variant serves all sizes; another is needed per dtype, device, presence of an argument and dimension of size
     one. Inductor is called on the exported graph without Dynamo in front of it: a call costs 10 microseconds instead of 45,
     nothing is ever recompiled behind one's back, and functions that somebody patched in `torch.cuda` do not come into play.
-    Gradients do not flow through a kernel.
+    Gradients do not flow through a kernel. On a GPU, where the compiled code counts in int32, larger tensors are left to plain PyTorch.
 
     Args:
         sizes: the dimensions of the first tensor whose size varies; all other sizes are the same in every call.
@@ -61,7 +63,7 @@ def kernel(*sizes: int) -> Callable[[Kernel], Kernel]:
         def call(*args: Tensor | None) -> Tensor:
             global _broken
             with torch.no_grad():
-                if name() == "eager":
+                if name() == "eager" or any(arg is not None and arg.is_cuda and arg.numel() > _COUNTED for arg in args):
                     return function(*args)
                 key = tuple(arg if arg is None else (arg.dtype, arg.device, *[size == 1 for size in arg.shape]) for arg in args)
                 if key not in variants:

@@ -14,7 +14,6 @@ from stagecraft.numerics.backend import computed_once, kernel
 from stagecraft.numerics.rounding import E4M3_MAX, e4m3
 
 BLOCK = 32
-BIAS = 127
 _MANTISSA = 0x7FFFFF
 _MANTISSA_OF_448 = 0x600000
 _SUBNORMAL_POWER = 0x400000
@@ -72,7 +71,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def _exponent(amax: Tensor) -> Tensor:
     """Biased exponent (int32, 0..254; 255 is NaN) of the smallest power of two at or above amax / 448."""
-    bits = amax.view(torch.int32)
+    bits = amax.view(torch.int32) & 0x7FFFFFFF  # a vectorised maximum may leave NaN with its sign set
     exponent = bits >> 23
     power = exponent - 8 + ((bits & _MANTISSA) > _MANTISSA_OF_448).to(torch.int32)  # 448 = 1.75 * 2^8
     return torch.where(exponent == 255, exponent, power.clamp(min=0))

@@ -293,6 +293,9 @@ def test_draws_are_uniform_over_neighbouring_seeds():
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 5 / np.sqrt(4096)
 
 
+BROKEN = [0x7F800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF]  # infinity, and NaN with all its bits too
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([(1, fp8.round_static), (2, nvfp4.round_static)]), st.integers(1, 6), st.sampled_from([1e-4, 0.03, 1.0, 40.0]),
        st.sampled_from([1e-3, 0.37, 1.0]), st.integers(0, 999))
@@ -304,7 +307,11 @@ def test_rounding_has_the_bits_of_its_definition(way, blocks, spread, scale, see
     ties = torch.rand(x.shape, generator=g) < 0.3
     x[ties] = (scale * torch.randint(-64, 65, x.shape, generator=g) / 2**torch.randint(0, 12, x.shape, generator=g))[ties]
     x[torch.rand(blocks, generator=g) < 0.1] = -0.0
+    broken = torch.rand(x.shape, generator=g) < 0.01
+    chosen = torch.randint(len(BROKEN), (int(broken.sum()),), generator=g)
+    x[broken] = torch.tensor(BROKEN, dtype=torch.int64).to(torch.int32).view(torch.float32)[chosen]
     y = torch.empty_like(x)
     loops.library().round_to(ctypes.c_int64(number), ctypes.c_float(scale), at(x), ctypes.c_int64(x.numel()), at(y))
     expected = definition(x.flatten(), torch.tensor([scale])).view_as(x)
-    assert torch.equal(y.view(torch.int32), expected.view(torch.int32))
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.nan_to_num().view(torch.int32), expected.nan_to_num().view(torch.int32))

@@ -69,7 +69,7 @@ def test_the_papers_exceptions_at_120b():
 
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_every_layer_of_the_model_computes_in_the_recipes_format(name):
-    shapes = tiny(hybrid_override_pattern="M*E" * 3)
+    shapes = tiny(hybrid_override_pattern="M*E" * 3, mamba_num_heads=16)
     config = transformer_config(shapes, precision=name, mtp_depths=2)
     model = build_model(shapes, config, 64)
     check(model, config.quant_recipe)
@@ -116,7 +116,7 @@ def test_what_cannot_be_done_is_an_error():
 
 def test_the_ladder_on_three_machines():
     def actual(hardware, dtype):
-        rungs = ladder(resolve(tiny(hybrid_override_pattern="M*E" * 3), "nvfp4", hardware, mtp=True, dtype=dtype))
+        rungs = ladder(resolve(tiny(hybrid_override_pattern="M*E" * 3, mamba_num_heads=16), "nvfp4", hardware, mtp=True, dtype=dtype))
         return {(rung.layer_class, rung.requested): (rung.layers, rung.actual) for rung in rungs}
 
     cpu, hopper, blackwell = actual(CPU, torch.float32), actual(HOPPER, torch.bfloat16), actual(BLACKWELL, torch.bfloat16)
@@ -133,14 +133,14 @@ def test_the_ladder_on_three_machines():
 
 
 def test_hopper_has_fp8():
-    rungs = ladder(resolve(tiny(), "fp8", Hardware("H100", (9, 0), True), mtp=True, dtype=torch.bfloat16))
+    rungs = ladder(resolve(tiny(mamba_num_heads=16), "fp8", Hardware("H100", (9, 0), True), mtp=True, dtype=torch.bfloat16))
     assert {rung.actual for rung in rungs if rung.requested == "fp8"} == {"fp8 in hardware"}
     refuse_emulation(rungs, Hardware("H100", (9, 0), True))
 
 
 def test_emulation_is_refused_with_one_line_where_the_profile_rules_it_out():
     for hardware, refused in ((CPU, True), (HOPPER, True), (BLACKWELL, False)):
-        rungs = ladder(resolve(tiny(), "nvfp4", hardware, mtp=False, dtype=torch.bfloat16))
+        rungs = ladder(resolve(tiny(mamba_num_heads=16), "nvfp4", hardware, mtp=False, dtype=torch.bfloat16))
         if refused:
             with pytest.raises(UserError, match=rf"precision: nvfp4 \(Mamba input\) would be emulated on {hardware.name}"):
                 refuse_emulation(rungs, hardware)

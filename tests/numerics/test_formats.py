@@ -39,12 +39,13 @@ def test_mxfp8_scale_is_the_smallest_power_of_two_that_holds_the_block(x):
     assert (amax > 448 * scale / 2)[amax > 1e-30].all()
 
 
-def test_mxfp8_columns_padding_and_broken_blocks():
+@pytest.mark.parametrize("broken", [float("inf"), float("-inf"), float("nan"), -float("nan")])
+def test_mxfp8_columns_padding_and_broken_blocks(broken):
     x = torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
     assert torch.equal(mxfp8.quantize_dequantize(x, dim=-2), mxfp8.quantize_dequantize(x.t()).t())
     assert (mxfp8.quantize_dequantize(x) - x).abs().max() <= x.abs().max() / 16
     assert torch.equal(mxfp8.quantize_dequantize(torch.zeros(2, 40)), torch.zeros(2, 40))
-    x[3, 40] = float("inf")
+    x[3, 40] = broken
     y = mxfp8.quantize_dequantize(x)
     assert y[3, 32:].isnan().all()
     assert y[3, :32].isfinite().all()

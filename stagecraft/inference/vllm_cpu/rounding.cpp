@@ -24,7 +24,7 @@ float e4m3(float magnitude) {
     float kept;
     std::memcpy(&kept, &bits, sizeof kept);
     const float anchored = clipped + 0x1p14f;
-    return clipped < E4M3_NORMAL ? anchored - 0x1p14f : kept;
+    return clipped < E4M3_NORMAL ? anchored - 0x1p14f : clipped == clipped ? kept : clipped;  // the addition may turn NaN into a number
 }
 
 float e2m1(float magnitude) {
@@ -35,7 +35,7 @@ float e2m1(float magnitude) {
 
 void nvfp4_block(float scale, const float* x, float* y) {
     float most = 0.0f;
-    for (int64_t i = 0; i < BLOCK; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+    for (int64_t i = 0; i < BLOCK; ++i) most = std::fabs(x[i]) > most || x[i] != x[i] ? std::fabs(x[i]) : most;  // NaN stays
     float block = most / (E2M1_MAX * scale);
     block = block == 0.0f ? 1.0f : block < E4M3_MIN ? E4M3_MIN : block;
     const float unit = e4m3(block) * scale;
