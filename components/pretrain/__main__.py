@@ -1,4 +1,4 @@
-"""`python -m components.pretrain`: run the stage in the current directory, or say with --dry-run what it would be."""
+"""`python -m components.pretrain`: run the stage in the current directory, or describe a run with --dry-run."""
 
 import argparse
 import sys
@@ -12,11 +12,12 @@ def dry_run() -> None:
     parser = argparse.ArgumentParser(prog="python -m components.pretrain --dry-run", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", required=True)
     parser.add_argument("--ranks", type=int, metavar="N",
-                        help="of the whole job (default: the profile's processes, or, if that is 1, the fewest that all phases can use)")
-    parser.add_argument("--family", help="of GPUs whose formats are resolved, or cpu (default: that of the nodes the profile asks for)")
+                        help="total number of ranks (default: the profile's processes, or, if that is 1, the fewest that suit all phases)")
+    parser.add_argument("--family",
+                        help="GPU family to resolve number formats for, or cpu (default: that of the nodes the profile asks for)")
     options = parser.parse_args()
     if options.ranks is not None and options.ranks < 1:
-        raise UserError(f"{options.ranks} ranks are none", where="--ranks", mend="give 1 or more")
+        raise UserError(f"must be at least 1, not {options.ranks}", where="--ranks", mend="give the total number of ranks, or omit it")
 
     from components.pretrain.dry_run import main
 
@@ -26,4 +27,4 @@ def dry_run() -> None:
 if __name__ == "__main__":
     if "--dry-run" in sys.argv:
         exit_on_user_error(dry_run)
-    cli("pretrain", epilog="With --dry-run it says what a run would be: ranks, memory, formats, recipe (--dry-run --help).")
+    cli("pretrain", epilog="--dry-run describes a run without starting it: ranks, memory, formats, recipe (--dry-run --help).")

@@ -18,9 +18,9 @@ Blend = Literal["phase1", "phase2", "long"]
 
 @params
 class Params(Schedule):
-    """Sizes in tokens or sequences. Defaults nowhere: the profile is complete."""
+    """Sizes in tokens or sequences. No defaults: the profile must set every value."""
 
-    # The last two: when it is given up and how closely it is watched changes no bit of what is computed.
+    # The last two say when to give up and how closely to watch the run; they change no bit of what is computed.
     PLACEMENT: ClassVar = (*Schedule.PLACEMENT, "keep_checkpoints", "hang_seconds", "max_skipped_steps", "diagnose_every")
 
     seed: Count
@@ -48,7 +48,7 @@ class Params(Schedule):
 
     @property
     def phases(self) -> list[Phase]:
-        """What is read when."""
+        """What each part of the training reads."""
         return phases(self.blend, self.decay_blend, steps=self.steps, decay_steps=self.decay_steps, length=self.sequence_length,
                       batch=self.global_batch, micro=self.micro_batch, ramp=self.batch_ramp, long=self.long_context)
 
@@ -57,10 +57,10 @@ class Params(Schedule):
         return self.long_context.layout if phase.start >= self.steps else self.layout
 
     def check_ranks(self, ranks: int) -> None:
-        """Refuse a number of ranks over which some phase, be it the last, cannot be divided.
+        """Refuse a number of ranks that any phase, even the last, cannot be divided over.
 
         Raises:
-            UserError: it names what cannot.
+            UserError: names what cannot be divided.
         """
         for phase in self.phases:
             section = "pretrain.long_context" if phase.start >= self.steps else "pretrain"

@@ -48,7 +48,7 @@ class Stage:
 
 @params
 class Params(Schedule):
-    """Sizes in tokens or packs. Defaults nowhere: the profile is complete. `later_stages` are the last of the steps, in their order."""
+    """Sizes in tokens or packs. No defaults: the profile must set every value. `later_stages` are the last steps, in their order."""
 
     seed: Count
     data: Data

@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> None:
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--file", metavar="PREFIX", help="a token file of the corpus, without suffix")
     chosen.add_argument("--row", type=int, metavar="N",
-                        help="a row of pre-training, counted from 0: step x global_batch + place in the batch; those of long_context "
-                             "follow, the short ones among them last")
+                        help="a row of pre-training, counted from 0 in the order in which the steps read them (without batch_ramp: "
+                             "step x global_batch + place in the batch); the rows of long_context follow, its short rows last")
     parser.add_argument("--position", type=int, required=True, metavar="N", help="the token, counted from 0")
     parser.add_argument("--base", type=Path, default=PATHS["base"], metavar="DIR", help="the base model, for --row (default: %(default)s)")
     options = parser.parse_args(argv)

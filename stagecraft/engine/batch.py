@@ -19,11 +19,11 @@ from stagecraft.model.packing import Packed, own_places
 class Batch:
     """One microbatch: tokens, labels, loss_mask [b, s]; `packed` where a row holds several sequences; `extra` for other losses.
 
-    The ranks of a context-parallel group get the same ones, and each computes its part of the rows: of `extra` what `extra.part(places)`
-    gives for the places of a row that are its own, int64 [t].
+    The ranks of a context-parallel group get the same rows, and each computes its part of them. Its part of `extra` is
+    `extra.part(places)`, where `places` are the rank's own places in a row, int64 [t].
 
-    A row's targets are counted whole, on the first of them: of weights such as a conversation's mean a rank's share is no whole number, and
-    megatron-core divides gradients by whole numbers. `counted` is that sum of `loss_mask`; None: of these rows.
+    The first context-parallel rank reports the whole row's target count: fractional weights, such as those of a conversation's mean, would
+    make each rank's share non-integer, and megatron-core divides by integers. `counted` is this count; None: the sum of `loss_mask`.
     """
 
     tokens: Tensor
@@ -39,7 +39,7 @@ class Batch:
         return self.loss_mask.sum() if self.counted is None else self.counted
 
     def part(self) -> Batch:
-        """This context-parallel rank's: two chunks of every row, an early and a late one.
+        """This context-parallel rank's part: two chunks of every row, an early and a late one.
 
         Raises:
             ValueError: the rows cannot be divided evenly.

@@ -49,7 +49,7 @@ def resume(directory: Path, trainer: Trainer, note: Callable[[str], None] = lamb
         note(f"checkpoint {checkpoint} is damaged ({damage[0]}); it is now damaged-{checkpoint.name}, the one before it is tried")
         together((lambda checkpoint=checkpoint: _set_aside(checkpoint)) if dist.get_rank() == 0 else None)
     if damaged := list(directory.glob("damaged-step-*")):  # of this start, or of one before
-        raise UserError(f"none of its {len(damaged)} checkpoints is whole", where=str(directory), mend="delete them to begin anew")
+        raise UserError(f"no intact checkpoint is left ({len(damaged)} damaged)", where=str(directory), mend="delete them to start over")
     return None
 
 

@@ -9,14 +9,14 @@ from stagecraft.model.config import Architecture
 
 
 def divide(parts: int, ranks: int, where: str) -> int:
-    """How many of a step's `parts` each of `ranks` data-parallel ranks gets.
+    """How many of a step's `parts` (its microbatches) each of `ranks` data-parallel ranks gets.
 
     Raises:
         UserError: they cannot be divided evenly.
     """
     if parts % ranks:
-        raise UserError(f"{parts} parts of a step cannot be shared evenly by {ranks} data-parallel ranks", where=where,
-                        mend=f"start a number of ranks that divides {parts}, or choose a multiple of {ranks}")
+        raise UserError(f"{parts} microbatches per step cannot be split evenly over {ranks} data-parallel ranks", where=where,
+                        mend=f"use a number of data-parallel ranks that divides {parts}, or a number of microbatches that {ranks} divides")
     return parts // ranks
 
 

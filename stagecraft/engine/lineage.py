@@ -17,7 +17,7 @@ def locate(files: Sequence[tuple[Path, float]], row: int, position: int, **datas
 
     Args:
         files: of the blend, with their weights.
-        row: counted from 0 over all steps: step x global_batch + place in the batch.
+        row: counted from 0 within the phase of the training that read these files.
         position: counted from 0; the row's last label is at `sequence_length`.
         dataset: the arguments of `open_blend` with which the training read, less `cache`.
 

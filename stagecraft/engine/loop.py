@@ -23,23 +23,23 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
     Args:
         step: does one optimizer step.
         checkpoint_every: steps between checkpoints, of which the newest `keep` stay; they are written while training goes on.
-        max_skipped: steps in a row that may be skipped because loss or gradient is no finite number.
+        max_skipped: steps in a row that may be skipped because the loss or gradient is not finite.
         beat: called before every step with how many are done.
         between: called after every step, before a checkpoint.
-        extra: what a checkpoint says besides, such as where the sampler stands; what goes on from it has to say the same there.
+        extra: what else a checkpoint records, such as the position of the sampler; a run that resumes from it must give the same value.
 
     Returns:
         (tokens with a loss, over all ranks, seconds) of the steps done now.
 
     Raises:
-        UserError: too many steps in a row were skipped, a checkpoint cannot be written or read, or it is of another training.
+        UserError: too many steps in a row were skipped, a checkpoint cannot be written or read, or it was made with other data.
     """
     saver, steps = Saver(work / "checkpoints", keep), trainer.optimization.all_steps
     end = steps if until is None else until
     said = checkpoints.resume(saver.directory, trainer, log.note if log else lambda _: None)
     if said is not None and said != extra():
-        raise UserError(f"the checkpoint of step {trainer.steps_done} says {said}, this training would be at {extra()} there",
-                        where=str(saver.directory), mend="go on with the blends and batches it was begun with, or delete it to begin anew")
+        raise UserError(f"the checkpoint of step {trainer.steps_done} was made with other data ({said}; now {extra()})",
+                        where=str(saver.directory), mend="use the blends and batch sizes that it was made with, or delete it to start over")
     if log:
         log.rewind(trainer.steps_done)
     started, tokens, skipped = time.monotonic(), 0, 0

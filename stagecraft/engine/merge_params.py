@@ -1,4 +1,4 @@
-"""How checkpoints are merged, as parameters; apart from the merging, so that reading a profile needs no torch."""
+"""Parameters of checkpoint merging. They are apart from the merging itself, so that reading a profile needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from stagecraft.engine.schedule import Count, Positive
 
 @params
 class Merging:
-    """Weights every `every` steps (0: none), `window` of them in a merge; `rows` held-out rows compare; `use` says what goes on."""
+    """Merging of checkpoints.
+
+    Args:
+        every: steps between the weights that are kept; 0: no merging.
+        window: weights in a merge.
+        rows: held-out rows that the merged and the last weights are compared on.
+        use: whether merged weights replace the last ones: "better", if their held-out loss is lower, or "never".
+    """
 
     every: Count
     window: Positive

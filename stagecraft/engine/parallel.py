@@ -90,14 +90,15 @@ def share(parts: int, where: str) -> tuple[int, int]:
 
 
 def leave_groups() -> None:
-    """Leave the parallel groups, and what megatron keeps by the groups and layers of the first model: balancing losses.
+    """Leave the parallel groups, and drop the balancing losses that megatron-core keeps for the groups and layers of the first model.
 
-    A trainer that nobody holds any more goes as well, before another one is built: with its hooks and its config it refers to itself.
+    A trainer that nothing uses any more is freed too, before another one is built: its hooks and its config refer back to it, so only the
+    garbage collector can free it.
     """
     destroy_moe_metrics_tracker()
     if parallel_state.is_initialized():
         parallel_state.destroy_model_parallel()
-    for _ in range(2):  # what the first frees holds the rest, unseen by it
+    for _ in range(2):  # the second frees what was still held by objects that the first one frees
         gc.collect()
     torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""How the batch grows at the beginning of pre-training and how its rows do at the end, as parameters."""
+"""Parameters of how the batch grows at the beginning of pre-training, and its rows at the end."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class BatchRamp:
     """Growth of the batch at the beginning, as `--rampup-batch-size` of Megatron-LM means it.
 
     Args:
-        steps: until the whole batch is read; 0: from the first step on.
+        steps: before the batch has its full size; 0: it has from the first step on.
         start: rows of the first steps.
-        increment: rows by which the batch grows, after equally many steps each time; the last times one more where that is uneven.
+        increment: rows by which the batch grows each time. Every size lasts equally many steps; if these do not divide evenly, some sizes
+            last one more.
     """
 
     steps: Count
@@ -53,9 +54,9 @@ class LongContext:
     """The continuation of pre-training in longer rows, after the decay, at a constant rate (arXiv 2604.12374, section 2).
 
     Args:
-        steps: of it; 0: none.
-        alternating_steps: the last of them; every second one, the first of them for one, reads rows of `short_length` of the decay's
-            blend, as many tokens as a step of long ones.
+        steps: how many; 0: no continuation.
+        alternating_steps: how many of these, at the end, alternate: the first and every second after it read rows of `short_length`
+            from the decay's blend, with as many tokens as a step of long rows.
         sequence_length: tokens in a row of `blend`.
         global_batch: rows of `sequence_length` per step, over all ranks; `micro_batch` of them in a forward pass of one rank.
         layout: how the model and its rows are divided over the ranks in this phase.

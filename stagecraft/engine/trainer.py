@@ -231,14 +231,17 @@ class Trainer:
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> tuple[float, int]:
-        """Summed next-token loss (nats) and number of tokens of one batch, without quantisation or gradient; the same on every rank."""
+        """Summed next-token loss (nats) and number of tokens of one batch, without quantisation or gradient.
+
+        It is the same on all ranks of a model replica, which read the same batch.
+        """
         sums = self._reduce(self._evaluated(batch), parallel_state.get_context_parallel_group())
         return self._told_by_last_stage((sums["loss"], int(sums["tokens"])) if sums else None)
 
     @torch.no_grad()
     def foresight(self, batch: Batch) -> Tensor:
         """Whether each depth of the MTP block, greedily, foresees the token that comes, for a row [1, s]: bool [depths, s], in host memory
-        on every rank.
+        on every rank of a model replica.
 
         At place j depth d foresees token j + 2 + d; past the end of a sequence it means nothing.
         """

@@ -59,7 +59,8 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         precision: a recipe of stagecraft.model.precision; what it leaves unquantised, with "bf16" everything, is computed in `dtype`.
         mtp_depths: prediction depths; they share one block. 0 builds no MTP.
         expert_bias_rate, aux_loss: 0 freezes the router's balancing (post-training).
-        transformer_engine: build its layers; None does so if it is installed and the GPU multiplies every format of the recipe.
+        transformer_engine: build its layers. None does so if it is installed, the recipe quantises something, the GPU multiplies every
+            format of the recipe, and `dtype` is not float32.
         parallel: tensor_model_parallel_size and the like.
     """
     a, recipe = architecture, StageRecipe(architecture, precision)

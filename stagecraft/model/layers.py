@@ -1,4 +1,7 @@
-"""Building blocks of the layer spec for hosts without Transformer Engine: norm, latent projection, quantised linear layers."""
+"""Building blocks of the layer spec that need no Transformer Engine: norm, latent projection, quantised linear layers.
+
+They are also used where it is installed but its layers do not serve, as when nothing is quantised (`runs_transformer_engine` says when).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C++ loops of this package: the scan, the norm, the activation, the experts' products and the cross-entropy."""
+"""The C++ loops of this package: the scan, attention, the norm, the activation, the experts' products and the cross-entropy."""
 
 from functools import partial
 from pathlib import Path

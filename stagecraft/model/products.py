@@ -40,7 +40,7 @@ NOISE = _Noise()
 
 
 def set_noise(step: int, rank: int) -> None:
-    """Start the stochastic-rounding noise of training step `step` on data-parallel rank `rank`."""
+    """Start the stochastic-rounding noise of training step `step` on rank `rank`, counted over all ranks."""
     NOISE.step, NOISE.rank, NOISE.call = step, rank, 0
 
 

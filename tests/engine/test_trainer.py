@@ -188,7 +188,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_begun_anew(tmp_path):
     saved(tmp_path, 1)
     (tmp_path / "step-00000001" / "trainer.json").unlink()
     for _ in range(2):  # however often it is tried
-        with pytest.raises(UserError, match="none of its 1 checkpoints is whole"):
+        with pytest.raises(UserError, match=r"no intact checkpoint is left \(1 damaged\)"):
             checkpoints.resume(tmp_path, new_trainer(precision="bf16", mtp_depths=0))
 
 

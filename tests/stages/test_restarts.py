@@ -174,7 +174,7 @@ def refused(process, where):
 
 def test_a_count_of_ranks_that_does_not_divide_the_work_is_one_line(fresh):
     output = refused(start(fresh, 3), fresh)
-    assert "error: pretrain.global_batch / micro_batch: 2 parts of a step cannot be shared evenly by 3 data-parallel ranks" in output
+    assert "error: pretrain.global_batch / micro_batch: 2 microbatches per step cannot be split evenly over 3 data-parallel ranks" in output
 
 
 def test_ranks_that_the_last_phase_cannot_use_are_refused_before_the_first(fresh):
