@@ -80,13 +80,14 @@ def sizes(architecture: Architecture) -> tuple[int, int, int, int]:
 def train(job: tuple[str, Params, Path], corpus: Path) -> tuple[str, int, float]:
     """One model of one seed, exported; its held-out bits per byte."""
     name, params, out = job
+    from components.pretrain.stage import bytes_per_token
     from components.pretrain.train import train as pretrain
     from stagecraft.checkpoint.canonical import write_checkpoint
 
     with tempfile.TemporaryDirectory() as work:
         result = pretrain(params, corpus, Path(work), None)
     write_checkpoint(out, params.architecture, result.weights.items(), corpus / "tokenizer")
-    return name, params.seed, result.heldout_loss / math.log(2) / result.bytes_per_token
+    return name, params.seed, result.heldout_loss / math.log(2) / bytes_per_token(corpus)
 
 
 def decode(model: Path, lengths: Sequence[int], batch: int, tokens: int) -> list[float]:

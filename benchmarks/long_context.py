@@ -39,15 +39,13 @@ from torch import Tensor
 
 from benchmarks.schedules import shortened
 from components.pretrain.params import Params
+from components.pretrain.rows import PhaseRows, TokenFiles
 from components.pretrain.train import train
 from stagecraft.checkpoint.canonical import read_checkpoint
 from stagecraft.contract.errors import exit_on_user_error
 from stagecraft.contract.params import load
-from stagecraft.data.blend import read_blend
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import parallel
-from stagecraft.engine.datasets import batch_of, open_blend
-from stagecraft.engine.phases import read_at
 from stagecraft.engine.trainer import Optimization, Trainer
 
 TIMES, PAIRS = (1, 4, 16), 8
@@ -105,19 +103,14 @@ def measure(weights: dict[str, Tensor], params: Params, corpus: Path, rows: int)
 
 def go_on(weights: dict[str, Tensor], params: Params, corpus: Path, work: Path) -> dict[str, Tensor]:
     """The weights after the continuation that `params` name."""
-    tokenizer, long = load_tokenizer(corpus / "tokenizer"), params.long_context
-    phases = [phase for phase in params.phases if phase.start >= params.steps]
-    common = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer),
-              "seed": params.seed, "cache": work}
-    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length, **common)
-            for phase in phases}
+    long = params.long_context
+    rows = PhaseRows(TokenFiles(corpus, work), [phase for phase in params.phases if phase.start >= params.steps], params.seed)
     parallel.initialize(params.seed)
     trainer = Trainer(params.architecture, replace(Optimization.of(params), lr=long.lr, min_lr=0.0, warmup_steps=0, decay_steps=0),
                       max_sequence_length=long.sequence_length, weights=weights, precision="bf16", mtp_depths=params.mtp_depths,
                       mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss)
     for step in range(params.steps, params.steps + long.steps):
-        phase, first, batch = read_at(step, phases)
-        trainer.step([batch_of(rows[phase], range(at, at + phase.micro)) for at in range(first, first + batch, phase.micro)])
+        trainer.step(rows.read(step))
     weights = trainer.weights()
     parallel.shutdown()
     return weights

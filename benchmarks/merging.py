@@ -30,15 +30,12 @@ from rich.table import Table
 
 from benchmarks.schedules import shortened
 from components.pretrain.params import Params
-from components.pretrain.train import built, evaluate
+from components.pretrain.rows import Heldout, PhaseRows, TokenFiles
+from components.pretrain.train import built
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.params import load
-from stagecraft.data.blend import read_blend
-from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import parallel
-from stagecraft.engine.datasets import batch_of, open_blend
 from stagecraft.engine.merging import Merger
-from stagecraft.engine.phases import read_at
 
 Curve = dict[int, dict[str, float]]  # by step: held-out loss of the "last" weights, and of the merges by window
 
@@ -51,21 +48,17 @@ def train(params: Params, corpus: Path, windows: Sequence[int]) -> Curve:
 
 
 def _train(params: Params, corpus: Path, windows: Sequence[int], work: Path) -> Curve:
-    tokenizer = load_tokenizer(corpus / "tokenizer")
-    common = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer),
-              "seed": params.seed, "cache": work / "index"}
-    (phase,) = params.phases
-    rows = open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length, **common)
+    files = TokenFiles(corpus, work / "index")
+    rows, heldout = PhaseRows(files, params.phases, params.seed), Heldout(files, params)
     trainer = built(params, params.layout)
     mergers = {window: Merger(replace(params.merge, window=window), work / str(window), trainer.module, reach=0) for window in windows}
     curve: Curve = {}
     for step in range(params.steps):
-        _, first, batch = read_at(step, params.phases)
-        trainer.step([batch_of(rows, range(at, at + phase.micro)) for at in range(first, first + batch, phase.micro)])
+        trainer.step(rows.read(step))
         if (done := trainer.steps_done) <= params.warmup_steps:
             continue
         for window, merger in mergers.items():
-            losses = merger.look(done, partial(evaluate, trainer, params, corpus, common))
+            losses = merger.look(done, partial(heldout.loss, trainer))
             if "merged" in losses:
                 curve.setdefault(done, {"last": losses["last"]})[str(window)] = losses["merged"]
     parallel.shutdown()

@@ -33,14 +33,10 @@ from rich.table import Table
 
 from benchmarks.schedules import shortened
 from components.pretrain.params import Params
-from components.pretrain.train import evaluate
+from components.pretrain.rows import Heldout, PhaseRows, TokenFiles
 from stagecraft.contract.errors import exit_on_user_error
 from stagecraft.contract.params import load
-from stagecraft.data.blend import read_blend
-from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import parallel
-from stagecraft.engine.datasets import batch_of, open_blend
-from stagecraft.engine.phases import read_at
 from stagecraft.engine.trainer import Optimization, Trainer
 
 BASE, *_ = RECIPES = ("bf16", "nvfp4", "nvfp4-everywhere")
@@ -69,12 +65,9 @@ def train(params: Params, corpus: Path) -> dict[str, Run]:
 
 
 def _train(params: Params, corpus: Path, work: Path) -> dict[str, Run]:
-    tokenizer = load_tokenizer(corpus / "tokenizer")
-    common = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer),
-              "seed": params.seed, "cache": work}
-    schedule = [phase for phase in params.phases if phase.start < params.steps]
-    rows = {phase: open_blend(read_blend(corpus, phase.blend), samples=phase.rows, sequence_length=phase.length, **common)
-            for phase in schedule}
+    files = TokenFiles(corpus, work)
+    rows = PhaseRows(files, [phase for phase in params.phases if phase.start < params.steps], params.seed)
+    heldout = Heldout(files, params)
     trainers = {}
     for name in RECIPES:
         parallel.initialize(params.seed)
@@ -84,15 +77,14 @@ def _train(params: Params, corpus: Path, work: Path) -> dict[str, Run]:
             expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss)
     runs = {name: Run() for name in RECIPES}
     for step in range(params.steps):
-        phase, first, batch = read_at(step, schedule)
-        batches = [batch_of(rows[phase], range(at, at + phase.micro)) for at in range(first, first + batch, phase.micro)]
+        batches = rows.read(step)
         for name in RECIPES[step % 3:] + RECIPES[:step % 3]:
             started = time.process_time()
             result = trainers[name].step(batches)
             runs[name].seconds.append(time.process_time() - started)
             runs[name].losses.append(result.loss)
     for name, trainer in trainers.items():
-        runs[name].heldout = evaluate(trainer, params, corpus, common, params.heldout_rows)
+        runs[name].heldout = heldout.loss(trainer, params.heldout_rows)
     parallel.shutdown()
     return runs
 

@@ -40,16 +40,15 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.stages import mean_and_error, shown
+from components.pretrain.rows import TokenFiles
 from components.sft.params import Data, Modes, Params, Stage
 from components.sft.train import Conversation, train
 from stagecraft.checkpoint.canonical import read_checkpoint
 from stagecraft.contract.errors import exit_on_user_error
 from stagecraft.contract.params import load
-from stagecraft.data.blend import read_blend
 from stagecraft.data.conversations import encode_conversation
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import parallel
-from stagecraft.engine.datasets import open_blend
 from stagecraft.engine.layout import Layout
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
@@ -91,8 +90,7 @@ def draw(tokenizer: Any, family: str, count: int, seed: int | str, apart: Sequen
 
 def texts(tokenizer: Any, corpus: Path, blend: str, count: int, seed: int, cache: Path) -> list[dict]:
     """`count` pieces of a blend of the corpus: the beginning asks, the rest answers."""
-    rows = open_blend(read_blend(corpus, blend), samples=count, sequence_length=GIVEN + CONTINUED, seed=seed, cache=cache,
-                      eod=tokenizer.convert_tokens_to_ids("</s>"), pad=tokenizer.pad_token_id, vocab_size=len(tokenizer))
+    rows = TokenFiles(corpus, cache).open(blend, rows=count, length=GIVEN + CONTINUED, seed=seed)
     pieces = [[int(token) for token in rows[index]["tokens"]] for index in range(count)]
     said = [[tokenizer.decode(part, skip_special_tokens=True) for part in (piece[:GIVEN], piece[GIVEN:])] for piece in pieces]
     return [{"messages": [{"role": "user", "content": f"Go on:\n{given}"}, {"role": "assistant", "content": more}]} for given, more in said]

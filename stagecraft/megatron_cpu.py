@@ -12,7 +12,6 @@ import contextlib
 import functools
 import importlib.machinery
 import logging
-import queue
 import sys
 import types
 import warnings
@@ -142,7 +141,6 @@ def _triton_at_import() -> Iterator[None]:
 
 
 def _patch_after_import() -> None:
-    import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
     import megatron.core.tensor_parallel.random as random
     from megatron.core.transformer.moe import token_dispatcher
 
@@ -151,10 +149,6 @@ def _patch_after_import() -> None:
     random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     # CudaRNGStatesTracker.fork warns when the CPU generator moves: here it is the generator.
     logging.getLogger(random.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
-    # dist_checkpointing/strategies/filesystem_async.py:53 starts a manager process, which imports the whole program again, to get
-    # results back from a process that saves asynchronously; our saves are synchronous, and their writers are threads.
-    results: queue.Queue = queue.Queue()
-    filesystem_async.get_write_results_queue = lambda mp_mode="spawn": results
     # moe/moe_utils.py:1169 converts split sizes to numpy only when the tensor lies on a GPU; with EP > 1 gloo needs numbers.
     token_dispatcher.maybe_move_tensor_to_cpu = (
         lambda tensor, as_numpy=False, record_stream=False: tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +11,8 @@ from components.pretrain.params import Params
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 from stagecraft.contract.stages import Profile
+from stagecraft.data.blend import read_blend
+from stagecraft.data.indexed import read_indexed
 
 __all__ = ["Params", "foresee", "main"]
 
@@ -32,6 +35,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     from stagecraft.checkpoint.canonical import write_checkpoint
     from stagecraft.data.tokenizer import load_tokenizer
     from stagecraft.engine.launch import ranks
+    from stagecraft.engine.loop import tokens_per_second
 
     tokenizer = inputs["corpus"] / "tokenizer"
     refuse_vocabulary(params, len(load_tokenizer(tokenizer)))
@@ -48,9 +52,9 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         **({"long_context_loss_last": mean_of_last([row["loss"] for row in curve if row["step"] > params.steps])}
            if params.long_context.steps else {}),
         "heldout_loss": result.heldout_loss,
-        "heldout_bits_per_byte": result.heldout_loss / math.log(2) / result.bytes_per_token,
+        "heldout_bits_per_byte": result.heldout_loss / math.log(2) / bytes_per_token(inputs["corpus"]),
         "tokens": params.tokens,
-        "tokens_per_second": result.tokens_per_second,
+        "tokens_per_second": tokens_per_second(log),
         "parameters": result.parameters,
     }
 
@@ -69,6 +73,13 @@ def refuse_vocabulary(params: Params, size: int) -> None:
     if size != params.architecture.vocab_size:
         raise UserError(f"vocab_size is {params.architecture.vocab_size}, but the corpus's tokenizer has {size} entries",
                         where="pretrain.architecture.vocab_size", mend=f"set it to {size}, or curate.vocab_size to yours")
+
+
+def bytes_per_token(corpus: Path) -> float:
+    """UTF-8 bytes of held-out text per token, end-of-document tokens counted."""
+    ((prefix, _),) = read_blend(corpus, "heldout")
+    with (corpus / "heldout" / "text.jsonl").open() as stream:
+        return sum(len(json.loads(line)["text"].encode()) for line in stream) / sum(map(len, read_indexed(prefix)))
 
 
 def plot_loss(log: RunLog) -> None:

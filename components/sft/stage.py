@@ -44,6 +44,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     """Fine-tune the base model on the demonstrations of the corpus and export the canonical checkpoint."""
     from stagecraft.checkpoint.canonical import read_checkpoint, write_checkpoint
     from stagecraft.engine.launch import ranks
+    from stagecraft.engine.loop import tokens_per_second
 
     architecture, weights = read_checkpoint(inputs["base"])
     check_layout(params, architecture)
@@ -60,5 +61,5 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         "conversations": result.conversations,
         "skipped_rows": result.skipped,
         "packing_efficiency": result.packing_efficiency,
-        "tokens_per_second": result.tokens_per_second,
+        "tokens_per_second": tokens_per_second(log),  # of the assistant's, the ones with a loss
     }

@@ -33,7 +33,6 @@ class Result:
     conversations: int
     skipped: int  # bad rows of the files
     packing_efficiency: float
-    tokens_per_second: float  # of the assistant's, the ones with a loss
 
 
 class Packs:
@@ -114,8 +113,8 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
         result = trainer.step([packs.batch(pack) for pack in packs[at][begin:begin + share]])
         return replace(result, tokens=packs.spoken(at))
 
-    tokens, seconds = loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log)
+    loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log)
     # An MTP block that the trainer did not build is taken over unchanged.
-    result = Result({**weights, **trainer.weights()}, len(parts[0].conversations), len(skipped), efficiency, tokens / seconds)
+    result = Result({**weights, **trainer.weights()}, len(parts[0].conversations), len(skipped), efficiency)
     parallel.shutdown()
     return result

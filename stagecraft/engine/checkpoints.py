@@ -41,15 +41,18 @@ def resume(directory: Path, trainer: Trainer, note: Callable[[str], None] = lamb
     Raises:
         UserError: there are checkpoints, but none that is whole; or a whole one does not fit this model.
     """
-    found = sorted(directory.glob("step-*"), reverse=True)
+    first = dist.get_rank() == 0
+    # One rank looks: on a network's file system the others may not see the newest yet, and would go on from another.
+    patterns = ("step-*", "damaged-step-*")
+    found, damaged = together((lambda: [sorted(directory.glob(pattern), reverse=True) for pattern in patterns]) if first else None)[0]
     for checkpoint in found:
         damage = [what for what in together(lambda checkpoint=checkpoint: _damage(checkpoint)) if what]
         if not damage:
             return _load(checkpoint, trainer)
         note(f"checkpoint {checkpoint} is damaged ({damage[0]}); it is now damaged-{checkpoint.name}, the one before it is tried")
-        together((lambda checkpoint=checkpoint: _set_aside(checkpoint)) if dist.get_rank() == 0 else None)
-    if damaged := list(directory.glob("damaged-step-*")):  # of this start, or of one before
-        raise UserError(f"no intact checkpoint is left ({len(damaged)} damaged)", where=str(directory), mend="delete them to start over")
+        together((lambda checkpoint=checkpoint: _set_aside(checkpoint)) if first else None)
+    if damage := {path.name.removeprefix("damaged-") for path in (*found, *damaged)}:  # of this start, or of one before
+        raise UserError(f"no intact checkpoint is left ({len(damage)} damaged)", where=str(directory), mend="delete them to start over")
     return None
 
 

@@ -17,8 +17,8 @@ from stagecraft.engine.trainer import StepResult, Trainer
 
 def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Path, checkpoint_every: int, log: RunLog | None,
         until: int | None = None, keep: int = 2, max_skipped: int = 0, beat: Callable[[int], None] = lambda _: None,
-        between: Callable[[], None] = lambda: None, extra: Callable[[], dict[str, Any]] = dict) -> tuple[int, float]:
-    """Train from the newest whole checkpoint below `work` to the last step of the schedule, or to `until`, where a checkpoint is left.
+        between: Callable[[], None] = lambda: None, extra: Callable[[], dict[str, Any]] = dict) -> None:
+    """Train from the newest whole checkpoint below `work` to the last step of the schedule, or to `until`; a checkpoint is left there.
 
     Args:
         step: does one optimizer step.
@@ -27,9 +27,6 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
         beat: called before every step with how many are done.
         between: called after every step, before a checkpoint.
         extra: what else a checkpoint records, such as the position of the sampler; a run that resumes from it must give the same value.
-
-    Returns:
-        (tokens with a loss, over all ranks, seconds) of the steps done now.
 
     Raises:
         UserError: too many steps in a row were skipped, a checkpoint cannot be written or read, or it was made with other data.
@@ -42,11 +39,13 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
                         where=str(saver.directory), mend="use the blends and batch sizes that it was made with, or delete it to start over")
     if log:
         log.rewind(trainer.steps_done)
-    started, tokens, skipped = time.monotonic(), 0, 0
+    skipped = 0
     with log.bar(name, steps, done=trainer.steps_done) if log else nullcontext() as bar:
         while trainer.steps_done < end:
             beat(trainer.steps_done)
+            started = time.monotonic()
             result = step()
+            seconds = time.monotonic() - started
             saver.poll()
             skipped = skipped + 1 if result.skipped else 0
             if skipped > max_skipped:
@@ -54,22 +53,27 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
                 raise UserError(
                     f"loss {result.loss} and gradient norm {result.grad_norm} at step {trainer.steps_done}, after {max_skipped} steps in a "
                     "row that were skipped for that", where=name, mend="lower the learning rate; or, to skip other data, change the seed")
-            tokens += result.tokens
             if log:
-                _tell(log, trainer.steps_done, result)
-                bar.advance(loss=result.loss, tokens_per_second=tokens / (time.monotonic() - started))
+                _tell(log, trainer.steps_done, result, seconds)
+                bar.advance(loss=result.loss, tokens_per_second=result.tokens / seconds)
             between()
-            if trainer.steps_done < steps and (trainer.steps_done % checkpoint_every == 0 or trainer.steps_done == end):
+            if trainer.steps_done % checkpoint_every == 0 or trainer.steps_done == end:
                 saver.save(trainer, extra())
         saver.finish()
-    return tokens, time.monotonic() - started
 
 
-def _tell(log: RunLog, step: int, result: StepResult) -> None:
+def tokens_per_second(log: RunLog) -> float:
+    """Tokens with a loss by the time of the steps that trained on them, over all ranks and all attempts."""
+    rows = log.curve("speed")
+    return sum(row["tokens"] for row in rows) / sum(row["seconds"] for row in rows)
+
+
+def _tell(log: RunLog, step: int, result: StepResult, seconds: float) -> None:
     if result.skipped:  # no point of the curve: a figure drawn from it would not be one
         log.note(f"step {step} is skipped: loss {result.loss}, gradient norm {result.grad_norm}")
         return
     mtp = {f"mtp_loss_{depth}": loss for depth, loss in enumerate(result.mtp_losses, 1)}
     log.step(step, loss=result.loss, lr=result.lr, grad_norm=result.grad_norm, **mtp)
+    log.step(step, curve="speed", tokens=result.tokens, seconds=seconds, tokens_per_second=result.tokens / seconds)
     if result.diagnostics:
         log.step(step, curve="diagnostics", **result.diagnostics)

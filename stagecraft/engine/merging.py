@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from stagecraft.engine import checkpoints
 from stagecraft.engine.merge_params import Merging
+from stagecraft.engine.together import together
 
 
 def coefficients(count: int) -> list[float]:
@@ -38,12 +39,13 @@ class Merger:
         reach: steps that a run may go back to after a kill; so much longer than the window weights are kept.
         after: the step after which `look` sees every step.
         note: is told of weights that are missing.
+        beat: called whenever weights were written or read, which takes long where they are many.
     """
 
     def __init__(self, merging: Merging, directory: Path, module: nn.Module, *, reach: int, after: int = 0,
-                 note: Callable[[str], None] = lambda _: None):
-        self.merging, self.directory, self.module, self.reach, self.after, self.note = merging, directory, module, reach, after, note
-        self.merged = False
+                 note: Callable[[str], None] = lambda _: None, beat: Callable[[], None] = lambda: None):
+        self.merging, self.directory, self.module, self.reach, self.after = merging, directory, module, reach, after
+        self.note, self.beat, self.merged = note, beat, False
 
     def look(self, step: int, heldout: Callable[[int], float]) -> dict[str, float]:
         """After step `step`: keep its weights if it is one of the window's.
@@ -57,6 +59,7 @@ class Merger:
         if not self.merging.every or step % self.merging.every:
             return {}
         checkpoints.save_weights(self._path(step), self.module)
+        self.beat()
         if dist.get_rank() == 0:
             self._discard(step)
         losses = {"last": heldout(self.merging.rows)}
@@ -101,6 +104,7 @@ class Merger:
         mean = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in self._tensors().items()}
         for path, coefficient in zip(window, coefficients(len(window))):
             checkpoints.load_weights(path, self.module)
+            self.beat()
             for name, tensor in self._tensors().items():
                 mean[name].add_(tensor.float(), alpha=coefficient)
         return mean
@@ -112,7 +116,8 @@ class Merger:
             return []
         last = step - step % every
         steps = [last - back * every for back in reversed(range(self.merging.window))]
-        missing = [at for at in steps if not self._path(at).is_dir()]
+        first = dist.get_rank() == 0
+        missing = together((lambda: [at for at in steps if not self._path(at).is_dir()]) if first else None)[0]
         if missing and steps[0] > self.after:
             self.note(f"no merged weights at step {step}: those of step {missing[0]} are gone from {self.directory}")
         return [] if missing else list(map(self._path, steps))

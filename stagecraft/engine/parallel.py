@@ -39,7 +39,8 @@ def initialize(seed: int, layout: Layout = ONE, patience: timedelta | None = Non
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
             context_parallel_size=layout.context, expert_model_parallel_size=layout.expert, expert_tensor_parallel_size=1, **minutes)
-    seed += 100 * parallel_state.get_pipeline_model_parallel_rank()  # or layers at the same place of two stages would begin alike
+    # Or layers at the same place of two stages would begin alike. megatron-core adds up to 100 times an expert's or tensor rank itself.
+    seed += 1_000_000 * parallel_state.get_pipeline_model_parallel_rank()
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 

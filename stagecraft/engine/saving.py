@@ -5,6 +5,7 @@ The thread touches the copy and files alone. What takes all ranks, the plan befo
 
 from __future__ import annotations
 
+import queue
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from torch import Tensor
 
@@ -28,6 +30,10 @@ from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Trainer
 
 STATE = "trainer.json"
+
+# megatron-core has one queue per process for what its writers found, behind a manager process that outlives a killed rank
+# (dist_checkpointing/strategies/filesystem_async.py:53). Ours are threads, and of two saves at a time each would get the other's.
+filesystem_async.get_write_results_queue = lambda mp_mode="spawn": queue.Queue()
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from stagecraft.megatron_cpu import bind_adam
+from stagecraft.megatron_cpu import ON_CPU, bind_adam
 
 import torch
 import torch.distributed as dist
@@ -143,6 +143,8 @@ class Trainer:
         """
         self.model.train()
         set_noise(self.steps_done, dist.get_rank())
+        if not ON_CPU:  # Transformer Engine's rounding draws from the default generator, which nothing else uses and no checkpoint holds
+            torch.cuda.manual_seed((self.steps_done << 20) + dist.get_rank())
         self.diagnostics.begin(self.steps_done + 1)
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -235,7 +237,11 @@ class Trainer:
 
         It is the same on all ranks of a model replica, which read the same batch.
         """
-        sums = self._reduce(self._evaluated(batch), parallel_state.get_context_parallel_group())
+        depths, self.module.mtp_process = self.module.mtp_process, False  # the MTP block has no part in it
+        try:
+            sums = self._reduce(self._evaluated(batch), parallel_state.get_context_parallel_group())
+        finally:
+            self.module.mtp_process = depths
         return self._told_by_last_stage((sums["loss"], int(sums["tokens"])) if sums else None)
 
     @torch.no_grad()

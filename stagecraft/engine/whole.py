@@ -6,7 +6,7 @@ exporting and checkpointing cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import stagecraft.megatron_cpu  # noqa: F401
 
@@ -38,7 +38,7 @@ def gather(module: nn.Module) -> dict[str, Tensor]:
     dist.all_gather_object(plans, described)
     if dist.get_rank() != 0:
         for shard in mine:
-            dist.send(shard.data.detach().contiguous(), 0)
+            _pass(dist.isend, shard.data.detach().contiguous(), 0)
         return {}
     whole: dict[str, Tensor] = {}
     for owner, plan in enumerate(plans):
@@ -47,11 +47,17 @@ def gather(module: nn.Module) -> dict[str, Tensor]:
                 part = mine[index].data.detach()
             else:
                 part = torch.empty(size, dtype=dtype, device=torch.cuda.current_device())
-                dist.recv(part, owner)
+                _pass(dist.irecv, part, owner)
             if key not in whole:
                 whole[key] = torch.empty(shape, dtype=dtype)
             whole[key][_place(offset, size)] = part.cpu()
     return _joined(whole)
+
+
+def _pass(operation: Callable, tensor: Tensor, rank: int) -> None:
+    """Send or receive. As a batch it goes over the communicator that all ranks share; NCCL would make one more for every pair."""
+    for request in dist.batch_isend_irecv([dist.P2POp(operation, tensor, rank)]):
+        request.wait()
 
 
 @torch.no_grad()

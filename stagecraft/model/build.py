@@ -10,6 +10,7 @@ from stagecraft.megatron_cpu import ON_CPU, bind_kernels, bind_modules
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
 from megatron.core.models.hybrid.hybrid_model import HybridModel
@@ -79,6 +80,7 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         moe_router_score_function="sigmoid", moe_router_enable_expert_bias=True, moe_router_bias_update_rate=expert_bias_rate,
         moe_router_topk_scaling_factor=a.routed_scaling_factor, moe_router_load_balancing_type="seq_aux_loss",
         moe_aux_loss_coeff=aux_loss, moe_router_dtype="fp32", moe_token_dispatcher_type="alltoall",
+        moe_permute_fusion=not ON_CPU and HAVE_TE,  # the plain one sorts by a list of tensors per expert and adds in bfloat16
         mamba_state_dim=a.ssm_state_size, mamba_head_dim=a.mamba_head_dim, mamba_num_groups=a.n_groups, mamba_num_heads=a.mamba_num_heads,
         is_hybrid_model=True, use_cpu_initialization=ON_CPU,
         transformer_impl="transformer_engine" if transformer_engine else "local", moe_grouped_gemm=transformer_engine,

@@ -4,8 +4,8 @@ NVFP4 as in "Pretraining LLMs with NVFP4" (arXiv 2509.25149): weights in 16x16 t
 same values; activations and gradients in blocks of 16 along the summed dimension; stochastic rounding on gradients; random
 Hadamard transform on both operands of the weight gradient. MXFP8: blocks of 32 along the summed dimension, round to nearest.
 FP8: one scale per tensor, E4M3 for weights and activations, E5M2 for gradients (Micikevicius et al. 2022, arXiv 2209.05433), scaled
-by the tensor's own largest value. Products of the rounded values accumulate in the tensors' own dtype: float32 holds these values as they
-are, bfloat16 rounds them once more.
+by the tensor's own largest value. Products of the rounded values accumulate in the tensors' own dtype: float32 holds these values to
+within 2^-24, bfloat16 rounds them once more.
 """
 
 from __future__ import annotations

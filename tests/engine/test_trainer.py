@@ -253,6 +253,20 @@ def test_one_checkpoint_is_under_way_at_a_time(tmp_path, held):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000000", "step-00000001"]
 
 
+def test_weights_saved_while_a_checkpoint_is_being_written_leave_both_whole(tmp_path):
+    trainer, saver = new_trainer(precision="bf16", mtp_depths=0), Saver(tmp_path / "checkpoints")
+    trainer.step([batch(0)])
+    saver.save(trainer)
+    saver._writing.thread.join()  # written, and not yet asked what was
+    checkpoints.save_weights(tmp_path / "weights", trainer.module)
+    saver.finish()
+    resumed = new_trainer(precision="bf16", mtp_depths=0)
+    assert checkpoints.resume(tmp_path / "checkpoints", resumed) == {}
+    checkpoints.load_weights(tmp_path / "weights", resumed.module)
+    for name, tensor in resumed.weights().items():
+        assert torch.equal(tensor, trainer.weights()[name]), name
+
+
 def test_a_disk_that_fills_up_ends_the_training_at_a_step_after_it(tmp_path):
     trainer, limits = new_trainer(precision="bf16", mtp_depths=0), resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -282,7 +296,7 @@ def test_a_checkpoint_of_another_order_of_rows_is_refused(tmp_path):
         return trainer.steps_done
 
     assert go(rows, 2) == 2
-    with pytest.raises(UserError, match=r"checkpoint of step 2 says .*phase1 from step 0': 8.*would be at .*phase2 from step 0': 16"):
+    with pytest.raises(UserError, match=r"step 2 was made with other data .*phase1 from step 0': 8.* now .*phase2 from step 0': 16"):
         go({"phase2 from step 0": 8}, 4)
     assert go(rows, 4) == 4
 
