@@ -79,10 +79,10 @@ class Params(Schedule):
             raise ValueError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
         self.batch_ramp.check(self.global_batch, self.steps - self.decay_steps)
         if self.long_context.steps:  # held-out text is read in rows of the usual length
-            self.long_context.layout.check(self.architecture, self.sequence_length, self.optimizer)
+            self.long_context.layout.check(self.architecture, self.sequence_length, self.optimizer, "long_context.layout")
         for phase in self.phases:
-            layout = self.layout_of(phase)
-            layout.check(self.architecture, phase.length, self.optimizer)
+            layout, where = self.layout_of(phase), "long_context.layout" if phase.start >= self.steps else "layout"
+            layout.check(self.architecture, phase.length, self.optimizer, where)
             ranks = max(1, self.processes // layout.model)
             for batch in sorted(phase.batches):
                 if batch % (phase.micro * ranks):

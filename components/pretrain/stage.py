@@ -21,10 +21,16 @@ def foresee(profile: Profile, local: bool) -> None:
     """Refuse what this stage would refuse once the corpus is there.
 
     Raises:
-        UserError: the model's vocabulary is not the corpus's.
+        UserError: the model's vocabulary is not the corpus's; or, on this machine, the processes cannot be divided, or a format would be
+            emulated that is not to be.
     """
+    params: Params = profile["pretrain"]
     if "curate" in profile:
-        refuse_vocabulary(profile["pretrain"], profile["curate"].vocab_size)
+        refuse_vocabulary(params, profile["curate"].vocab_size)
+    if local:
+        params.check_ranks(params.processes)
+        if not params.emulate:
+            refuse_emulated(params)
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
@@ -57,6 +63,25 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         "tokens_per_second": tokens_per_second(log),
         "parameters": result.parameters,
     }
+
+
+def refuse_emulated(params: Params) -> None:
+    """Refuse a profile that rules out emulation on a machine without a GPU. (Which formats one has shows when the model is built.)
+
+    Raises:
+        UserError: a format would be emulated.
+    """
+    from stagecraft.megatron_cpu import ON_CPU
+
+    import torch
+
+    from stagecraft.model.hardware import Hardware
+    from stagecraft.model.ladder import ladder, refuse_emulation, resolve
+
+    if ON_CPU:
+        hardware = Hardware.planned(None, (), torch.float32)
+        layers = resolve(params.architecture, params.precision, hardware, mtp=bool(params.mtp_depths), dtype=getattr(torch, params.dtype))
+        refuse_emulation(ladder(layers), hardware)
 
 
 def mean_of_last(losses: list[float]) -> float:

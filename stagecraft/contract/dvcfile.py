@@ -6,18 +6,17 @@ A stage depends on its own component and on the packages of `stagecraft` that it
 
 from __future__ import annotations
 
-import ast
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from stagecraft.contract.code import code_of
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.stages import PATHS, STAGES, Stage
 
 DVC_YAML = Path("dvc.yaml")
-_CONTRACT = ("stagecraft/contract/manifest.py", "stagecraft/contract/runner.py")
 _HEAD = """\
 # The pipeline's memory: one stage per component. `dvc repro STAGE` runs what is stale, `dvc repro -s STAGE` that stage alone.
 # Written by `python -m stagecraft.contract.dvcfile` from stagecraft/contract/stages.py and the stages' imports.
@@ -35,45 +34,10 @@ def render(root: Path) -> dict[str, Any]:
     return {"stages": {stage.name: _stage(root, stage) for stage in STAGES.values()}, "plots": [_plot(*item) for item in CURVES.items()]}
 
 
-def packages_of(root: Path, stage: str) -> list[str]:
-    """The packages and modules of `stagecraft`, contract apart, that the imports of `components/<stage>` reach, as paths."""
-    seen: set[Path] = set()
-    waiting = [path for path in sorted((root / "components" / stage).rglob("*.py")) if path.name != "component.py"]
-    packages: set[str] = set()
-    while waiting:
-        path = waiting.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        for module in _imports(path):
-            parts = module.split(".")
-            if parts[0] != "stagecraft" or len(parts) < 2 or parts[1] == "contract":
-                continue
-            package = root / "stagecraft" / parts[1]
-            if package.is_dir():
-                packages.add(f"stagecraft/{parts[1]}")
-                waiting += sorted(package.rglob("*.py"))
-            elif package.with_suffix(".py").is_file():
-                packages.add(f"stagecraft/{parts[1]}.py")
-                waiting.append(package.with_suffix(".py"))
-    return sorted(packages)
-
-
-def _imports(path: Path) -> set[str]:
-    modules: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return modules
-
-
 def _stage(root: Path, stage: Stage) -> dict[str, Any]:
     return {
         "cmd": f"python -m components.{stage.name}",
-        "deps": [f"components/{stage.name}", *packages_of(root, stage.name), *_CONTRACT,
-                 *(PATHS[name].as_posix() for name in stage.inputs)],
+        "deps": [*code_of(root, stage.name), *(PATHS[name].as_posix() for name in stage.inputs)],
         "params": [stage.name],
         "outs": [*(PATHS[name].as_posix() for name in stage.outputs), stage.plots_path.as_posix()],
         "metrics": [stage.metrics_path.as_posix()],

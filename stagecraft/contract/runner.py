@@ -143,7 +143,8 @@ def _run_and_tell(name: str) -> None:
 
 
 def _work_key(params: Any, inputs: dict[str, str], code: str) -> str:
-    """Digest of what makes two attempts the same work: all but where it is done (`PLACEMENT` of the parameters and of their groups)."""
+    """Digest of what makes two attempts the same work: all but where it is done and how safely (`PLACEMENT` of the parameters and of
+    their groups)."""
     return digest_of([_work(params, asdict(params)), inputs, code])
 
 

@@ -60,8 +60,11 @@ class Layout:
                             where=f"{where}.expert", mend="choose a divisor")
         return ranks // self.model
 
-    def check(self, a: Architecture, tokens: int, optimizer: str) -> None:
+    def check(self, a: Architecture, tokens: int, optimizer: str, where: str = "layout") -> None:
         """Refuse what this architecture, in rows of `tokens`, cannot be divided into.
+
+        Args:
+            where: the layout's name in the profile.
 
         Raises:
             ValueError: a size that does not divide, or a combination that nothing computes.
@@ -71,18 +74,18 @@ class Layout:
                    "the row's tokens": tokens}
         for name, size in divided.items():
             if size % self.tensor:
-                raise ValueError(f"layout.tensor {self.tensor} does not divide {name} {size}")
+                raise ValueError(f"{where}.tensor {self.tensor} does not divide {name} {size}")
         if self.tensor % a.num_key_value_heads and a.num_key_value_heads % self.tensor:
-            raise ValueError(f"layout.tensor {self.tensor} neither divides num_key_value_heads {a.num_key_value_heads} nor is a multiple")
+            raise ValueError(f"{where}.tensor {self.tensor} neither divides num_key_value_heads {a.num_key_value_heads} nor is a multiple")
         heads, groups = a.mamba_num_heads // self.tensor, a.n_groups // self.tensor
         if tokens % self.multiple:
-            raise ValueError(f"layout.context {self.context} needs rows of a multiple of {self.multiple} tokens, not {tokens}")
+            raise ValueError(f"{where}.context {self.context} needs rows of a multiple of {self.multiple} tokens, not {tokens}")
         if heads % self.context or (groups % self.context and self.context % groups):
-            raise ValueError(f"layout.context {self.context} does not divide the {heads} Mamba heads of a tensor-parallel rank, "
+            raise ValueError(f"{where}.context {self.context} does not divide the {heads} Mamba heads of a tensor-parallel rank, "
                              f"which are in {groups} groups")
         if self.pipeline > len(a.hybrid_override_pattern):
-            raise ValueError(f"layout.pipeline {self.pipeline} is more than the {len(a.hybrid_override_pattern)} layers")
+            raise ValueError(f"{where}.pipeline {self.pipeline} is more than the {len(a.hybrid_override_pattern)} layers")
         if a.n_routed_experts % self.expert:
-            raise ValueError(f"layout.expert {self.expert} does not divide n_routed_experts {a.n_routed_experts}")
+            raise ValueError(f"{where}.expert {self.expert} does not divide n_routed_experts {a.n_routed_experts}")
         if optimizer == "muon" and self.tensor > 1:
-            raise ValueError("muon needs whole matrices: set layout.tensor to 1, or optimizer to adamw")
+            raise ValueError(f"muon needs whole matrices: set {where}.tensor to 1, or optimizer to adamw")

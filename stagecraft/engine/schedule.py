@@ -23,7 +23,8 @@ class Schedule:
     A stage has besides them `processes` and `layout`: on other ranks the work goes on from the checkpoint that is there.
     """
 
-    PLACEMENT: ClassVar = ("processes", "layout")
+    # How often to save is of no consequence for what is computed either, and is what one changes after a kill.
+    PLACEMENT: ClassVar = ("processes", "layout", "checkpoint_every")
 
     steps: Positive
     optimizer: str

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from components.pretrain.params import Params as PretrainParams
-from stagecraft.contract import runner
+from stagecraft.contract import code, runner
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, params
 from stagecraft.contract.runner import _work_key, run_stage
@@ -83,5 +83,29 @@ def test_of_other_work_the_newest_with_a_checkpoint_is_kept_until_success(run, t
 def test_patience_and_watching_are_not_what_makes_a_training_another(monkeypatch):
     monkeypatch.delenv("STAGECRAFT_PARAMS", raising=False)
     asked = load(PretrainParams, "pretrain")
-    more = replace(asked, max_skipped_steps=asked.max_skipped_steps + 5, diagnose_every=asked.diagnose_every + 1, keep_checkpoints=9)
+    more = replace(asked, max_skipped_steps=asked.max_skipped_steps + 5, diagnose_every=asked.diagnose_every + 1, keep_checkpoints=9,
+                   checkpoint_every=1)
     assert _work_key(more, {}, "code") == _work_key(asked, {}, "code") != _work_key(replace(asked, seed=asked.seed + 1), {}, "code")
+
+
+def test_the_code_of_a_stage_is_what_it_reaches(tmp_path, monkeypatch):
+    """Work in progress outlives a change of what the stage does not run."""
+    monkeypatch.setattr(code, "_ROOT", tmp_path)
+    for name, text in {
+        "components/curate/stage.py": "from stagecraft.data.rows import read",
+        "components/curate/dry_run.py": "import stagecraft.planning.plan",
+        "stagecraft/data/rows.py": "import stagecraft.native", "stagecraft/native.py": "", "stagecraft/data/loops.cpp": "",
+        "stagecraft/planning/plan.py": "", "stagecraft/cli/ui.py": "import stagecraft.data", "stagecraft/contract/runner.py": "",
+        "stagecraft/contract/manifest.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = code.code_digest("curate")
+    for name in ("stagecraft/planning/plan.py", "stagecraft/cli/ui.py", "components/curate/dry_run.py"):
+        (tmp_path / name).write_text("changed = 1")
+        assert code.code_digest("curate") == before, name
+    for name in ("stagecraft/native.py", "stagecraft/data/loops.cpp", "components/curate/stage.py", "stagecraft/contract/runner.py"):
+        (tmp_path / name).write_text("changed = 1")
+        after = code.code_digest("curate")
+        assert after != before, name
+        before = after
