@@ -30,11 +30,13 @@ from stagecraft.model.precision import as_yaml, recipe
 from stagecraft.model.stage_recipe import StageRecipe
 from stagecraft.planning.architecture import nemotron_h
 from stagecraft.planning.formats import formats
+from stagecraft.planning.hardware import efficiencies, gpu
 from stagecraft.planning.layout import Layout, Workload
 from stagecraft.planning.memory import Memory, State, training_memory
 from stagecraft.planning.parameters import count_parameters
 
 FAMILY = "nvidia.com/gpu.family"  # the label by which a profile asks a cluster for nodes
+MEMBERS = {"hopper": ("H100", "H200"), "blackwell": ("B200", "GB200", "GB300")}  # of stagecraft/planning/gpus.yaml
 ORDER = "tp-cp-ep-dp-pp"  # of ranks, megatron-core's default
 
 
@@ -66,15 +68,14 @@ def report(params: Params, ranks: int, family: str) -> Iterator[str]:
     params.check_ranks(ranks)
     hardware, layers = resolved(params, family)
     total, mtp = count_on_meta(params)
-    yield (f"# {Path(params_path()).name}: {total / 1e9:.2f}B parameters, {count_parameters(a).active / 1e9:.2f}B active, "
-           f"MTP +{mtp / 1e9:.2f}B")
+    yield f"# {Path(params_path()).name}: {count(total)} parameters, {count(count_parameters(a).active)} active, MTP +{count(mtp)}"
     yield "\n## Phases"
     for phase in params.phases:
         steps = sum(len(stretch.steps) for stretch in phase.stretches)
         batches = " to ".join(f"{batch:,}" for batch in sorted({min(phase.batches), max(phase.batches)}))
-        billions = phase.rows * phase.length / 1e9
+        tokens = phase.rows * phase.length
         yield (f"{phase.blend}: from step {phase.start:,}, {steps:,} steps of {batches} rows, "
-               f"{billions:{',.0f' if billions >= 1000 else '.4g'}}B tokens in rows of {phase.length:,}")
+               f"{count(tokens)} tokens in rows of {phase.length:,}")
     for layout, of_it in groupby(params.phases, params.layout_of):
         yield f"\n## Layout of {ranks} ranks from step {next(of_it).start} on"
         patterns = pipeline_stages(a.hybrid_override_pattern, layout.pipeline)
@@ -84,16 +85,31 @@ def report(params: Params, ranks: int, family: str) -> Iterator[str]:
                    f"data {place['dp']}, experts {place['ep'] * experts}-{(place['ep'] + 1) * experts - 1}")
     by_phase = {phase: memory_of(params, phase, ranks) for phase in params.phases}
     memory = max(by_phase.values(), key=lambda needed: needed.total)
-    yield f"\n## Memory of the fullest GPU in the phase that needs most, by docs/planning.md: {memory.total / 1e9:.1f} GB"
+    where = "rank" if hardware.capability is None else "GPU"
+    yield f"\n## Memory of the fullest {where} in the phase that needs most, by docs/planning.md: {size(memory.total)}"
     for part in ("weights", "gradients", "optimizer", "activations", "logits"):
-        yield f"{part}: {getattr(memory, part) / 1e9:.1f} GB"
+        yield f"{part}: {size(getattr(memory, part))}"
     for phase, needed in by_phase.items():
-        yield f"in all, {phase.blend} from step {phase.start:,} on: {needed.total / 1e9:.1f} GB"
+        yield f"in all, {phase.blend} from step {phase.start:,} on: {size(needed.total)}"
+    for name in MEMBERS.get(family.casefold(), ()):
+        usable = gpu(name).memory * efficiencies().memory_use
+        yield f"usable on {name}: {size(usable)}{'' if memory.total <= usable else ', which is too little'}"
     yield f"\n## Precision of every module on {hardware.name}, as the recipe names it -> what computes"
     for layer in layers:
         yield f"{layer.path} ({layer.layer_class}): {layer.requested} -> {layer.actual}"
     yield "\n## The recipe, as --te-precision-config-file takes it"
     yield as_yaml(recipe(a, params.precision))
+
+
+def count(number: float) -> str:
+    """`120.67B`, `3.41M`."""
+    unit, letter = next(((unit, letter) for unit, letter in ((1e12, "T"), (1e9, "B")) if number >= unit), (1e6, "M"))
+    return f"{number / unit:.2f}{letter}"
+
+
+def size(number: float) -> str:
+    """Bytes: `176.2 GB`, `24.6 MB`."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def resolved(params: Params, family: str) -> tuple[Hardware, list[Resolved]]:
@@ -102,8 +118,10 @@ def resolved(params: Params, family: str) -> tuple[Hardware, list[Resolved]]:
     Raises:
         UserError: the family is unknown, or the profile's `emulate` refuses what would compute.
     """
+    family = family.casefold()
     if family not in ("cpu", *FAMILIES):
-        raise UserError(f"family of GPUs {family!r} is unknown", where=FAMILY, mend=f"give --family one of cpu, {', '.join(FAMILIES)}")
+        raise UserError(f"family of GPUs {family!r} is unknown", where=f"--family, or {FAMILY} in the profile",
+                        mend=f"choose one of cpu, {', '.join(FAMILIES)}")
     mtp, dtype = bool(params.mtp_depths), getattr(torch, params.dtype)
     formats = StageRecipe(params.architecture, params.precision).formats(mtp=mtp)
     hardware = Hardware.planned(None if family == "cpu" else family, formats, dtype)
@@ -134,7 +152,7 @@ def memory_of(params: Params, phase: Phase, ranks: int) -> Memory:
     planned = Layout(tp=layout.tensor, pp=layout.pipeline, cp=layout.context, ep=layout.expert, dp=layout.data(ranks), micro=phase.micro)
     work = Workload(phase.length, max(phase.batches), params.mtp_depths)
     recipe = formats("training", params.precision)
-    state = replace(State.of(recipe), logit=4.0)  # our losses are of float32 logits
+    state = replace(State.of(recipe), logit=4.0, whole=True)  # our losses are of float32 logits
     return training_memory(nemotron_h(params.architecture), work, planned, recipe, state)
 
 

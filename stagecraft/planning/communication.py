@@ -86,7 +86,8 @@ def _stage(stage: Stage, model: Model, work: Workload, layout: Layout, state: St
             sent["context"] += passes * (2 + again) * tokens * width * act / layout.tp
     if stage.heads:
         sent["tensor"] += stage.heads * 3 * tokens * model.hidden * act
-    dense, expert = local_parameters(stage, model, layout)
+    tensors, expert = local_parameters(stage, model, layout)
+    dense = sum(tensors)
     per_parameter = state.gradient + state.weight  # gradients reduce-scattered, new weights all-gathered
     inner = layout.tp * layout.cp
     return {

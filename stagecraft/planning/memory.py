@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from stagecraft.planning.architecture import Attention, Model, Scan
 from stagecraft.planning.formats import Formats, bytes_of
 from stagecraft.planning.layout import Layout, Workload
@@ -23,6 +25,7 @@ class State:
     optimizer: float = 12.0
     activation: float = 2.0
     logit: float = 2.0
+    whole: bool = False  # each data-parallel rank steps whole tensors, as in megatron-core's layer-wise optimizer, not a part of each
 
     @classmethod
     def of(cls, recipe: Formats) -> State:
@@ -54,26 +57,36 @@ def training_memory(model: Model, work: Workload, layout: Layout, recipe: Format
     return max(parts, key=lambda memory: memory.total)
 
 
-def local_parameters(stage: Stage, model: Model, layout: Layout) -> tuple[float, float]:
-    """(parameters all data-parallel ranks share, parameters only the expert-data-parallel ranks share) on one GPU."""
-    tables = (stage.embedding + bool(stage.heads)) * model.embedding / layout.tp
+def local_parameters(stage: Stage, model: Model, layout: Layout) -> tuple[list[float], float]:
+    """On one GPU: (sizes of the tensors that all data-parallel ranks share, parameters only the expert-data-parallel ranks share)."""
+    tables = stage.embedding + bool(stage.heads)
     if stage.heads > 1 and not stage.embedding:
-        tables += model.embedding / layout.tp  # the MTP block on the last stage reads the embedding table too
-    dense = tables + (model.hidden if stage.heads else 0)
+        tables += 1  # the MTP block on the last stage reads the embedding table too
+    dense = [model.embedding / layout.tp] * tables + [float(model.hidden)] * bool(stage.heads)
     experts = 0.0
     for branch in stage.branches:
-        dense += branch.times * branch.layer.vectors
+        dense += [branch.layer.vectors] * branch.times
         for placed in branch.placed:
             if placed.product.split == "expert":
                 experts += branch.times * placed.held
             else:
-                dense += branch.times * placed.held
+                dense += [placed.held] * branch.times
     return dense, experts
 
 
+def fullest_share(sizes: list[float], ranks: int) -> float:
+    """Of whole tensors dealt out to `ranks` in turn, forth and back by size (megatron-core's `_shard_params_ping_pong`), the largest hand."""
+    dealt = np.zeros(-(-len(sizes) // (2 * ranks)) * 2 * ranks)
+    dealt[:len(sizes)] = np.sort(sizes)
+    places = dealt.reshape(-1, 2 * ranks).sum(0)
+    return float((places[:ranks] + places[:ranks - 1:-1]).max())
+
+
 def _stage(stage: Stage, index: int, model: Model, work: Workload, layout: Layout, state: State) -> Memory:
-    dense, experts = local_parameters(stage, model, layout)
+    tensors, experts = local_parameters(stage, model, layout)
+    dense, ranks = sum(tensors), layout.dp * layout.cp
     both = dense + experts
+    stepped = (fullest_share(tensors, ranks) if state.whole else dense / ranks) + experts / layout.expert_dp
     # Two copies of what computes below BF16: as the forward product reads it, and transposed for the data gradient.
     quantised = sum(2 * branch.times * placed.held * bytes_of(placed.format) for branch in stage.branches for placed in branch.placed
                     if bytes_of(placed.format) < 2)
@@ -89,7 +102,7 @@ def _stage(stage: Stage, index: int, model: Model, work: Workload, layout: Layou
     return Memory(
         weights=both * state.weight + quantised,
         gradients=both * state.gradient,
-        optimizer=state.optimizer * (dense / (layout.dp * layout.cp) + experts / layout.expert_dp),
+        optimizer=state.optimizer * stepped,
         activations=flight * saved + extra,
         logits=stage.heads * tokens * model.vocabulary / layout.tp * state.logit)  # of every depth, kept for the backward pass
 

@@ -97,7 +97,8 @@ def training_step(model: Model, work: Workload, layout: Layout, roofline: Roofli
     for stage in stages(model, layout, recipe, work.mtp_depths):
         parts = _microbatch(stage, model, work, layout, roofline, state)
         slowest = max(slowest, parts, key=lambda counter: sum(counter.values()))
-        dense, experts = local_parameters(stage, model, layout)
+        tensors, experts = local_parameters(stage, model, layout)
+        dense = sum(tensors)
         own = dense / (layout.dp * layout.cp) + experts / layout.expert_dp
         # Master weight and moments read and written, gradient read; working weight written.
         moved = own * (2 * state.optimizer + state.gradient + state.weight)
