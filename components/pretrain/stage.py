@@ -51,7 +51,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         result = train(params, inputs["corpus"], log.work, log)
     write_checkpoint(outputs["base"], params.architecture, result.weights.items(), tokenizer)
     curve = log.curve()
-    plot_loss(log)
+    plot_loss(params, log)
     return {
         "loss_first": curve[0]["loss"],
         "loss_last": mean_of_last([row["loss"] for row in curve if row["step"] <= params.steps]),
@@ -107,20 +107,29 @@ def bytes_per_token(corpus: Path) -> float:
         return sum(len(json.loads(line)["text"].encode()) for line in stream) / sum(map(len, read_indexed(prefix)))
 
 
-def plot_loss(log: RunLog) -> None:
-    """Loss of the next token and of each MTP depth, and the learning rate below it."""
+def plot_loss(params: Params, log: RunLog) -> None:
+    """Losses of the next token, of each MTP depth and of held-out rows, gradient norm and learning rate; phases begin at a line."""
     from matplotlib.figure import Figure
 
-    curve = log.curve()
+    curve, looks = log.curve(), log.curve("merging")
     steps = [row["step"] for row in curve]
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    for key, label in (("loss", "next token"), ("mtp_loss_1", "MTP depth 1"), ("mtp_loss_2", "MTP depth 2")):
-        if key in curve[0]:
-            loss.plot(steps, [row[key] for row in curve], label=label, linewidth=1)
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    loss, norm, rate = figure.subplots(3, 1, sharex=True, height_ratios=[4, 1, 1])
+    depths = sum(key.startswith("mtp_loss_") for key in curve[0])
+    for key, label in (("loss", "next token"), *((f"mtp_loss_{depth}", f"MTP depth {depth}") for depth in range(1, depths + 1))):
+        loss.plot(steps, [row[key] for row in curve], label=label, linewidth=1)
+    for key, label in (("last", "held out"), ("merged", "held out, merged weights")):
+        if points := [(row["step"], row[key]) for row in looks if key in row]:
+            loss.plot(*zip(*points), label=label, linewidth=0, marker=".")
+    norm.plot(steps, [row["grad_norm"] for row in curve], color="gray", linewidth=1)
+    rate.plot(steps, [row["lr"] for row in curve], color="gray")
+    for axes in (loss, norm, rate):
+        for start in {phase.start for phase in params.phases} - {0}:
+            axes.axvline(start, color="lightgray", linestyle="--", zorder=0)
     loss.set_ylabel("loss (nats per token)")
     loss.legend()
-    rate.plot(steps, [row["lr"] for row in curve], color="gray")
+    norm.set_ylabel("gradient norm")
+    norm.set_yscale("log")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("step")
     log.figure("loss", figure)

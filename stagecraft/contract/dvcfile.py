@@ -22,9 +22,11 @@ _HEAD = """\
 # Written by `python -m stagecraft.contract.dvcfile` from stagecraft/contract/stages.py and the stages' imports.
 """
 
-# Curves worth a plot: title -> axis label and, per file, the column (stages write one CSV per curve, `step` first).
-CURVES: dict[str, tuple[str, dict[str, str]]] = {
+# Curves worth a plot: title -> axis label and, per file, the column or columns (stages write one CSV per curve, `step` first).
+CURVES: dict[str, tuple[str, dict[str, str | list[str]]]] = {
     "Training loss": ("nats per token", {"plots/pretrain/train.csv": "loss", "plots/sft/train.csv": "loss"}),
+    "Held-out loss": ("nats per token", {"plots/pretrain/merging.csv": ["last", "merged"]}),
+    "Training speed": ("tokens per second", {"plots/pretrain/speed.csv": "tokens_per_second", "plots/sft/speed.csv": "tokens_per_second"}),
     "RL reward": ("mean reward", {"plots/rl/train.csv": "reward"}),
 }
 
@@ -44,7 +46,7 @@ def _stage(root: Path, stage: Stage) -> dict[str, Any]:
     }
 
 
-def _plot(title: str, curve: tuple[str, dict[str, str]]) -> dict[str, Any]:
+def _plot(title: str, curve: tuple[str, dict[str, str | list[str]]]) -> dict[str, Any]:
     label, columns = curve
     return {title: {"x": "step", "y": columns, "x_label": "step", "y_label": label, "template": "linear"}}
 

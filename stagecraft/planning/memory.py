@@ -75,7 +75,10 @@ def local_parameters(stage: Stage, model: Model, layout: Layout) -> tuple[list[f
 
 
 def fullest_share(sizes: list[float], ranks: int) -> float:
-    """Of whole tensors dealt out to `ranks` in turn, forth and back by size (megatron-core's `_shard_params_ping_pong`), the largest hand."""
+    """The largest share of whole tensors that are dealt out by size, to `ranks` in turn, forth and back.
+
+    So does megatron-core's `LayerWiseDistributedOptimizer` (`_shard_params_ping_pong`).
+    """
     dealt = np.zeros(-(-len(sizes) // (2 * ranks)) * 2 * ranks)
     dealt[:len(sizes)] = np.sort(sizes)
     places = dealt.reshape(-1, 2 * ranks).sum(0)
