@@ -1,8 +1,6 @@
 """Cases that four ranks run one after the other under torchrun: how a test asks for them, and what every rank does."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.processes import torchrun
+
 Told = tuple[dict[str, Any], dict[str, Tensor]]  # figures, and the whole weights
 
 
@@ -21,10 +21,7 @@ def ask(module: str, weights: Mapping[str, Tensor], cases: Mapping[str, Any], di
     """What four ranks say of all cases that start from `weights`; `module` calls `tell` as its main program."""
     save_file(dict(weights), directory / "weights.safetensors")
     (directory / "cases.json").write_text(json.dumps(cases))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "-m", module, str(directory)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(4, "-m", module, str(directory), **environment)
     found = json.loads((directory / "told.json").read_text())
     return {name: (found[name], torch.load(directory / f"{name}.pt")) for name in cases}
 

@@ -1,9 +1,20 @@
-"""Processes that a test's process started, while others of them come and go."""
+"""Processes that a test starts: ranks under torchrun, and what is below one while others come and go."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
 import psutil
+
+
+def torchrun(ranks: int, *command: str, **environment: str) -> str:
+    """What so many ranks of a command, such as "-m", MODULE, write, once all have ended well."""
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *command],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def below(pid: int, wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:

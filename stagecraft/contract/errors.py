@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
+_EXIT_UNREAD = 141  # 128 and SIGPIPE's number
 EXIT_INTERRUPTED = 130  # 128 and SIGINT's number, as a shell has it
 
 # What the machine refuses a program that has no defect -> what to do about it.
@@ -39,19 +41,31 @@ class UserError(Exception):
 def exit_on_user_error(main: Callable[[], int | None], interrupted: str = "interrupted") -> None:
     """Run `main` as a program: a `UserError`, or what the machine refuses, becomes one line on stderr and exit code 2.
 
-    Ctrl-C becomes one line too, `interrupted`, and exit code 130.
+    Ctrl-C becomes one line too, `interrupted`, and exit code 130. A reader of its output that goes away ends it without a word.
     """
     try:
         sys.exit(main())
     except UserError as error:
         _say_and_exit(f"error: {error}", EXIT_USER_ERROR)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(_EXIT_UNREAD)
         if error.errno not in _REFUSALS:
             raise
         refused = UserError(error.strerror, where=str(error.filename or ""), mend=_REFUSALS[error.errno])
         _say_and_exit(f"error: {refused}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         _say_and_exit(interrupted, EXIT_INTERRUPTED)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that was closed, as `head` does; what is left for it goes nowhere then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _say_and_exit(line: str, status: int) -> None:

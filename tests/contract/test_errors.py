@@ -47,6 +47,19 @@ def test_a_mistake_and_a_success(capsys):
     assert ended(lambda: None, capsys) == (None, "")
 
 
+def test_a_reader_that_goes_away_hears_no_more():
+    program = "from stagecraft.contract.errors import exit_on_user_error as run; run(lambda: [print('x' * 99) for _ in range(9999)] and None)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 141 and process.stderr.read() == ""
+
+
+def test_a_pipe_of_another_is_a_defect(capsys):
+    with pytest.raises(BrokenPipeError):
+        exit_on_user_error(raising(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+
+
 def test_an_interrupted_stage_says_that_it_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(runner, "run_stage", lambda name: raising(KeyboardInterrupt())())
     with pytest.raises(SystemExit) as end:

@@ -20,8 +20,10 @@ if __name__ == "__main__":
     checkpoints.save(out, trainer)
     weights = torch.cat([parameter.detach().double().flatten() for parameter in trainer.module.parameters()])
     moments = trainer.moments()
+    narrow = {name for name, parameter in trainer.module.named_parameters() if parameter.dtype == torch.bfloat16}
     told = {"values": len(weights), "moments": {name: own["exp_avg"].numel() for name, own in moments.items()},
-            "main": sum(own["main"].numel() for own in moments.values() if "main" in own), "sum": weights.sum().item(),
-            "squares": weights.square().sum().item()}
+            "main": sum(own["main"].numel() for own in moments.values() if "main" in own),
+            "narrow": sum(own["exp_avg"].numel() for name, own in moments.items() if name in narrow),
+            "sum": weights.sum().item(), "squares": weights.square().sum().item()}
     (out / f"rank-{dist.get_rank()}.json").write_text(json.dumps(told))
     parallel.shutdown()

@@ -2,9 +2,8 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
+from collections import defaultdict
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from stagecraft.model.losses import LOSSES, RoundingLosses
 from stagecraft.model.products import GroupedProduct, LinearProduct, set_noise
 from stagecraft.numerics import nvfp4
 from tests.engine.test_trainer import batch, new_trainer
+from tests.processes import torchrun
 
 
 def test_figures_come_every_so_many_steps_and_change_nothing():
@@ -37,18 +37,21 @@ def test_zero_gradients_of_the_embedding_are_the_tokens_that_did_not_occur():
     assert not any(name.startswith(("flushed", "saturated")) for name in figures)  # nothing was rounded
 
 
-def test_router_load_is_what_the_dispatcher_sends():
-    trainer = new_trainer(mtp_depths=0, diagnose_every=1)
-    seen = []
-    for module in trainer.module.modules():
+@pytest.mark.parametrize("depths", [0, 2])
+def test_router_load_is_what_the_dispatcher_sends(depths):
+    """Of a layer, and of the MTP block's, which every depth passes."""
+    trainer = new_trainer(mtp_depths=depths, diagnose_every=1)
+    seen = defaultdict(list)
+    for name, module in trainer.module.named_modules():
         if type(module).__name__ == "GroupedExperts":
-            module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1].double()))
+            module.register_forward_hook(lambda module, inputs, output, name=name: seen[name].append(inputs[1].double()))
     figures = trainer.step([batch(0), batch(1)]).diagnostics
-    load = torch.stack(seen).sum(0)  # one layer, two microbatches
-    share = load / load.sum()
-    assert figures["load/max"] == pytest.approx(float(load.max() / load.mean()))
-    assert figures["load/entropy"] == pytest.approx(-sum(float(s) * math.log(s) for s in share if s) / math.log(8))
-    assert figures["load/idle"] == float((load == 0).double().mean())
+    assert [len(each) for each in seen.values()] == ([2, 4] if depths else [2])  # of two microbatches
+    loads = [torch.stack(each).sum(0) for each in seen.values()]
+    entropies = [-sum(float(s) * math.log(s) for s in load / load.sum() if s) / math.log(8) for load in loads]
+    assert figures["load/max"] == pytest.approx(max(float(load.max() / load.mean()) for load in loads))
+    assert figures["load/entropy"] == pytest.approx(sum(entropies) / len(loads))
+    assert figures["load/idle"] == float((torch.stack(loads) == 0).double().mean())
 
 
 def test_balance_of_extremes():
@@ -101,21 +104,25 @@ RANK = """
 import json
 import stagecraft.megatron_cpu
 from stagecraft.engine.batch import Batch
+from stagecraft.engine import parallel
+from stagecraft.engine.layout import Layout
 from tests.engine.test_diagnostics import *
 import torch.distributed as dist
-trainer = new_trainer(precision="bf16", mtp_depths=0, aux_loss=0.0, diagnose_every=1)
-rank, world, whole = dist.get_rank(), dist.get_world_size(), batch(0, rows=4)
-rows = slice(4 // world * rank, 4 // world * (rank + 1))
+parallel.initialize(7, Layout(tensor=1, pipeline=1, context=1, expert=int(sys.argv[1])))
+trainer = new_trainer(precision="bf16", mtp_depths=1, aux_loss=0.0, diagnose_every=1)
+rank, world, whole = dist.get_rank(), dist.get_world_size(), batch(0, rows=2)
+rows = slice(2 // world * rank, 2 // world * (rank + 1))
 mine = Batch(whole.tokens[rows], whole.labels[rows], whole.loss_mask[rows])
 print("RESULT" if rank == 0 else "", json.dumps(trainer.step([mine]).diagnostics))
 """
 
 
 def test_two_ranks_give_the_figures_of_one():
-    def run(ranks):
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python",
-                               sys.executable, "-c", RANK], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.JSONDecoder().raw_decode(done.stdout.split("RESULT")[1].strip())[0]
+    def run(ranks, expert):
+        said = torchrun(ranks, "--no-python", sys.executable, "-c", RANK, str(expert))
+        return json.JSONDecoder().raw_decode(said.split("RESULT")[1].strip())[0]
 
-    assert run(2) == pytest.approx(run(1), rel=1e-6)
+    alone = run(1, 1)
+    assert 0 < alone["zero gradients/MTP block"] < 0.1  # of experts that no token came to
+    for expert in (1, 2):  # what each rank has a copy of counts once, as what each has a part of
+        assert run(2, expert) == pytest.approx(alone, rel=1e-6)

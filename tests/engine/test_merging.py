@@ -65,12 +65,36 @@ def test_the_merged_weights_go_on_only_if_they_are_better_and_asked_for(tmp_path
 
 def test_after_a_kill_the_window_is_that_of_the_files(tmp_path):
     """Also where no step of the window is left to do."""
-    trainer, merger, *_ = walk(tmp_path)
+    trainer, merger, points, _ = walk(tmp_path)
     again = Merger(merger.merging, tmp_path, trainer.module, reach=2)
     merger.goes_on(5, lambda: 1.0, last=2.0)
     expected = weights_of(trainer)
-    again.goes_on(5, lambda: 1.0, last=2.0)
+    trainer.module.load_state_dict(points[3], strict=False)  # as the checkpoint has them that the run goes on from
+    assert not all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(trainer).items())
+    assert again.goes_on(5, lambda: 1.0, last=2.0) == 1.0 and again.merged
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(trainer).items())
+
+
+def test_a_step_that_is_done_again_replaces_its_weights(tmp_path):
+    """As after a kill between the window's weights and the checkpoint."""
+    trainer, merger, points, losses = walk(tmp_path)
+    trainer.module.load_state_dict(points[0], strict=False)
+    assert merger.look(4, lambda rows: trainer.loss(batch(9))[0])["merged"] != losses[3]["merged"]
+    trainer.module.load_state_dict(points[3], strict=False)
+    assert merger.look(4, lambda rows: trainer.loss(batch(9))[0]) == losses[3]
+
+
+def test_a_mean_of_bfloat16_weights_is_rounded_once(tmp_path):
+    trainer = new_trainer(precision="bf16", mtp_depths=0, dtype=torch.bfloat16)
+    merger, points = Merger(Merging(every=1, window=4, rows=1, use="better"), tmp_path, trainer.module, reach=0), []
+    for step in range(1, 5):
+        trainer.step([batch(step)])
+        points.append(weights_of(trainer))
+        merger.look(step, lambda rows: 0.0)
+    assert merger.goes_on(4, lambda: 0.0, last=1.0) == 0.0
+    for name, tensor in weights_of(trainer).items():
+        exact = sum(c * point[name].double() for c, point in zip(coefficients(4), points))
+        assert ((tensor.double() - exact).abs() <= 2**-8 * exact.abs() * 1.01 + 1e-12).all(), name
 
 
 def test_missing_weights_of_a_window_that_was_full_are_told_of(tmp_path):

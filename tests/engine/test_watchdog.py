@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def test_a_rank_that_was_itself_stopped_goes_on(tmp_path):
     finally:
         for rank in ranks:
             rank.kill()
+
+
+def test_a_watch_of_no_seconds_is_none(tmp_path):
+    with Watchdog(tmp_path / "ranks", 0, 1, seconds=0) as watchdog:
+        watchdog.beat(1)
+        assert not any(thread.name == "watchdog" for thread in threading.enumerate())
+    assert not (tmp_path / "ranks").exists()
 
 
 def test_a_full_disk_does_not_end_the_watch(tmp_path):

@@ -1,12 +1,3 @@
 """One process group for the tests of the model."""
 
-import pytest
-
-from stagecraft.engine import parallel
-
-
-@pytest.fixture(autouse=True)
-def process_group():
-    parallel.initialize(seed=7)
-    yield
-    parallel.shutdown()
+from tests.groups import process_group  # noqa: F401

@@ -21,6 +21,7 @@ def test_values_and_gradients(counts, monkeypatch):
             monkeypatch.setattr(products, "_ends", lambda *args: None)
         x = torch.randn(bounds[-1], 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         w = torch.randn(len(counts), 48, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        assert (products._ends(x, w, bounds) is not None) is grouped
         y = products.GroupedProduct.apply(x, w, bounds, None)
         y.backward(torch.randn_like(y))
         found.append((y, x.grad, w.grad))

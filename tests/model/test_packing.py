@@ -1,8 +1,6 @@
 """Packed sequences give the losses and the gradients they give alone: nothing of one reaches another."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import accumulate
 from random import Random
@@ -20,6 +18,7 @@ from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.model.packing import own_places, pack
 from tests.architectures import tiny
+from tests.processes import torchrun
 
 SHAPES = tiny()
 
@@ -74,9 +73,7 @@ def test_two_ranks_of_packs_equal_one_process_alone(tmp_path):
     save_file(trainer.weights(), tmp_path / "weights.safetensors")
     cases = [[Random(f"{case}/{at}").randint(2, 40) for at in range(7)] for case in range(3)]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
-                           "tests.model.packed_ranks", str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(2, "-m", "tests.model.packed_ranks", str(tmp_path))
     for case, lengths in enumerate(cases):
         found = torch.load(tmp_path / f"{case}.pt")
         assert_equal(found, told(trainer, [alone(sequence) for sequence in drawn(lengths, case)]))

@@ -57,6 +57,21 @@ def test_a_packed_step_is_the_mean_of_conversations_alone(lengths, seed, mean):
         assert (each.double() - gradients[name]).norm() <= 1e-5 * gradients[name].norm(), name
 
 
+def test_every_epoch_is_a_shuffle_of_its_own():
+    held = [([0] * 9, [0] + [1] * 8)] * 42  # four to a pack, eight to a step, two of every epoch are left over
+    stage = replace(STAGES["tokens"], pack_tokens=32, packs_per_step=2)
+
+    def drawn(seed):
+        packs = Packs(held, stage, seed)
+        assert packs[9] and packs.epochs == 2
+        return [[index for at in epoch for pack in packs[at] for index in pack] for epoch in (range(5), range(5, 10))]
+
+    first, second = drawn(3)
+    assert len(first) == len(set(first)) == len(second) == len(set(second)) == 40
+    assert first != second and first != sorted(first)
+    assert drawn(3) == [first, second] != drawn(4)
+
+
 def test_long_answers_stop_dominating():
     """A token of a short answer weighs as much as ten of an answer ten times as long, in the second stage alone."""
     held = [([1] * 12, [0] * 2 + [1] * 10), ([2] * 3, [0] * 2 + [1])]

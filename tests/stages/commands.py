@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from stagecraft.contract.events import read_events
+
 ROOT = Path(__file__).parents[2]
 CHANGES = {
     "curate": {"sample_bytes": 400_000, "tokenizer_bytes": 200_000, "vocab_size": 640},
@@ -37,10 +39,22 @@ def project(directory: Path, later_stages: list = LATER) -> Path:
     return directory
 
 
-def start(stage: str, where: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", f"components.{stage}"], cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, start_new_session=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""})
+def environment(where: Path) -> dict[str, str]:
+    """Of a stage in the project `where`, which tells its events to a file there."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "",
+            "STAGECRAFT_EVENTS": str(where / "events.jsonl")}
+
+
+def start(stage: str, where: Path, *launcher: str) -> subprocess.Popen:
+    """`launcher`: what comes between Python and the stage's module, such as torchrun and its options."""
+    return subprocess.Popen([sys.executable, *launcher, "-m", f"components.{stage}"], cwd=where, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment(where))
+
+
+def begun_at(where: Path, name: str) -> list[int]:
+    """Steps that were done already, each time the training that is called `name` began: equal bits do not tell going on from anew."""
+    events, _ = read_events(where / "events.jsonl")
+    return [event["done"] for event in events if event["event"] == "bar_start" and event["description"] == name]
 
 
 def run(stage: str, where: Path) -> dict:

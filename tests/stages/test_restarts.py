@@ -1,11 +1,7 @@
 """Pre-training whose ranks are lost: torchrun starts them again, or another count of them goes on, from the last checkpoint."""
 
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from random import Random
 
@@ -15,7 +11,7 @@ from ruamel.yaml import YAML
 
 from tests.processes import below
 from tests.stages import commands
-from tests.stages.commands import ROOT, curve, kill, kill_when, project, run, wait_for
+from tests.stages.commands import begun_at, curve, end, kill, kill_when, project, run, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -36,23 +32,7 @@ def fresh(straight, tmp_path):
 
 
 def start(where, ranks, *options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "stagecraft.engine.torchrun", "--standalone", "--nproc-per-node", str(ranks), *options, "-m",
-         "components.pretrain"], cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "",
-             "STAGECRAFT_EVENTS": str(where / "events.jsonl")})
-
-
-def begun_at(where):
-    """Steps that were done already, each time training began."""
-    events = [json.loads(line) for line in (where / "events.jsonl").read_text().splitlines()]
-    return [event["done"] for event in events if event["event"] == "bar_start"]
-
-
-def end(process):
-    output = process.communicate(timeout=900)[0]
-    assert process.returncode == 0, output[-3000:]
-    return output
+    return commands.start("pretrain", where, "-m", "stagecraft.engine.torchrun", "--standalone", "--nproc-per-node", str(ranks), *options)
 
 
 def test_torchrun_starts_killed_ranks_again_and_the_bits_are_the_same(straight, fresh):
@@ -60,8 +40,8 @@ def test_torchrun_starts_killed_ranks_again_and_the_bits_are_the_same(straight, 
     wait_for(process, fresh, CHECKPOINT)
     (rank,) = below(process.pid, lambda child: child.environ().get("RANK") == "1")
     rank.send_signal(signal.SIGKILL)
-    end(process)
-    first, second = begun_at(fresh)
+    end(process, "pretrain", fresh)
+    first, second = begun_at(fresh, "pretrain")
     assert first == 0 and second >= 2
     weights = "artifacts/base/model.safetensors"
     assert (fresh / weights).read_bytes() == (straight[0] / weights).read_bytes()
@@ -89,7 +69,8 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(fresh, tmp_path, mon
     shutil.copytree(fresh, other)
     uninterrupted = commands.start("pretrain", other)
 
-    saving = f"pretrain/*/checkpoints/.step-{random.randrange(12, 31, 6):08d}.tmp"
+    saved = random.randrange(12, 31, 6)
+    saving = f"pretrain/*/checkpoints/.step-{saved:08d}.tmp"
     kill_when("pretrain", fresh, saving)
     assert list((fresh / ".work").glob(saving))
     (points,) = (fresh / ".work").glob("pretrain/*/train.curve.jsonl")
@@ -102,7 +83,9 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_bits(fresh, tmp_path, mon
     kill(process)
     assert not (fresh / "metrics" / "pretrain.json").exists()
 
-    again, metrics = run("pretrain", fresh), commands.end(uninterrupted, "pretrain", other)
+    again, metrics = run("pretrain", fresh), end(uninterrupted, "pretrain", other)
+    begun, second, third = begun_at(fresh, "pretrain")
+    assert (begun, second) == (0, saved - 6) and third >= 6 * ((step - 1) // 6 - 1)  # where the last was begun, the one before is whole
     assert again["heldout_loss"] == metrics["heldout_loss"]
     assert len(curve("pretrain", fresh)) == 60 and curve("pretrain", fresh) == curve("pretrain", other)
     weights = "artifacts/base/model.safetensors"
@@ -124,6 +107,8 @@ def test_killed_in_its_long_context_phase_it_goes_on_with_the_same_bits(straight
     assert metrics["tokens"] == straight[1]["tokens"] + 6 * 2 * 128
     kill_when("pretrain", fresh, "pretrain/*/checkpoints/step-0000001*")
     again = run("pretrain", fresh)
+    first, further, second, third = begun_at(fresh, "pretrain")  # a start has a bar for the steps up to the decay's end, one for the rest
+    assert (first, further) == (0, 8) and second == third >= 10
     assert {**again, **(times := {"seconds": 0, "tokens_per_second": 0})} == {**metrics, **times}
     weights = "artifacts/base/model.safetensors"
     assert (fresh / weights).read_bytes() == (other / weights).read_bytes() != (straight[0] / weights).read_bytes()
@@ -153,13 +138,14 @@ def test_another_count_of_ranks_goes_on_from_the_checkpoint(straight, fresh):
     for each in [*psutil.Process(process.pid).children(recursive=True), process]:  # torchrun's ranks have sessions of their own
         each.send_signal(signal.SIGKILL)
     process.wait()
-    end(start(fresh, 1))
-    first, second = begun_at(fresh)
+    metrics = end(start(fresh, 1), "pretrain", fresh)
+    first, second = begun_at(fresh, "pretrain")
     assert first == 0 and second >= 2
-    metrics = json.loads((fresh / "metrics" / "pretrain.json").read_text())
-    for key in ("loss_last", "heldout_loss"):
-        assert metrics[key] == pytest.approx(straight[1][key], abs=0.02), key
-    assert metrics["loss_first"] == straight[1]["loss_first"]  # of the curve before the interruption
+    found, expected = curve("pretrain", fresh), curve("pretrain", straight[0])
+    assert found[:second] == expected[:second] and len(found) == len(expected)  # of before the interruption
+    assert float(found[second]["loss"]) == pytest.approx(float(expected[second]["loss"]), rel=1e-5)
+    assert [float(row["loss"]) for row in found] == pytest.approx([float(row["loss"]) for row in expected], rel=1e-3)
+    assert metrics["heldout_loss"] == pytest.approx(straight[1]["heldout_loss"], rel=1e-3)
 
 
 def refused(process, where):

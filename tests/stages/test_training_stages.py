@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.stages.commands import ROOT, curve, kill_when, project, run, start
+from tests.stages.commands import CHANGES, ROOT, begun_at, curve, end, kill_when, project, run, start
 
 
 def kill_after_a_checkpoint(stage: str, where: Path) -> None:
@@ -47,6 +47,8 @@ def test_killed_and_run_again_gives_the_same_bits(finished, tmp_path, stage):
     shutil.copytree(straight / "artifacts", where / "artifacts", ignore=shutil.ignore_patterns(made))
     kill_after_a_checkpoint(stage, where)
     run(stage, where)
+    first, second = begun_at(where, {"sft": "sft", "rl": "rlvr"}[stage])
+    assert first == 0 and second >= CHANGES[stage]["checkpoint_every"]
     for name in ("model.safetensors", *(["rollouts.jsonl"] if stage == "rl" else [])):
         assert (where / "artifacts" / made / name).read_bytes() == (straight / "artifacts" / made / name).read_bytes(), name
     assert curve(stage, where) == curve(stage, straight)
@@ -55,18 +57,22 @@ def test_killed_and_run_again_gives_the_same_bits(finished, tmp_path, stage):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_under_another_layout(finished, tmp_path):
     """Two data-parallel ranks die, a pipeline of two goes on from their checkpoint."""
-    straight, metrics = finished
+    straight, _ = finished
     where = project(tmp_path / "project")
     shutil.copytree(straight / "artifacts" / "corpus", where / "artifacts" / "corpus")
     kill_after_a_checkpoint("pretrain", where)
     profile = where / "params.yaml"
     assert "layout: {tensor: 1, pipeline: 1, context: 1, expert: 1}" in profile.read_text()
     profile.write_text(profile.read_text().replace("layout: {tensor: 1, pipeline: 1", "layout: {tensor: 1, pipeline: 2", 1))
-    again = run("pretrain", where)
-    # Not the same bits: stochastic rounding draws by rank.
-    assert again["loss_last"] == pytest.approx(metrics["pretrain"]["loss_last"], rel=0.02)
-    curves = [(root / "plots" / "pretrain" / "train.csv").read_text().splitlines() for root in (where, straight)]
-    assert len(curves[0]) == len(curves[1]) and curves[0][1].split(",")[:3] == curves[1][1].split(",")[:3]
+    run("pretrain", where)
+    first, second = begun_at(where, "pretrain")
+    assert first == 0 and second >= 2
+    found, expected = curve("pretrain", where), curve("pretrain", straight)
+    assert len(found) == len(expected) == 8
+    # Of the steps before, every digit; after them not, for sums are in another order and stochastic rounding draws by rank.
+    assert found[:second] == expected[:second] and found[second:] != expected[second:]
+    assert float(found[second]["loss"]) == pytest.approx(float(expected[second]["loss"]), rel=1e-5)
+    assert [float(row["loss"]) for row in found] == pytest.approx([float(row["loss"]) for row in expected], rel=1e-3)
 
 
 @pytest.mark.slow
@@ -87,11 +93,7 @@ def test_torchrun_starts_the_same_training(finished, tmp_path):
     straight, metrics = finished
     where = project(tmp_path / "project")
     shutil.copytree(straight / "artifacts" / "corpus", where / "artifacts" / "corpus")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "components.pretrain"]
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": ""})
-    assert done.returncode == 0, done.stderr[-3000:]
-    again = json.loads((where / "metrics" / "pretrain.json").read_text())
+    again = end(start("pretrain", where, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), "pretrain", where)
     for key in ("loss_first", "loss_last", "heldout_loss"):
         assert again[key] == metrics["pretrain"][key], key
     assert (where / "artifacts/base/model.safetensors").read_bytes() == (straight / "artifacts/base/model.safetensors").read_bytes()
