@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -61,11 +62,15 @@ def exit_on_user_error(main: Callable[[], int | None], interrupted: str = "inter
 def _nobody_reads() -> bool:
     """Whether standard output is a pipe that was closed, as `head` does; what is left for it goes nowhere then."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        stdout = sys.stdout.fileno()
+    except OSError:  # not a file
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True
 
 
 def _say_and_exit(line: str, status: int) -> None:

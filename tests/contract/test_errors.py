@@ -48,7 +48,7 @@ def test_a_mistake_and_a_success(capsys):
 
 
 def test_a_reader_that_goes_away_hears_no_more():
-    program = "from stagecraft.contract.errors import exit_on_user_error as run; run(lambda: [print('x' * 99) for _ in range(9999)] and None)"
+    program = "from stagecraft.contract.errors import exit_on_user_error as run; run(lambda: print(*range(99999), sep='\\n'))"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.stdout.close()

@@ -69,7 +69,7 @@ def test_the_cluster_of_the_profile_has_ranks_for_every_phase(monkeypatch):
 
 
 def test_every_rank_has_its_place(text):
-    """Tensor 2 and expert 64 of 128 ranks: neighbours share matrices, ranks 64 apart share experts; all share long rows and their experts."""
+    """Tensor 2 and expert 64 of 128 ranks: neighbours share matrices, those 64 apart experts; all share long rows and their experts."""
     both = [line for line in text.splitlines() if line.startswith("rank ")]
     assert len(both) == 256
     ranks, long = both[:128], both[128:]
