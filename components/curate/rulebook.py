@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from components.curate.params import Params
-from components.curate.rules import RuleBounds
+from components.curate.rules.bounds import RuleBounds
 
 _FORBIDDEN = ("lorem_ipsum", "curly_bracket", "javascript", "policy")  # C4's rules that are on or off
 

@@ -12,23 +12,10 @@ from components.evaluate.params import MODELS, Params
 from components.evaluate.workers import run_all
 from components.evaluate.workload import choose
 from stagecraft.contract import manifest
-from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.runlog import RunLog
-from stagecraft.contract.stages import Profile
 
-__all__ = ["Params", "foresee", "main"]
-
-
-def foresee(profile: Profile, local: bool) -> None:
-    """Refuse what this stage would refuse once there are five models.
-
-    Raises:
-        UserError: the folder with the benchmarks' data is not here.
-    """
-    data = profile["evaluate"].benchmarks.data
-    if local and data and not Path(data).is_dir():
-        raise UserError("no such folder of benchmarks' data", where=f"evaluate.benchmarks.data: {data}", mend="name a folder, or \"\"")
+__all__ = ["Params", "main"]
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, Any]:

@@ -7,66 +7,11 @@ import math
 import shutil
 from pathlib import Path
 
+from components.rl.foresee import check_model, check_sandbox
 from components.rl.params import Params, Stage
-from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
-from stagecraft.contract.stages import Profile
-from stagecraft.model.config import Architecture
 
-__all__ = ["Params", "foresee", "main"]
-
-
-def foresee(profile: Profile, local: bool) -> None:
-    """Refuse what this stage would refuse once there is a fine-tuned model.
-
-    Raises:
-        UserError: a layout that cannot divide the model, no MTP block to heal, an unknown family or environment; rows or a sandbox that
-            are not here.
-    """
-    from stagecraft.environments.library import environment
-
-    params, curate = profile["rl"], profile.get("curate")
-    if "pretrain" in profile:
-        check_model(params, profile["pretrain"].architecture, params.processes if local else None)
-    for name, part in params.parts.items():
-        if curate and not curate.synthetic.rl_rows and (unknown := sorted(set(part.mixture) - set(curate.tasks.flawed))):
-            raise UserError(f"no prompts of family {unknown[0]!r}", where=f"rl.stages.{name}: mixture",
-                            mend=f"name some of {', '.join(sorted(curate.tasks.flawed))}, which curate.tasks makes")
-        for known in part.environments:
-            server = part.environment_servers.get(known)
-            if not (server and server.rows):
-                environment(known)
-            elif local and not Path(server.rows).is_file():
-                raise UserError("no such file of rows", where=f"rl.environment_servers.{known}.rows: {server.rows}",
-                                mend="name a JSONL file")
-    if local:
-        check_sandbox(params)
-
-
-def check_sandbox(params: Params) -> None:
-    """Refuse environments played here that run what the policy writes, where nothing is run.
-
-    Raises:
-        UserError: names the stage.
-    """
-    from stagecraft.environments.confinement import refuse_without_sandbox
-    from stagecraft.environments.library import environment
-
-    for name, part in params.parts.items():
-        here = [environment(known) for known in part.environments if known not in part.environment_servers]
-        refuse_without_sandbox(here, f"rl.stages.{name}: environments")
-
-
-def check_model(params: Params, architecture: Architecture, ranks: int | None) -> None:
-    """Refuse what cannot be done with the model, or on so many ranks where their number is known.
-
-    Raises:
-        UserError: no MTP block to heal, or a layout that cannot divide model or ranks.
-    """
-    if params.healing.steps and not architecture.num_nextn_predict_layers:
-        raise UserError("the model has no MTP block to heal", where="rl.healing.steps", mend="set it to 0")
-    if ranks is not None:
-        params.check(architecture, ranks)
+__all__ = ["Params", "main"]
 
 
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:

@@ -2,13 +2,14 @@
 that will run what it can foresee.
 
 `python -m stagecraft.contract.preflight [--local] [STAGE ...] < params.yaml` exits with 0, or with 2 and one line; the stages are those
-that will run. `kfp run` starts it as a process of its own: importing them loads their engines, which the conductor has no use for.
+that will run. `kfp run` starts it as a process of its own: what it imports the conductor has no use for.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -38,12 +39,12 @@ def check(text: str, shown: str, runs: Sequence[str] = (), *, local: bool = Fals
         if name not in profile:
             raise UserError(f"no section {name!r}", where=shown, mend="add it; the repository's params.yaml shows every key")
     parse_cluster(profile[SECTION], shown)
-    stages = {name: importlib.import_module(f"components.{name}.stage") for name in STAGES}
-    sections = {name: parse(stage.Params, profile[name] or {}, f"{shown}: {name}") for name, stage in stages.items()}
+    sections = {name: parse(importlib.import_module(f"components.{name}.params").Params, profile[name] or {}, f"{shown}: {name}")
+                for name in STAGES}
     known: Profile = {name: sections[name] for name in runs}
     for name in runs:
-        if foresee := getattr(stages[name], "foresee", None):
-            foresee(known, local)
+        if importlib.util.find_spec(f"components.{name}.foresee"):
+            importlib.import_module(f"components.{name}.foresee").foresee(known, local)
 
 
 def main() -> None:

@@ -35,12 +35,12 @@ from torch import Tensor
 from stagecraft.model.activation import squared_relu
 from stagecraft.model.attention import ScaledDotProductAttention
 from stagecraft.model.config import Architecture
+from stagecraft.model.formats import FP8, MXFP8, NVFP4
 from stagecraft.model.hardware import runs_transformer_engine
 from stagecraft.model.mamba import GatedRMSNorm, split_conv_scan
 from stagecraft.model.mtp import Depths
 from stagecraft.model.packing import Packed
 from stagecraft.model.parts import LOCAL, Parts, of_transformer_engine
-from stagecraft.model.products import FP8, MXFP8, NVFP4
 from stagecraft.model.stage_recipe import StageRecipe
 from stagecraft.model.vocabulary import losses
 

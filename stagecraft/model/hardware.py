@@ -11,7 +11,7 @@ from stagecraft.megatron_cpu import ON_CPU
 import torch
 from megatron.core.extensions.transformer_engine import HAVE_TE
 
-from stagecraft.model.products import FP8, MXFP8, NVFP4
+from stagecraft.model.formats import FP8, MXFP8, NVFP4
 
 # The compute capabilities, from and below, with which Transformer Engine trains in a format in hardware: its _compute_fp8_support and
 # _compute_mxfp8_support, and the devices that its documentation of NVFP4 lists for training (10.0 and 10.3).

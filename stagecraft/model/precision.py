@@ -15,7 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stagecraft.model.config import Architecture
-from stagecraft.model.products import FP8, MXFP8, NVFP4
+from stagecraft.model.formats import FP8, MXFP8, NVFP4
 
 RECIPES = Path(__file__).parent / "recipes"
 # The formats that this package computes in, as a recipe asks Transformer Engine for them.

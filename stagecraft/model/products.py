@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stagecraft.model.formats import MXFP8, NVFP4
 from stagecraft.model.loops import library
 from stagecraft.model.losses import GRADIENTS, LOSSES
 from stagecraft.native import at
 from stagecraft.numerics import fp8, hadamard, mxfp8, nvfp4
-
-NVFP4, MXFP8, FP8 = "nvfp4", "mxfp8", "fp8"
 
 
 class _Noise:

@@ -109,3 +109,12 @@ def test_every_package_a_stage_loads_is_a_dependency(tmp_path):
     loaded = set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
     declared = {dep.split("/")[1] for dep in dvcfile.render(ROOT)["stages"]["curate"]["deps"] if dep.startswith("stagecraft/")}
     assert loaded <= declared | {"contract"}
+
+
+def test_checking_a_profile_loads_no_engine():
+    import subprocess
+
+    code = ("import sys; from stagecraft.contract.preflight import check; from stagecraft.contract.stages import STAGES; "
+            "check(open('params.yaml').read(), 'params.yaml', list(STAGES), local=True); "
+            "print({'torch', 'transformers', 'megatron', 'vllm', 'numba', 'matplotlib', 'mlflow'} & set(sys.modules))")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from components.curate.dedup.clusters import EXACT, KEPT, NEAR, find_duplicates
 from components.curate.dedup.signature import EMPTY, WIDTH, signature, text_digest
-from components.curate.rules import scan
+from stagecraft.data.scan import scan
 from tests.curate.intervals import recall_and_precision, wilson
 
 MODULES: list[ModuleType] = [argparse, difflib, inspect, tarfile, textwrap, typing]

@@ -12,8 +12,10 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.curate.rules import FAMILIES, RuleBounds, failed_rule, scan
+from components.curate.rules.bounds import FAMILIES, RuleBounds
+from components.curate.rules.check import failed_rule
 from stagecraft.contract.errors import UserError
+from stagecraft.data.scan import scan
 
 TOKEN = re.compile(r"\w+|([^\w\s])\1*")
 CLOSING = re.escape("\"')]}”’»」』）" + "".join(sorted(TERMINAL_PUNCTUATION)) + "！")

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from sklearn.linear_model import Ridge
 
-from components.curate.rules import scan
 from components.curate.tiers import classifier as classifier_module
 from components.curate.tiers.classifier import Classifier, cross_validate, tier, train
 from components.curate.tiers.features import BINS, CHARACTERS, DENSE, features
 from components.curate.tiers.seeds import FEWEST, Seed, default_seeds, read_seeds
 from stagecraft.contract.errors import UserError
+from stagecraft.data.scan import scan
 
 EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True)
 TEXTS = st.text(max_size=300) | st.text("aB1 .\n,=é", max_size=300)

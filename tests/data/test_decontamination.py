@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.curate.rules import scan
 from stagecraft.data.decontamination import GRAM, EvaluationIndex
+from stagecraft.data.scan import scan
 from tests.curate.intervals import recall_and_precision
 
 WORDS = st.lists(st.sampled_from("alpha Beta gamma delta, eps".split()), min_size=0, max_size=40).map(" ".join)

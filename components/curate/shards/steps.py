@@ -23,7 +23,8 @@ from components.curate.params import Params
 from components.curate.pii import redact
 from components.curate.quality import broken_bound, normalise
 from components.curate.reading.formats import read
-from components.curate.rules import RuleBounds, failed_rule, scan
+from components.curate.rules.bounds import RuleBounds
+from components.curate.rules.check import failed_rule
 from components.curate.shards.plan import read_plan
 from components.curate.shards.store import Writer
 from components.curate.shards.tally import Tally
@@ -32,6 +33,7 @@ from components.curate.tiers.classifier import Classifier, tier
 from stagecraft.contract.files import write_atomic
 from stagecraft.data.decontamination import EvaluationIndex
 from stagecraft.data.language import LanguageId
+from stagecraft.data.scan import scan
 
 logger.disable("datatrove")  # the run log tells how far the shards are; workers import this module before they start
 
