@@ -160,6 +160,44 @@ def test_it_learns():
     assert results[-1].mtp_losses[0] < results[0].mtp_losses[0]
 
 
+@pytest.mark.parametrize("depths", [0, 1, 2])
+def test_the_gradient_is_that_of_the_loss_and_of_the_depths_mean_in_its_share(depths):
+    """Both ways along it the sum changes by its norm."""
+    trainer = new_trainer(schedule=Optimization(lr=1e-30, steps=9, clip=1e9), precision="bf16", mtp_depths=depths, mtp_loss_scale=0.7,
+                          aux_loss=0.0, expert_bias_rate=0.0)
+    parameters = list(trainer.module.parameters())
+
+    def step():
+        result = trainer.step([batch(0)])
+        return result.loss + 0.7 * sum(result.mtp_losses) / max(depths, 1), result.grad_norm
+
+    norm = step()[1]
+    directions, far = [parameter.main_grad / norm for parameter in parameters], 2e-3
+    found = []
+    for way in (1, -2, 1):  # and back
+        for parameter, direction in zip(parameters, directions):
+            parameter.data.add_(direction, alpha=way * far)
+        found.append(step()[0])
+    assert (found[0] - found[1]) / (2 * far) == pytest.approx(norm, rel=0.01)
+
+
+def test_experts_are_balanced_by_the_auxiliary_loss_and_by_their_biases():
+    """Each expert's bias moves by its rate, away from those that have more tokens than the mean."""
+    routers = []
+    for aux_loss, rate in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.05)):
+        trainer, loads = new_trainer(precision="bf16", mtp_depths=0, aux_loss=aux_loss, expert_bias_rate=rate), []
+        for module in trainer.module.modules():
+            if type(module).__name__ == "GroupedExperts":
+                module.register_forward_hook(lambda module, inputs, output, loads=loads: loads.append(inputs[1].double()))
+        trainer.step([batch(0)])
+        (bias,) = (buffer for name, buffer in trainer.module.named_buffers() if name.endswith("expert_bias"))
+        torch.testing.assert_close(bias.double(), rate * torch.sign(loads[0].mean() - loads[0]))
+        (router,) = (parameter for name, parameter in trainer.module.named_parameters() if "router.weight" in name)
+        routers.append(router.main_grad.clone())
+    assert torch.equal(routers[0], routers[2])
+    assert (routers[1] - routers[0]).norm() > 0.01 * routers[0].norm()
+
+
 def test_loss_is_a_mean_over_tokens_whatever_the_microbatches():
     whole, parts = batch(3, rows=4), [batch(3, rows=4) for _ in range(2)]
     whole.loss_mask[0, 10:] = 0

@@ -93,6 +93,20 @@ def test_a_rank_that_was_itself_stopped_goes_on(tmp_path):
             rank.kill()
 
 
+@pytest.mark.parametrize("beats, said", [
+    ({0: (0, 7, "a"), 1: (3.5, 7, "b"), 2: (4, 6, "c")}, "rank 1 has been silent for 4 s, rank 2 has been silent for 4 s"),
+    ({0: (0, 7, "a"), 1: (2.5, 6, "b"), 2: (0, 7, "c")}, "rank 1 is behind, in step 7 at b"),
+    ({0: (0, 7, "a"), 1: (2.5, 7, "b"), 2: (0, 7, "a")}, "all ranks are alive and in this step, rank 1 at b, rank 0 and 1 more at a")])
+def test_a_rank_is_silent_after_half_the_time_else_behind_else_at_another_line(tmp_path, monkeypatch, beats, said):
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    for rank, (ago, step, place) in beats.items():
+        path = tmp_path / f"heartbeat-{rank}"
+        path.write_text(json.dumps([step, place]))
+        os.utime(path, (now - ago,) * 2)
+    assert Watchdog(tmp_path, 0, 3, seconds=6)._waited_for() == said
+
+
 def test_a_watch_of_no_seconds_is_none(tmp_path):
     with Watchdog(tmp_path / "ranks", 0, 1, seconds=0) as watchdog:
         watchdog.beat(1)

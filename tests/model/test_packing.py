@@ -13,8 +13,9 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from safetensors.torch import save_file
 
 from stagecraft.data.packing import pack_bins, pack_stream
+from stagecraft.engine import packs as packs_module
 from stagecraft.engine.batch import Batch
-from stagecraft.engine.packs import packed_batch
+from stagecraft.engine.packs import own_packs, packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.model.packing import own_places, pack
 from tests.architectures import tiny
@@ -103,6 +104,18 @@ def test_ranks_divide_a_pack_wherever_its_boundaries_are(lengths, ranks):
         assert torch.equal(part.seq_idx, whole.seq_idx)
         seen = {token: (start, until - (end - 1 - token)) for first, end, start, until in part.stretches for token in range(first, end)}
         assert seen == {token: (starts[part.sequence[token]], place + 1) for token, place in enumerate(places.tolist())}
+
+
+@given(st.integers(0, 9), st.integers(1, 5))
+def test_every_pack_is_one_ranks_and_all_have_as_many(packs, ranks):
+    whole, found = [[at] for at in range(packs)], []
+    for rank in range(ranks):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(packs_module.parallel_state, "get_data_parallel_world_size", lambda: ranks)
+            patch.setattr(packs_module.parallel_state, "get_data_parallel_rank", lambda rank=rank: rank)
+            found.append(own_packs(whole))
+    assert {len(own) for own in found} == {max(1, -(-packs // ranks))}
+    assert sorted(at for own in found for pack in own for at in pack) == list(range(packs))
 
 
 def test_a_row_that_ranks_cannot_divide_is_refused():

@@ -86,6 +86,9 @@ def test_impossible_parameters_are_one_line():
     for changes, message in (({"modes": {"off": 0.5, "low": 0.5, "cut": 0.5}}, "off . low . cut is 1.5, more than 1"),
                              ({"later_stages": [{**later, "steps": 260}]}, "later_stages have 260 of the 260 steps, and leave none"),
                              ({"later_stages": [{**later, "packs_per_step": 3}]}, "packs_per_step 3 is no multiple of the 2 "),
+                             ({"warmup_steps": 171}, r"warmup_steps \+ decay_steps = 261 is more than steps 260"),
+                             ({"min_lr": 2.1e-3}, "min_lr 0.0021 is above lr 0.002"), ({"optimizer": "sgd"}, "optimizer 'sgd' is unknown"),
                              ({"data": {"tasks": True, "files": [], "bad_rows": "ignore"}}, "'fail' or 'skip'")):
         with pytest.raises(UserError, match=message):
             parse(Params, {**section, **changes}, "sft")
+    parse(Params, {**section, "warmup_steps": 170, "min_lr": section["lr"]}, "sft")
