@@ -9,12 +9,18 @@ from contextlib import suppress
 import psutil
 
 
-def torchrun(ranks: int, *command: str, **environment: str) -> str:
+def torchrun(ranks: int, *command: str, timeout: float = 1800, **environment: str) -> str:
     """What so many ranks of a command, such as "-m", MODULE, write, once all have ended well."""
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *command],
-                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    with subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *command],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment}) as process:
+        try:
+            said, complaint = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # it ends its ranks, which wait for each other; killed it would leave them
+            raise
+    assert process.returncode == 0, complaint[-3000:]
+    return said
 
 
 def below(pid: int, wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:

@@ -104,8 +104,8 @@ def _encode(corpus: Path, params: Params, stage: Stage, rank: int, ranks: int,
                 skipped.append(f"{place}: {error.what}")
             else:
                 conversations.append((array("i", ids), bytes(mask)))
-            if bar and (number - begin) % _TELL_EVERY == 0:
-                bar.advance(_TELL_EVERY)
+            if bar and ((done := number + 1 - begin) % _TELL_EVERY == 0 or done == end - begin):
+                bar.advance(done - bar.done)
     return conversations, skipped, None
 
 
