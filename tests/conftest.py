@@ -1,5 +1,6 @@
 """What every test shares: no diary unless a test asks for one, one thread, and two processes that share the directories between them."""
 
+import gc
 import os
 import signal
 
@@ -16,6 +17,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no defect
 settings.load_profile("patient")
+
+
+def pytest_collection_finish():
+    """What was imported stays: collections, which leaving a process group makes two of, need not go through all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 class _ByDirectory(LoadScopeScheduling):

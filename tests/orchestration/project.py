@@ -20,6 +20,20 @@ from stagecraft.contract.stages import STAGES
 REPOSITORY = Path(__file__).parents[2]
 CHAMPION = ("champion.py", "protocol.py", "statistics.py")  # the rule that the registry asks is the real one
 
+PARAMS = '''"""Parameters of a quick substitute."""
+
+from pydantic import Field
+
+from stagecraft.contract.params import params
+
+
+@params
+class Params:
+    amount: int = Field(gt=0)
+    rate: float
+    fail: str = ""
+'''
+
 STAGE = '''"""A quick substitute for the {name} stage."""
 
 import json
@@ -29,17 +43,8 @@ import sys
 import time
 from pathlib import Path
 
-from pydantic import Field
-
+from components.{name}.params import Params
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.params import params
-
-
-@params
-class Params:
-    amount: int = Field(gt=0)
-    rate: float
-    fail: str = ""
 
 
 def main(params, inputs, outputs, log):
@@ -137,6 +142,7 @@ def make_project(root: Path) -> Project:
         for path in directory.iterdir():
             if path.name not in ("__init__.py", "__main__.py", "component.py", *CHAMPION):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (directory / "params.py").write_text(PARAMS)
         (directory / "stage.py").write_text(STAGE.format(name=name, key=stage.key_metric))
     profile = "".join(f"{name}:\n  amount: {n}  # things to count\n  rate: 3e-4\n  fail: ''\n" for n, name in enumerate(STAGES, 1))
     cluster = (REPOSITORY / "params.yaml").read_text().partition("\ncluster:")
