@@ -136,6 +136,12 @@ def test_muon_steps_the_matrices_of_the_layers_at_a_rate_of_its_own(dtype):
         assert float(moved[1][name] / moved[0][name]) == pytest.approx(1.0 if name in adam else 3.0, rel=1e-3), name
 
 
+def test_matrices_begin_with_the_profiles_spread():
+    found = values(new_trainer(precision="bf16", mtp_depths=0))
+    for name in ("embedding.word_embeddings.weight", "decoder.layers.0.mixer.in_proj.weight", "output_layer.weight"):
+        assert float(found[name].std()) == pytest.approx(tiny().initializer_range, rel=0.05), name
+
+
 def test_what_is_frozen_keeps_its_value_and_nothing_else_does():
     trainer = new_trainer(precision="bf16", mtp_depths=0, frozen=("router", "embedding"))
     before = values(trainer)
@@ -453,7 +459,12 @@ def overflowing(logits, batch):
     return (logits - logits.detach()).square().sum().sqrt(), batch.loss_mask.sum(), {}
 
 
-@pytest.mark.parametrize("loss", [broken, overflowing])
+def unsteep(logits, batch):
+    """A loss that is no number, whose gradient is zero."""
+    return logits.sum() * 0 + math.nan, batch.loss_mask.sum(), {}
+
+
+@pytest.mark.parametrize("loss", [broken, overflowing, unsteep])
 def test_a_skipped_step_moves_nothing(loss):
     trainer = new_trainer(precision="bf16", mtp_depths=0, expert_bias_rate=1e-3)
     trainer.step([batch(0)])
@@ -461,7 +472,7 @@ def test_a_skipped_step_moves_nothing(loss):
     moments = copy.deepcopy(trainer.moments())
     result = trainer.step([batch(1)], loss)
     assert result.skipped and trainer.steps_done == 2
-    assert math.isfinite(result.loss) == (loss is overflowing) and not math.isfinite(result.grad_norm)
+    assert (math.isfinite(result.loss), math.isfinite(result.grad_norm)) == (loss is overflowing, loss is unsteep)
     biases = [tensor for name, tensor in before.items() if "e_score_correction_bias" in name]
     assert biases and all(bias.any() for bias in biases)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.weights().items())
