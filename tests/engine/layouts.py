@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from stagecraft.megatron_cpu import ON_CPU  # noqa: F401
@@ -49,8 +50,10 @@ def part(batch: Batch, micro: int) -> list[Batch]:
     return [Batch(*(t[at:at + micro] for t in (batch.tokens, batch.labels, batch.loss_mask))) for at in range(start, start + share, micro)]
 
 
-def trainer_of(weights, **options) -> Trainer:
-    return Trainer(SHAPES, SCHEDULE, max_sequence_length=32, weights=weights, **{**PLAIN, **options})
+def trainer_of(weights, dtype="float32", scaling=SHAPES.routed_scaling_factor, **options) -> Trainer:
+    """`scaling`: of what the routed experts add, and with it their share of the gradient's norm."""
+    return Trainer(replace(SHAPES, routed_scaling_factor=scaling), SCHEDULE, max_sequence_length=32, weights=weights,
+                   dtype=getattr(torch, dtype), **{**PLAIN, **options})
 
 
 def take(trainer: Trainer, steps: int, micro: int) -> list[list[float]]:

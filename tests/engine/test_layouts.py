@@ -33,6 +33,7 @@ CASES = {
     "pp2 ep2": {"layout": size(pipeline=2, expert=2)},
     "tp2 ep2 dp2": {"layout": size(tensor=2, expert=2)},
     "tp2 pp2 ep2, MTP and balancing": {"layout": size(tensor=2, pipeline=2, expert=2), "options": FULL},
+    "dp4, MTP": {"layout": ONE, "options": FULL},
     "pp4, MTP and balancing": {"layout": size(pipeline=4), "options": FULL},
     "tp2 dp2, then pp2 dp2": {"layout": size(tensor=2), "resume": size(pipeline=2)},
     "dp4, then tp2 pp2": {"layout": ONE, "resume": size(tensor=2, pipeline=2)},
@@ -53,6 +54,7 @@ CASES = {
     "cp2 ep4": {"layout": size(context=2, expert=4)},
     "cp4, then tp2 dp2": {"layout": size(context=4), "resume": size(tensor=2)},
     "cp4, MTP": {"layout": size(context=4), "options": FULL},
+    "tp2 ep2 dp2, bfloat16": {"layout": size(tensor=2, expert=2), "options": {"dtype": "bfloat16", "scaling": 20.0}},
     "pp2, recipe": {"layout": size(pipeline=2), "options": RECIPE, "close": True},
     "tp2, recipe": {"layout": size(tensor=2), "options": RECIPE, "close": True},
     "cp2, recipe": {"layout": size(context=2), "options": RECIPE, "close": True},
@@ -98,12 +100,12 @@ def test_no_two_layers_begin_alike(told):
 def test_the_training_is_that_of_one_process(name, weights, told):
     found, whole = told[name]
     steps, heldout, after, expected = one_process(weights, CASES[name])
-    assert found["steps"][0][0] == pytest.approx(steps[0][0], rel=2e-5)
+    narrow = CASES[name].get("options", {}).get("dtype") == "bfloat16"
     for seen, wanted in zip(chain(found["steps"], found["after"]), chain(steps, after)):
-        assert seen == pytest.approx(wanted, rel=2e-5)
-    assert found["heldout"] == pytest.approx(heldout, rel=1e-5)
+        assert seen == pytest.approx(wanted, rel=5e-3 if narrow else 2e-5)
+    assert found["heldout"] == pytest.approx(heldout, rel=1e-3 if narrow else 1e-5)
     assert whole.keys() == expected.keys()
-    for key, tensor in expected.items():
+    for key, tensor in expected.items() if not narrow else ():  # whose first steps go by a gradient's sign, which rounding may turn
         assert (whole[key] - tensor).norm() <= 2e-4 * tensor.norm() + 1e-6, key
 
 
