@@ -96,12 +96,15 @@ class Engine:
             said = error.explanation or error
             raise UserError(f"the container engine refuses: {said}", where=image, mend="see the engine's log") from None
         try:
-            told = 0
-            for line in container.logs(stream=True):
-                told += len(line)
-                print(line.decode(errors="replace"), end="")
+            told, rest = 0, b""
+            for part in container.logs(stream=True):  # which may end within a line
+                told += len(part)
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    print(line.decode(errors="replace"))
             status = container.wait()["StatusCode"]
-            print(container.logs()[told:].decode(errors="replace"), end="")  # podman's stream may end before the last lines are in it
+            late = container.logs()[told:]  # podman's stream may end before the last lines are in it
+            print((rest + late).decode(errors="replace"), end="")
             return Status.SUCCESS if status == 0 else Status.FAILURE
         finally:
             _end(container)
