@@ -51,7 +51,7 @@ def main(ranks: int | None, family: str | None) -> None:
         UserError: the profile or the layout is impossible, or the profile refuses what would compute on such GPUs.
     """
     params = load(Params, "pretrain")
-    family = family or read_cluster(Path(params_path()))["pretrain"].node_selector.get(FAMILY, "cpu")
+    family = (family or read_cluster(Path(params_path()))["pretrain"].node_selector.get(FAMILY, "cpu")).casefold()
     for line in report(params, ranks or (params.processes if params.processes > 1 else fewest_ranks(params)), family):
         print(line)
 
@@ -91,7 +91,7 @@ def report(params: Params, ranks: int, family: str) -> Iterator[str]:
         yield f"{part}: {size(getattr(memory, part))}"
     for phase, needed in by_phase.items():
         yield f"in all, {phase.blend} from step {phase.start:,} on: {size(needed.total)}"
-    for name in MEMBERS.get(family.casefold(), ()):
+    for name in MEMBERS.get(family, ()):
         usable = gpu(name).memory * efficiencies().memory_use
         yield f"usable on {name}: {size(usable)}{'' if memory.total <= usable else ', which is too little'}"
     yield f"\n## Precision of every module on {hardware.name}, as the recipe names it -> what computes"
@@ -118,7 +118,6 @@ def resolved(params: Params, family: str) -> tuple[Hardware, list[Resolved]]:
     Raises:
         UserError: the family is unknown, or the profile's `emulate` refuses what would compute.
     """
-    family = family.casefold()
     if family not in ("cpu", *FAMILIES):
         raise UserError(f"family of GPUs {family!r} is unknown", where=f"--family, or {FAMILY} in the profile",
                         mend=f"choose one of cpu, {', '.join(FAMILIES)}")
