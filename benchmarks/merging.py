@@ -52,15 +52,18 @@ def _train(params: Params, corpus: Path, windows: Sequence[int], work: Path) -> 
     rows, heldout = PhaseRows(files, params.phases, params.seed), Heldout(files, params)
     trainer = built(params, params.layout)
     mergers = {window: Merger(replace(params.merge, window=window), work / str(window), trainer.module, reach=0) for window in windows}
+    loss = partial(heldout.loss, trainer, params.heldout_look_rows)
     curve: Curve = {}
     for step in range(params.steps):
         trainer.step(rows.read(step))
         if (done := trainer.steps_done) <= params.warmup_steps:
             continue
         for window, merger in mergers.items():
-            losses = merger.look(done, partial(heldout.loss, trainer))
-            if "merged" in losses:
-                curve.setdefault(done, {"last": losses["last"]})[str(window)] = losses["merged"]
+            merged = merger.look(done, loss)
+            if merged is not None:
+                if done not in curve:
+                    curve[done] = {"last": loss()}
+                curve[done][str(window)] = merged
     parallel.shutdown()
     return curve
 

@@ -20,8 +20,9 @@ Blend = Literal["phase1", "phase2", "long"]
 class Params(Schedule):
     """Sizes in tokens or sequences. No defaults: the profile must set every value."""
 
-    # The last two say when to give up and how closely to watch the run; they change no bit of what is computed.
-    PLACEMENT: ClassVar = (*Schedule.PLACEMENT, "keep_checkpoints", "hang_seconds", "max_skipped_steps", "diagnose_every")
+    # When to give up, and how closely the run is watched: nothing of this changes a bit of what is trained.
+    PLACEMENT: ClassVar = (*Schedule.PLACEMENT, "keep_checkpoints", "hang_seconds", "max_skipped_steps", "diagnose_every", "heldout_every",
+                           "heldout_look_rows")
 
     seed: Count
     processes: Positive
@@ -39,6 +40,8 @@ class Params(Schedule):
     batch_ramp: BatchRamp
     expert_bias_rate: Share
     aux_loss: Share
+    heldout_every: Count
+    heldout_look_rows: Positive
     heldout_rows: Positive
     merge: Merging
     long_context: LongContext

@@ -64,14 +64,14 @@ def plot_loss(params: Params, log: RunLog) -> None:
     """Losses of the next token, of each MTP depth and of held-out rows, gradient norm and learning rate; phases begin at a line."""
     from matplotlib.figure import Figure
 
-    curve, looks = log.curve(), log.curve("merging")
+    curve, looks = log.curve(), log.curve("heldout")
     steps = [row["step"] for row in curve]
     figure = Figure(figsize=(7, 7), layout="constrained")
     loss, norm, rate = figure.subplots(3, 1, sharex=True, height_ratios=[4, 1, 1])
     depths = sum(key.startswith("mtp_loss_") for key in curve[0])
     for key, label in (("loss", "next token"), *((f"mtp_loss_{depth}", f"MTP depth {depth}") for depth in range(1, depths + 1))):
         loss.plot(steps, [row[key] for row in curve], label=label, linewidth=1)
-    for key, label in (("last", "held out"), ("merged", "held out, merged weights")):
+    for key, label in (("loss", "held out"), ("merged", "held out, merged weights")):
         if points := [(row["step"], row[key]) for row in looks if key in row]:
             loss.plot(*zip(*points), label=label, linewidth=0, marker=".")
     norm.plot(steps, [row["grad_norm"] for row in curve], color="gray", linewidth=1)

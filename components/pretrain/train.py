@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -56,13 +55,13 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     rows, heldout_rows = PhaseRows(files, params.phases, params.seed), Heldout(files, params)
     together((lambda: row_order.seal(files.cache)) if first else None)
 
-    def run(until: int, between: Callable[[], None] = lambda: None) -> None:
+    def run(until: int) -> None:
         """Go on to step `until` with the trainer there is, in whose layout all phases up to then are."""
         def step() -> StepResult:
             return trainer.step(rows.read(trainer.steps_done, partial(parallel.share, where="pretrain.global_batch / micro_batch")))
 
         loop.run(trainer, step, name="pretrain", work=work, checkpoint_every=params.checkpoint_every, log=log, until=until,
-                 keep=params.keep_checkpoints, max_skipped=params.max_skipped_steps, beat=watchdog.beat, between=between,
+                 keep=params.keep_checkpoints, max_skipped=params.max_skipped_steps, beat=watchdog.beat, between=look,
                  extra=lambda: {"rows": rows_read(trainer.steps_done, params.phases)})
 
     def heldout(count: int) -> float:
@@ -73,9 +72,13 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
                     note=log.note if log else lambda _: None, beat=lambda: watchdog.beat(trainer.steps_done))
 
     def look() -> None:
-        done = trainer.steps_done
-        if params.warmup_steps < done <= params.steps and (losses := merger.look(done, heldout)) and log:
-            log.step(done, curve="merging", **losses)
+        done, merged = trainer.steps_done, None
+        if params.warmup_steps < done <= params.steps:
+            merged = merger.look(done, lambda: heldout(params.heldout_look_rows))
+        if merged is not None or (params.heldout_every and done % params.heldout_every == 0):
+            losses = {"loss": heldout(params.heldout_look_rows), **({} if merged is None else {"merged": merged})}
+            if log:
+                log.step(done, curve="heldout", **losses)
         if done == params.steps and params.long_context.steps:
             settle()
 
@@ -90,7 +93,7 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
         return merged if merger.merged else last
 
     with watchdog:
-        run(params.steps, look)
+        run(params.steps)
         if params.long_context.steps:
             if params.long_context.layout != params.layout:
                 del trainer, merger

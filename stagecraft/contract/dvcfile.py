@@ -25,7 +25,7 @@ _HEAD = """\
 # Curves worth a plot: title -> axis label and, per file, the column or columns (stages write one CSV per curve, `step` first).
 CURVES: dict[str, tuple[str, dict[str, str | list[str]]]] = {
     "Training loss": ("nats per token", {"plots/pretrain/train.csv": "loss", "plots/sft/train.csv": "loss"}),
-    "Held-out loss": ("nats per token", {"plots/pretrain/merging.csv": ["last", "merged"]}),
+    "Held-out loss": ("nats per token", {"plots/pretrain/heldout.csv": ["loss", "merged"]}),
     "Training speed": ("tokens per second", {"plots/pretrain/speed.csv": "tokens_per_second", "plots/sft/speed.csv": "tokens_per_second"}),
     "RL reward": ("mean reward", {"plots/rl/train.csv": "reward"}),
 }

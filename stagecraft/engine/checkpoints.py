@@ -16,6 +16,7 @@ from torch import nn
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import digest_of, sha256
+from stagecraft.engine.replicas import divide_writing, read
 from stagecraft.engine.saving import STATE, Saver, sharded, write_state
 from stagecraft.engine.together import FAILURES, together
 from stagecraft.engine.trainer import Trainer
@@ -68,6 +69,11 @@ def save_weights(path: Path, module: nn.Module) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
 
+    def write() -> None:
+        state = module.sharded_state_dict(prefix="")
+        divide_writing(state)
+        dist_checkpointing.save(state, temporary)
+
     def finish() -> None:
         write_state(temporary, {}, parts)
         shutil.rmtree(path, ignore_errors=True)
@@ -75,7 +81,7 @@ def save_weights(path: Path, module: nn.Module) -> None:
 
     try:
         together(begin if first else None)
-        together(lambda: dist_checkpointing.save(module.sharded_state_dict(prefix=""), temporary))
+        together(write)
         parts = together(lambda: {path.name: sha256(path) for path in temporary.glob(f"__{dist.get_rank()}_*")})
         together(finish if first else None)
     except OSError as error:
@@ -91,13 +97,13 @@ def load_weights(path: Path, module: nn.Module) -> None:
     for damage in together(lambda: _damage(path)):
         if damage:
             raise UserError(f"damaged weights: {damage}", where=str(path), mend=f"delete {path.parent} to go on without what it holds")
-    module.load_state_dict(dist_checkpointing.load(module.sharded_state_dict(prefix=""), path))
+    module.load_state_dict(read(module.sharded_state_dict(prefix=""), path))
 
 
 def _load(checkpoint: Path, trainer: Trainer) -> dict[str, Any]:
     try:
         state = json.loads((checkpoint / STATE).read_text())
-        loaded = dist_checkpointing.load(sharded(trainer), checkpoint)
+        loaded = read(sharded(trainer), checkpoint)
         trainer.module.load_state_dict(loaded["model"])
         for name, moments in trainer.moments().items():
             for moment, tensor in moments.items():

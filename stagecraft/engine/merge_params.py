@@ -15,11 +15,9 @@ class Merging:
     Args:
         every: steps between the weights that are kept; 0: no merging.
         window: weights in a merge.
-        rows: held-out rows that the merged and the last weights are compared on.
         use: whether merged weights replace the last ones: "better", if their held-out loss is lower, or "never".
     """
 
     every: Count
     window: Positive
-    rows: Positive
     use: Literal["better", "never"]

@@ -47,26 +47,25 @@ class Merger:
         self.merging, self.directory, self.module, self.reach, self.after = merging, directory, module, reach, after
         self.note, self.beat, self.merged = note, beat, False
 
-    def look(self, step: int, heldout: Callable[[int], float]) -> dict[str, float]:
-        """After step `step`: keep its weights if it is one of the window's.
+    def look(self, step: int, heldout: Callable[[], float]) -> float | None:
+        """After step `step`: keep its weights if it is one of the window's, and see what the merged ones are worth.
 
         Args:
-            heldout: held-out loss over so many rows, of the module as it is.
+            heldout: held-out loss of the module as it is.
 
         Returns:
-            `last` and, once the window is full, `merged`: the held-out losses; empty if the step is none of the window's.
+            That of the merged weights; None if the step is none of the window's, or the window is not full.
         """
         if not self.merging.every or step % self.merging.every:
-            return {}
+            return None
         checkpoints.save_weights(self._path(step), self.module)
         self.beat()
         if dist.get_rank() == 0:
             self._discard(step)
-        losses = {"last": heldout(self.merging.rows)}
-        if window := self._window(step):
-            with self._with(window):
-                losses["merged"] = heldout(self.merging.rows)
-        return losses
+        if not (window := self._window(step)):
+            return None
+        with self._with(window):
+            return heldout()
 
     def goes_on(self, step: int, heldout: Callable[[], float], last: float) -> float | None:
         """At the end, after step `step`: the held-out loss of the merged weights, which replace the module's if it is below `last` and

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
+from megatron.core.dist_checkpointing.exchange_utils import ShardDistribution
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import digest_of, sha256, write_json
+from stagecraft.engine.replicas import divide_writing
 from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Trainer
 
@@ -80,6 +82,7 @@ class Saver:
     def __init__(self, directory: Path, keep: int = 2):
         self.directory, self.keep = directory, keep
         self._copies: dict[tuple, Tensor] = {}
+        self._division: ShardDistribution | None = None
         self._writing: _Writing | None = None
 
     def save(self, trainer: Trainer, extra: dict[str, Any] | None = None) -> None:
@@ -157,7 +160,7 @@ class Saver:
     def _copy(self, trainer: Trainer) -> dict[str, Any]:
         """The state to save, with copies in host memory of the tensors that this rank writes."""
         state = sharded(trainer)
-        apply_factories(state)
+        self._division = divide_writing(state, self._division)
         for shard in nested_values(state):
             if isinstance(shard, ShardedTensor) and is_main_replica(shard.replica_id):
                 place = (shard.key, shard.global_offset)

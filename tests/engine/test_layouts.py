@@ -102,7 +102,7 @@ def test_the_training_is_that_of_one_process(name, weights, told):
     steps, heldout, after, expected = one_process(weights, CASES[name])
     narrow = CASES[name].get("options", {}).get("dtype") == "bfloat16"
     for seen, wanted in zip(chain(found["steps"], found["after"]), chain(steps, after)):
-        assert seen == pytest.approx(wanted, rel=5e-3 if narrow else 2e-5)
+        assert seen == pytest.approx(wanted, rel=1.5e-2 if narrow else 2e-5)
     assert found["heldout"] == pytest.approx(heldout, rel=1e-3 if narrow else 1e-5)
     assert whole.keys() == expected.keys()
     for key, tensor in expected.items() if not narrow else ():  # whose first steps go by a gradient's sign, which rounding may turn

@@ -1,4 +1,4 @@
-"""Each data-parallel rank has the optimizer's state of its share of the parameters; that the steps are the same: test_layouts.py."""
+"""Of data-parallel ranks each has, writes and reads its share of the optimizer's state; that the steps are the same: test_layouts.py."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.processes import torchrun
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_two_ranks_have_half_of_the_state_each_and_the_same_weights(tmp_path, optimizer, dtype):
+def test_two_ranks_have_write_and_read_half_of_the_state_each_and_the_same_weights(tmp_path, optimizer, dtype):
     torchrun(2, "-m", "tests.engine.sharded_ranks", str(tmp_path), optimizer, dtype, STAGECRAFT_NUMERICS="eager")
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     first, second = (rank["moments"] for rank in ranks)
@@ -24,6 +24,13 @@ def test_two_ranks_have_half_of_the_state_each_and_the_same_weights(tmp_path, op
     assert [rank["main"] for rank in ranks] == [rank["narrow"] for rank in ranks]
     assert all(rank["narrow"] > 0.3 * rank["values"] if dtype == "bfloat16" else not rank["narrow"] for rank in ranks)
     assert all(ranks[0][key] == ranks[1][key] for key in ("values", "sum", "squares"))
+
+    # All of it is in the files once, also the weights, of which each rank has all; each writes and reads half.
+    whole = ranks[0]["values"] + sum(2 * sum(rank["moments"].values()) + rank["main"] for rank in ranks)
+    read, written = ([rank[key] for rank in ranks] for key in ("read", "written"))
+    assert whole <= sum(read) < 1.001 * whole  # the routers' buffers are no parameters
+    assert max(read) < 0.51 * sum(read) and max(written) < 0.52 * sum(written)
+    assert all(rank["same"] for rank in ranks)
 
     alone = new_trainer(optimizer, dtype=getattr(torch, dtype))  # goes on from their checkpoint with all of it
     assert checkpoints.resume(tmp_path, alone) is not None and alone.updates == 2

@@ -16,8 +16,8 @@ from stagecraft.contract.events import read_events
 ROOT = Path(__file__).parents[2]
 CHANGES = {
     "curate": {"sample_bytes": 400_000, "tokenizer_bytes": 200_000, "vocab_size": 640},
-    "pretrain": {"steps": 8, "warmup_steps": 2, "decay_steps": 2, "checkpoint_every": 2, "heldout_rows": 4, "sequence_length": 64,
-                 "merge": {"every": 2, "window": 2, "rows": 4, "use": "better"}},
+    "pretrain": {"steps": 8, "warmup_steps": 2, "decay_steps": 2, "checkpoint_every": 2, "sequence_length": 64,
+                 "heldout_every": 2, "heldout_look_rows": 4, "heldout_rows": 4, "merge": {"every": 2, "window": 2, "use": "better"}},
     "sft": {"steps": 8, "warmup_steps": 2, "decay_steps": 2, "checkpoint_every": 2, "pack_tokens": 512},
     "rl": {"steps": 4, "warmup_steps": 1, "checkpoint_every": 1, "prompts_per_step": 4, "generations_per_prompt": 4,
            "healing": {"steps": 4, "lr": 1.0e-3, "depths": 2, "rollouts": 2, "heldout": 12}},

@@ -51,9 +51,10 @@ def small(where, processes):
     """Sixty steps as short as they get, with a checkpoint after every sixth."""
     profile = YAML().load(where / "params.yaml")
     profile["pretrain"].update(processes=processes, steps=60, warmup_steps=6, decay_steps=12, checkpoint_every=6, sequence_length=32,
-                               global_batch=2, micro_batch=1, mtp_depths=1, diagnose_every=0, heldout_rows=2)
+                               global_batch=2, micro_batch=1, mtp_depths=1, diagnose_every=0, heldout_every=20, heldout_look_rows=2,
+                               heldout_rows=2)
     profile["pretrain"]["architecture"].update(hybrid_override_pattern="M*E", n_routed_experts=4)
-    profile["pretrain"]["merge"].update(every=20, rows=2)
+    profile["pretrain"]["merge"].update(every=20)
     YAML().dump(profile, where / "params.yaml")
 
 

@@ -11,6 +11,7 @@ from components.pretrain.params import Params
 from components.pretrain.train import train
 from stagecraft.checkpoint.convert import to_hf
 from stagecraft.contract.params import load
+from stagecraft.contract.runlog import RunLog
 from stagecraft.engine.batch import Batch
 from stagecraft.engine.merging import Merger
 from tests.architectures import tiny
@@ -50,9 +51,10 @@ def small(tmp_path, monkeypatch):
         params, architecture=tiny(vocab_size=2048), precision="bf16", processes=1, mtp_depths=0, steps=6, warmup_steps=1, decay_steps=2,
         blend="phase1", decay_blend="phase2", sequence_length=16, global_batch=4, micro_batch=2, heldout_rows=3, checkpoint_every=100,
         batch_ramp=replace(params.batch_ramp, steps=2, start=2, increment=2), merge=replace(params.merge, every=0), seed=5,
+        heldout_every=0, heldout_look_rows=1,
         long_context=replace(params.long_context, steps=4, alternating_steps=2, sequence_length=64, short_length=16, global_batch=2,
                              micro_batch=1, blend="long"))
-    return params, opened, lambda params: train(params, tmp_path, tmp_path / "work", None)
+    return params, opened, lambda params, log=None, work="work": train(params, tmp_path, tmp_path / work, log)
 
 
 def test_every_step_reads_the_next_rows_of_its_phase(small):
@@ -68,6 +70,21 @@ def test_every_step_reads_the_next_rows_of_its_phase(small):
     assert short.read == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert heldout.blend == "heldout" and heldout.read == [[0, 1], [2]] * 2  # after the decay, and at the end
     assert 0 < result.heldout_loss < 10
+
+
+def test_a_look_at_held_out_text_changes_nothing_that_is_trained(small, tmp_path):
+    """Through all phases, and with what a forward pass of training draws or counts: rounding, MTP, the experts' balance."""
+    params, _, train = small
+    params = replace(params, precision="nvfp4", mtp_depths=2)
+    without = train(params)
+    (tmp_path / "looked").mkdir()
+    log = RunLog("pretrain", tmp_path / "plots", tmp_path / "looked")
+    looked = train(replace(params, heldout_every=3, heldout_look_rows=2), log, "looked")
+    assert looked.heldout_loss == without.heldout_loss
+    assert all(torch.equal(tensor, without.weights[name]) for name, tensor in looked.weights.items())
+    points = log.curve("heldout")
+    assert [point["step"] for point in points] == [3, 6, 9] and len({point["loss"] for point in points}) == 3
+    assert not any("merged" in point for point in points)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
