@@ -148,7 +148,8 @@ def count_on_meta(params: Params) -> tuple[int, int]:
 def memory_of(params: Params, phase: Phase, ranks: int) -> Memory:
     """Of the fullest GPU in this phase."""
     layout = params.layout_of(phase)
-    planned = Layout(tp=layout.tensor, pp=layout.pipeline, cp=layout.context, ep=layout.expert, dp=layout.data(ranks), micro=phase.micro)
+    planned = Layout(tp=layout.tensor, pp=layout.pipeline, cp=layout.context, ep=layout.expert, dp=layout.data(ranks), micro=phase.micro,
+                     recompute=layout.recompute)
     work = Workload(phase.length, max(phase.batches), params.mtp_depths)
     recipe = formats("training", params.precision)
     state = replace(State.of(recipe), logit=4.0, whole=True)  # our losses are of float32 logits

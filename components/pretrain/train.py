@@ -125,7 +125,8 @@ def built(params: Params, layout: Layout) -> Trainer:
     trainer = Trainer(
         params.architecture, optimization, max_sequence_length=max(phase.length for phase in params.phases), precision=params.precision,
         dtype=getattr(torch, params.dtype), mtp_depths=params.mtp_depths, mtp_loss_scale=params.mtp_loss_scale,
-        expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss, diagnose_every=params.diagnose_every)
+        expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss, diagnose_every=params.diagnose_every,
+        recompute=layout.recompute)
     check(trainer.module, trainer.config.quant_recipe)
     return trainer
 

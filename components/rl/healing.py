@@ -45,7 +45,8 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
     trainer = Trainer(architecture, Optimization(lr=asked.lr, steps=asked.steps, warmup_steps=0, decay_steps=asked.steps,
                                                  betas=(0.9, 0.999), clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, dtype=getattr(torch, params.dtype),
-                      expert_bias_rate=0.0, aux_loss=0.0, mtp_depths=asked.depths, mtp_loss_scale=1.0)
+                      expert_bias_rate=0.0, aux_loss=0.0, mtp_depths=asked.depths, mtp_loss_scale=1.0,
+                      recompute=params.layout.recompute)
     last = read_answers(kept, params.steps)
     trainer.load_weights(before)
     worth = {"before": acceptance(trainer, read_answers(started, 0), params.pack_tokens)}

@@ -41,7 +41,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
                                                  decay_steps=round(params.decay_share * params.steps), betas=(0.9, 0.999),
                                                  clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, dtype=getattr(torch, params.dtype),
-                      expert_bias_rate=0.0, aux_loss=0.0)
+                      expert_bias_rate=0.0, aux_loss=0.0, recompute=params.layout.recompute)
     checkpoints.resume(work / "checkpoints", trainer, log.note if log else lambda _: None)
     kept = 0
     if log:

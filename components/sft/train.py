@@ -97,7 +97,7 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
     shares = [parallel.share(stage.packs_per_step, "sft: packs_per_step") for stage in stages]
     trainer = Trainer(architecture, Optimization.of(params), max_sequence_length=max(stage.pack_tokens for stage in stages),
                       weights=weights, dtype=getattr(torch, params.dtype), mtp_depths=params.mtp_depths,
-                      mtp_loss_scale=params.mtp_loss_scale)
+                      mtp_loss_scale=params.mtp_loss_scale, recompute=params.layout.recompute)
     if log:
         if skipped:
             log.note(f"{len(skipped)} bad rows skipped, the first: {skipped[0]}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
 from stagecraft.engine.schedule import Positive
@@ -29,12 +31,15 @@ class Layout:
         pipeline: of the layers; MTP and head lie on the last stage.
         context: of the tokens of a row, between the ranks that work on it together.
         expert: of the routed experts. Experts are not divided further: their tensor parallelism is 1.
+        recompute: which layers keep only their input for the backward pass, which computes the rest again: "none", "moe", or "full" for
+            all. It takes time for memory, and changes no bit.
     """
 
     tensor: Positive
     pipeline: Positive
     context: Positive
     expert: Positive
+    recompute: Literal["none", "moe", "full"] = "none"
 
     @property
     def model(self) -> int:

@@ -48,18 +48,23 @@ from stagecraft.model.vocabulary import losses
 AROUND = {NVFP4: {"fp4": "e2m1", "fp4_recipe": "nvfp4"}, MXFP8: {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
           FP8: {"fp8": "hybrid", "fp8_recipe": "tensorwise"}}
 
+# Layers whose activations are not kept for the backward pass, which computes them again (stagecraft/engine/layout.py).
+AGAIN = {"none": {}, "moe": {"recompute_granularity": "selective", "recompute_modules": ["moe"]},
+         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}}
+
 bind_kernels(split_conv_scan=split_conv_scan, gated_norm=GatedRMSNorm)
 
 
 def transformer_config(architecture: Architecture, *, precision: str = "bf16", dtype: torch.dtype = torch.float32, mtp_depths: int = 0,
                        mtp_loss_scale: float = 0.3, expert_bias_rate: float = 1e-3, aux_loss: float = 1e-4,
-                       transformer_engine: bool | None = None, **parallel: Any) -> TransformerConfig:
+                       recompute: str = "none", transformer_engine: bool | None = None, **parallel: Any) -> TransformerConfig:
     """megatron-core's config of an architecture.
 
     Args:
         precision: a recipe of stagecraft.model.precision; what it leaves unquantised, with "bf16" everything, is computed in `dtype`.
         mtp_depths: prediction depths; they share one block. 0 builds no MTP.
         expert_bias_rate, aux_loss: 0 freezes the router's balancing (post-training).
+        recompute: which layers' activations the backward pass computes again: "none", "moe", or "full" for all.
         transformer_engine: build its layers. None does so if it is installed, the recipe quantises something, the GPU multiplies every
             format of the recipe, and `dtype` is not float32.
         parallel: tensor_model_parallel_size and the like.
@@ -86,6 +91,7 @@ def transformer_config(architecture: Architecture, *, precision: str = "bf16", d
         transformer_impl="transformer_engine" if transformer_engine else "local", moe_grouped_gemm=transformer_engine,
         params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype == torch.bfloat16, bias_dropout_fusion=False,
         gradient_accumulation_fusion=False, persist_layer_norm=False, calculate_per_token_loss=True, quant_recipe=recipe,
+        **AGAIN[recompute],
         **({"mtp_num_layers": mtp_depths, "mtp_loss_scaling_factor": mtp_loss_scale, "mtp_use_repeated_layer": True} if mtp_depths else {}),
         **parallel)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from stagecraft.contract.errors import UserError
 from stagecraft.planning.architecture import Attention, Model, Scan
 
-RECOMPUTE = ("none", "selective", "moe", "full")
+RECOMPUTE = ("none", "moe", "full")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Layout:
     Attributes:
         tp, cp, pp, ep, dp: tensor (with sequence parallelism), context, pipeline, expert and data parallel sizes.
         micro: sequences of one microbatch.
-        recompute: "none"; "selective": activation functions and norms are computed again; "moe": MoE layers
-            are as well; "full": all layers are.
+        recompute: whose activations the backward pass computes again: "none", "moe" for those of MoE layers, "full" for all.
     """
 
     tp: int = 1
@@ -107,7 +106,7 @@ def parse_layout(text: str, gpus: int) -> Layout:
         good = value in RECOMPUTE if name == "recompute" else re.fullmatch(r"[1-9]\d*", value)
         if name not in names or not good:
             raise UserError(f"{part.strip()!r} is no part of a layout", where="--layout",
-                            mend=f"write it like tp=2,ep=64,recompute=selective; names are {', '.join(names)}")
+                            mend=f"write it like tp=2,ep=64,recompute=moe; names are {', '.join(names)}")
         given[name] = value if name == "recompute" else int(value)
     if "dp" not in given:
         model_parallel = int(given.get("tp", 1)) * int(given.get("cp", 1)) * int(given.get("pp", 1))

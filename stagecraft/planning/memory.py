@@ -119,17 +119,16 @@ def saved_bytes(branch: Branch, tokens: float, model: Model, layout: Layout, sta
     """
     recompute = recompute or layout.recompute
     entry = model.hidden * state.activation
-    if recompute == "full" or (recompute == "moe" and branch.layer.kind == "moe"):
+    if recompute == "full":
         return branch.passes * tokens * entry / layout.tp
+    if recompute == "moe" and branch.layer.kind == "moe":  # the norm before is no part of what is computed again
+        return branch.passes * tokens * 2 * entry / layout.tp
     total, seen = entry, set()
     for index, placed in enumerate(branch.placed):
         product = placed.product
         operand = min(bytes_of(placed.format), state.activation)
         reads_norm = product.inputs == model.hidden and product.split != "expert"
-        activated = product.operator in ("shared", "experts down") and not (product.operator == "shared" and reads_norm)
-        if recompute != "none" and (activated or reads_norm):
-            pass
-        elif reads_norm:
+        if reads_norm:
             if operand not in seen:  # products that read the same normed input in one format share it
                 total += product.inputs * operand
             seen.add(operand)

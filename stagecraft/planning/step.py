@@ -124,9 +124,8 @@ def _microbatch(stage: Stage, model: Model, work: Workload, layout: Layout, roof
     for branch in stage.branches:
         forward, backward = layer_seconds(branch, tokens, work.length, model, layout, roofline, state)
         for name, seconds in forward.items():
-            whole = layout.recompute == "full" or (layout.recompute == "moe" and branch.layer.kind == "moe")
-            again = seconds if whole or (layout.recompute != "none" and name == "elementwise") else 0.0
-            parts[name] += branch.times * branch.passes * (seconds + again)
+            again = layout.recompute == "full" or (layout.recompute == "moe" and branch.layer.kind == "moe")
+            parts[name] += branch.times * branch.passes * seconds * (1 + again)
         for name, seconds in backward.items():
             parts[name] += branch.times * branch.passes * seconds
     if stage.heads:

@@ -84,7 +84,8 @@ def to_nearest() -> Iterator[None]:
 def run(weights, case: dict, directory: Path) -> tuple[dict, dict]:
     """One case: {"layout": sizes, "options": of the trainer, "micro": rows, "resume": layout to go on in, if any, "fresh": no weights}."""
     parallel.initialize(7, Layout(**case["layout"]))
-    trainer = trainer_of(None if "fresh" in case else weights, **case.get("options", {}))
+    options = {**case.get("options", {}), "recompute": case["layout"].get("recompute", "none")}
+    trainer = trainer_of(None if "fresh" in case else weights, **options)
     if "fresh" in case:
         whole = trainer.weights()
         parallel.leave_groups()
@@ -97,7 +98,7 @@ def run(weights, case: dict, directory: Path) -> tuple[dict, dict]:
         checkpoints.save(directory / "checkpoints", trainer)
         parallel.leave_groups()  # and not the process group: gloo does not come up twice under torchrun
         parallel.initialize(7, Layout(**case["resume"]))
-        trainer = trainer_of(None, **case.get("options", {}))
+        trainer = trainer_of(None, **options)
         checkpoints.resume(directory / "checkpoints", trainer)
     told["after"] = take(trainer, STEPS, micro)
     whole = trainer.weights()

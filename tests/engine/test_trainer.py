@@ -31,6 +31,33 @@ def batch(seed, rows=2):
     return Batch(row[:, :-1].contiguous(), row[:, 1:].contiguous(), torch.ones(rows, 64))
 
 
+HEALING = ("embedding.", "decoder.", "output_layer.")
+
+
+@pytest.mark.parametrize("recompute", ["moe", "full"])
+@pytest.mark.parametrize("options", [
+    {"mtp_depths": 1, "diagnose_every": 2}, {"mtp_depths": 1, "optimizer": "muon", "dtype": torch.bfloat16},
+    {"mtp_depths": 2}, {"mtp_depths": 2, "precision": "bf16", "frozen": HEALING, "expert_bias_rate": 0.0}])
+def test_what_is_computed_again_changes_no_bit(recompute, options):
+    """Loss, norm, MTP losses, figures of health, weights and balancing; where two depths share a block, but for the order of a sum."""
+    def trained(**more):
+        trainer = new_trainer(**options, **more)
+        results = [trainer.step([batch(2 * step), batch(2 * step + 1)]) for step in range(2)]
+        return results, {name: tensor for name, tensor in trainer.module.state_dict().items() if torch.is_tensor(tensor)}, trainer
+
+    kept, again = trained(), trained(recompute=recompute)
+    exact = options["mtp_depths"] == 1
+    for one, other in zip(kept[0], again[0]):
+        assert other == one if exact else (other.loss, other.grad_norm) == pytest.approx((one.loss, one.grad_norm), rel=1e-5)
+    start = new_trainer(**options).module.state_dict()
+    moved = [name for name, tensor in kept[1].items() if not torch.equal(tensor, start[name])]
+    assert moved and ("frozen" not in options or all(name.startswith("mtp.") for name in moved))
+    for name in moved:
+        difference = (again[1][name].float() - kept[1][name].float()).abs().max()
+        assert difference == 0 if exact else difference <= 2e-5, name
+    assert again[2].loss(batch(9)) == pytest.approx(kept[2].loss(batch(9)), rel=0 if exact else 1e-5)
+
+
 def take_steps(steps, first, second):
     """Step two (optimizer, tensors) side by side, with the gradients that the first one's tensors give."""
     for step in range(steps):

@@ -1,6 +1,7 @@
 """Bytes of a training step: the states of a model that is really trained, and how memory moves with the layout."""
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import stagecraft.megatron_cpu  # noqa: F401
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from stagecraft.engine import parallel
 from stagecraft.engine.batch import Batch
+from stagecraft.engine.layout import Layout as DividedRun
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.planning.architecture import nemotron_h
 from stagecraft.planning.formats import formats
@@ -35,7 +37,8 @@ def trained(shapes, length, **options):
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
+        in_backward = torch._C._current_graph_task_id() != -1  # what is computed again there goes as it comes
+        if storage.data_ptr() not in parameters and not in_backward:
             kept[storage.data_ptr()] = storage.nbytes(), tensor  # holding the tensor keeps its address from being used again
         return tensor
 
@@ -57,14 +60,21 @@ def test_states_are_those_of_a_model_under_training(process_group):
     assert (planned.weights, planned.gradients, planned.optimizer) == (weights, gradients, moments)
 
 
+def test_what_the_planner_lets_be_computed_again_the_stages_can():
+    assert get_args(get_type_hints(DividedRun)["recompute"]) == RECOMPUTE
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize(("pattern", "more"), [("*", 1.5), ("E", 1.5), ("M", 4.0)])
-def test_activations_are_nearly_those_that_autograd_keeps(process_group, pattern, more):
+def test_activations_are_nearly_those_that_autograd_keeps(process_group, pattern, more, recompute):
     """Eager operators keep some copies that fused kernels do not; the eager scan keeps its decay matrices, which a kernel makes again."""
+    if recompute == "full" or (recompute == "moe" and pattern == "E"):
+        more = 1.01
     real, planned = [], []
     for times in (1, 2):
         shapes = architecture(hybrid_override_pattern=pattern * times, num_nextn_predict_layers=0)
-        real.append(trained(shapes, 256, mtp_depths=0, aux_loss=0.0)[1])
-        planned.append(training_memory(nemotron_h(shapes), Workload(256, 1), Layout(), formats("training", "float32")))
+        real.append(trained(shapes, 256, mtp_depths=0, aux_loss=0.0, recompute=recompute)[1])
+        planned.append(training_memory(nemotron_h(shapes), Workload(256, 1), Layout(recompute=recompute), formats("training", "float32")))
     layer = planned[1].activations - planned[0].activations
     assert layer <= real[1] - real[0] <= more * layer
     rest = real[0] - (real[1] - real[0])
@@ -116,8 +126,7 @@ def test_more_gpus_under_the_same_sharding_never_need_more_each(layout):
 def test_every_level_of_recomputation_and_every_cut_saves(layout):
     work, layout = Workload(8192, 256, 2), replace(layout, pp=1)  # one stage: which of several is the largest may change
     levels = [needed(replace(layout, recompute=level), work) for level in RECOMPUTE]
-    assert levels[0].activations >= levels[1].activations >= levels[3].activations
-    assert levels[1].activations >= 0.9 * levels[2].activations  # one whole MoE layer is kept while it is computed again
+    assert levels[0].activations > levels[1].activations > levels[2].activations
     longer = needed(layout, Workload(16384, 256, 2))
     assert longer.activations == pytest.approx(2 * needed(layout, work).activations)
     halved = needed(layout, work, state=State(gradient=2.0))

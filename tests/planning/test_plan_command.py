@@ -19,7 +19,7 @@ MISTAKES = {
     ("super-120b", "--layout", "ep=64,dp=32"):
         "error: --layout: tp x cp x pp x dp = 32 is not the 64 GPUs there are - leave --layout out to search for one",
     ("super-120b", "--layout", "experts=8"):
-        "error: --layout: 'experts=8' is no part of a layout - write it like tp=2,ep=64,recompute=selective; names are tp, cp, "
+        "error: --layout: 'experts=8' is no part of a layout - write it like tp=2,ep=64,recompute=moe; names are tp, cp, "
         "pp, ep, dp, micro, recompute",
     ("super-120b", "--layout", "ep=64"):
         "error: --layout: TP1 CP1 PP1 EP64 DP64, micro-batch 1, recompute none: needs 202.3 GB per GPU of 169.2 GB usable on B200, too "

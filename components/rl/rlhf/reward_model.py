@@ -43,7 +43,7 @@ def train_reward_model(params: Stage, architecture: Architecture, weights: Mappi
     parallel.initialize(params.seed, params.layout)
     trainer = Trainer(architecture, Optimization(lr=asked.lr, steps=asked.steps, decay_steps=asked.steps, clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, dtype=getattr(torch, params.dtype),
-                      expert_bias_rate=0.0, aux_loss=0.0)
+                      expert_bias_rate=0.0, aux_loss=0.0, recompute=params.layout.recompute)
     loaded = load_tokenizer(tokenizer)
     rows = [encode_conversation(loaded, {"messages": [
         {"role": "user", "content": question(asked.principle, each.request, each.answers)},
