@@ -10,12 +10,10 @@ from pydantic import Field
 from components.curate.categories import CATEGORIES
 from components.curate.rules.bounds import RuleBounds
 from components.curate.synthetic.families import FAMILIES as SYNTHETIC_FAMILIES
+from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive, Share
 from stagecraft.contract.params import params
 from stagecraft.data.tasks import check_families
 from stagecraft.data.tokenizer import SMALLEST_VOCABULARY
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
 
 
 @params
@@ -55,8 +53,8 @@ class PhaseParams:
     """
 
     tokens: Positive
-    categories: dict[str, Annotated[float, Field(gt=0)]]
-    tiers: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=5, max_length=5)]
+    categories: dict[str, AboveZero]
+    tiers: Annotated[list[NonNegative], Field(min_length=5, max_length=5)]
 
     def __post_init__(self) -> None:
         for name in self.categories:
@@ -70,7 +68,7 @@ class PhaseParams:
 class BlendParams:
     """What each phase of pre-training trains on."""
 
-    max_epochs: Annotated[float, Field(gt=0)]
+    max_epochs: AboveZero
     phase1: PhaseParams
     phase2: PhaseParams
     long_min_characters: Positive  # documents at least this long become long-document questions
@@ -85,7 +83,7 @@ class TaskParams:
     rl_rows: Positive
     heldout_rows: Positive
     flawed: Annotated[dict[str, Share], Field(min_length=1)]
-    sft_weights: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
+    sft_weights: dict[str, AboveZero] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_families([*self.flawed, *self.sft_weights])
@@ -113,8 +111,8 @@ class EndpointParams:
     temperature: Annotated[float, Field(ge=0, le=2)]
     max_tokens: Positive
     concurrency: Positive
-    timeout_seconds: Annotated[float, Field(gt=0)]
-    max_retries: Annotated[int, Field(ge=0)]
+    timeout_seconds: AboveZero
+    max_retries: Count
 
     def __post_init__(self) -> None:
         if self.url and not self.model:
@@ -125,9 +123,9 @@ class EndpointParams:
 class SyntheticParams:
     """What is made here: documents by family (a family left out is not made), and rows per family for tasks/sft.jsonl and rl.jsonl."""
 
-    documents: dict[str, Annotated[int, Field(ge=0)]]
-    sft_rows: Annotated[int, Field(ge=0)]
-    rl_rows: Annotated[int, Field(ge=0)]
+    documents: dict[str, Count]
+    sft_rows: Count
+    rl_rows: Count
     endpoint: EndpointParams
 
     def __post_init__(self) -> None:
@@ -197,13 +195,13 @@ class Params:
     quality: QualityParams
     rules: RuleParams
     near_duplicate_similarity: Annotated[float, Field(ge=0.5, le=1)]
-    substring_min_tokens: Annotated[int, Field(ge=0)]
+    substring_min_tokens: Count
     seeds: Annotated[str, Field(min_length=1)]
     blend: BlendParams
     heldout_share: Annotated[float, Field(gt=0, lt=0.5)]
     tokenizer: Annotated[str, Field(min_length=1)]
     vocab_size: Positive
-    reserved_tokens: Annotated[int, Field(ge=0)]
+    reserved_tokens: Count
     tokenizer_bytes: Positive
     max_length: Positive
     tasks: TaskParams

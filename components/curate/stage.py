@@ -29,6 +29,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import digest_of, sha256, write_atomic, write_json
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.decontamination import EvaluationIndex
+from stagecraft.data.language import LanguageId
 from stagecraft.data.lineage import DUPLICATES_FILE
 from stagecraft.data.tasks import assert_disjoint, draw_splits, write_rows
 from stagecraft.data.tokenizer import save_tokenizer
@@ -53,8 +54,9 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 
     Raises:
         UserError: no readable input, nothing left after the rules, too little text for the vocabulary, a weight for nothing, an
-            endpoint that cannot be used.
+            endpoint that cannot be used, a language that cannot be told apart.
     """
+    refuse_unknown_languages(params.languages)
     corpus = outputs["corpus"]
     results = log.cache
     tasks = draw_tasks(params)
@@ -106,6 +108,17 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         log.figure("funnel", funnel_figure(report))
         bar.advance()
     return metrics
+
+
+def refuse_unknown_languages(wanted: list[str]) -> None:
+    """Refuse a language that no text would be found to be in: every text would be removed.
+
+    Raises:
+        UserError: names it.
+    """
+    if wanted and (unknown := sorted(set(wanted) - (known := LanguageId().known()))):
+        raise UserError(f"{unknown[0]!r} is none of the {len(known)} languages that are told apart", where="curate.languages",
+                        mend="use ISO 639 codes, such as en or de; [] keeps all")
 
 
 def draw_tasks(params: Params) -> Tasks:

@@ -7,14 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stagecraft.contract.bounded import AboveZero, Count, Positive, Share
 from stagecraft.contract.params import params
 
 TASKS = Path(__file__).with_name("tasks")
 """Where the benchmarks' YAML files lie."""
 MODELS = ("base", "sft", "aligned", "fp8", "nvfp4")
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @params
@@ -65,7 +64,7 @@ class Sampling:
     models: list[str]
     prompts: Annotated[int, Field(ge=2)]
     samples: Annotated[int, Field(ge=2)]
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: AboveZero
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.models if name not in MODELS]
@@ -87,7 +86,7 @@ class Benchmarks:
 
     tasks: list[str]
     data: str
-    prompts: Annotated[int, Field(ge=0)]
+    prompts: Count
     lengths: Annotated[list[Positive], Field(min_length=1)]
     max_new_tokens: Positive
 
@@ -121,7 +120,7 @@ class Gate:
     candidates: Annotated[list[str], Field(min_length=1)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     base_max_exact_match: Share
-    base_max_bits_per_byte: Annotated[float, Field(gt=0)]
+    base_max_bits_per_byte: AboveZero
     aligned_min_gain: Annotated[float, Field(ge=-1, le=1)]
     quantized_max_loss: Share
     min_exact_match: Share

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from stagecraft.contract.bounded import Count, NonNegative, Positive
 from stagecraft.contract.params import params
 from stagecraft.engine.layout import Layout, divide
 from stagecraft.engine.merge_params import Merging
 from stagecraft.engine.phase_params import BatchRamp, LongContext
 from stagecraft.engine.phases import Phase, phases
-from stagecraft.engine.schedule import Count, Positive, Schedule, Share
+from stagecraft.engine.schedule import Schedule
 from stagecraft.model.config import Architecture
 from stagecraft.model.precision import PRECISIONS
 
@@ -38,8 +39,8 @@ class Params(Schedule):
     global_batch: Positive
     micro_batch: Positive
     batch_ramp: BatchRamp
-    expert_bias_rate: Share
-    aux_loss: Share
+    expert_bias_rate: NonNegative
+    aux_loss: NonNegative
     heldout_every: Count
     heldout_look_rows: Positive
     heldout_rows: Positive

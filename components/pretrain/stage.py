@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from statistics import fmean
 
 from components.pretrain.foresee import refuse_vocabulary
 from components.pretrain.params import Params
@@ -33,24 +32,17 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 
         result = train(params, inputs["corpus"], log.work, log)
     write_checkpoint(outputs["base"], params.architecture, result.weights.items(), tokenizer)
-    curve = log.curve()
     plot_loss(params, log)
     return {
-        "loss_first": curve[0]["loss"],
-        "loss_last": mean_of_last([row["loss"] for row in curve if row["step"] <= params.steps]),
-        **({"long_context_loss_last": mean_of_last([row["loss"] for row in curve if row["step"] > params.steps])}
-           if params.long_context.steps else {}),
+        "loss_first": log.curve()[0]["loss"],
+        "loss_last": log.tail_mean("loss", share=0.05, until=params.steps),
+        **({"long_context_loss_last": log.tail_mean("loss", share=0.05, after=params.steps)} if params.long_context.steps else {}),
         "heldout_loss": result.heldout_loss,
         "heldout_bits_per_byte": result.heldout_loss / math.log(2) / bytes_per_token(inputs["corpus"]),
         "tokens": params.tokens,
         "tokens_per_second": tokens_per_second(log),
         "parameters": result.parameters,
     }
-
-
-def mean_of_last(losses: list[float]) -> float:
-    """Over the last 5%, at least one: an end less noisy than the last step."""
-    return fmean(losses[-max(1, len(losses) // 20):])
 
 
 def bytes_per_token(corpus: Path) -> float:

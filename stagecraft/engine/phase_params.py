@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import ClassVar, Literal
 
+from stagecraft.contract.bounded import AboveZero, Count, Positive
 from stagecraft.contract.params import params
 from stagecraft.engine.layout import Layout
-from stagecraft.engine.schedule import AboveZero, Count, Positive
 
 
 @params

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
-
+from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive
 from stagecraft.contract.params import params
 
 OPTIMIZERS = ("adamw", "muon")
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
 
 
 @params
@@ -30,13 +25,13 @@ class Schedule:
     optimizer: str
     muon_lr_scale: AboveZero
     lr: AboveZero
-    min_lr: Share
+    min_lr: NonNegative
     warmup_steps: Count
     decay_steps: Count
-    weight_decay: Share
+    weight_decay: NonNegative
     clip: AboveZero
     mtp_depths: Count
-    mtp_loss_scale: Share
+    mtp_loss_scale: NonNegative
     checkpoint_every: Positive
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stagecraft.contract.bounded import AboveZero, Positive
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
 from stagecraft.inference.hardware import Hardware
@@ -44,12 +45,12 @@ class Settings:
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=50)]
     max_model_len: Annotated[int, Field(gt=1)]
-    max_num_seqs: Annotated[int, Field(gt=0)]
+    max_num_seqs: Positive
     dtype: Literal["float32", "bfloat16"]
     draft_tokens: Annotated[int, Field(ge=0, le=8)]
-    tensor: Annotated[int, Field(gt=0)]
-    threads: Annotated[int, Field(gt=0)]
-    startup_seconds: Annotated[float, Field(gt=0)]
+    tensor: Positive
+    threads: Positive
+    startup_seconds: AboveZero
 
 
 def speculation(draft_tokens: int) -> list[str]:

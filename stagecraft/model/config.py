@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
+from stagecraft.contract.bounded import AboveZero, Count, Positive
 from stagecraft.contract.params import params
-
-Positive = Annotated[int, Field(gt=0)]
 
 # Head sizes that vLLM's CPU and GPU attention kernels serve.
 SERVABLE_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 192, 256)
@@ -40,12 +37,12 @@ class Architecture:
     moe_intermediate_size: Positive
     moe_latent_size: Positive | None
     moe_shared_expert_intermediate_size: Positive
-    routed_scaling_factor: Annotated[float, Field(gt=0)] = 5.0
+    routed_scaling_factor: AboveZero = 5.0
     mtp_hybrid_override_pattern: str = "*E"
-    num_nextn_predict_layers: Annotated[int, Field(ge=0)] = 1
+    num_nextn_predict_layers: Count = 1
     max_position_embeddings: Positive = 262144
-    initializer_range: Annotated[float, Field(gt=0)] = 0.014
-    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    initializer_range: AboveZero = 0.014
+    norm_eps: AboveZero = 1e-5
 
     def __post_init__(self) -> None:
         for name in ("hybrid_override_pattern", "mtp_hybrid_override_pattern"):

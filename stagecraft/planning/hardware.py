@@ -10,14 +10,13 @@ from typing import Annotated, Any
 from pydantic import Field
 from ruamel.yaml import YAML
 
+from stagecraft.contract.bounded import NonNegative, Share
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params, parse
 
 _HERE = Path(__file__).parent
 
-Share = Annotated[float, Field(gt=0, le=1)]  # of what a data sheet promises
-Hidden = Annotated[float, Field(ge=0, le=1)]  # of a communication
-Seconds = Annotated[float, Field(ge=0)]
+Attained = Annotated[float, Field(gt=0, le=1)]  # of what a data sheet promises
 
 
 @params
@@ -51,29 +50,29 @@ class Cluster:
 class Overlap:
     """Share of each kind of communication that hides behind computation."""
 
-    tensor: Hidden
-    expert: Hidden
-    data: Hidden
-    pipeline: Hidden
-    context: Hidden
+    tensor: Share
+    expert: Share
+    data: Share
+    pipeline: Share
+    context: Share
 
 
 @params
 class Efficiencies:
     """See efficiencies.yaml, which says what each is and why."""
 
-    gemm: dict[str, Share]
-    attention: Share
-    scan: Share
-    sustained: Share
-    memory: Share
-    nvlink: Share
-    network: Share
+    gemm: dict[str, Attained]
+    attention: Attained
+    scan: Attained
+    sustained: Attained
+    memory: Attained
+    nvlink: Attained
+    network: Attained
     overlap: Overlap
-    memory_use: Share
-    serving_memory_use: Share
-    serving_step_seconds: Seconds
-    restart_seconds: Seconds
+    memory_use: Attained
+    serving_memory_use: Attained
+    serving_step_seconds: NonNegative
+    restart_seconds: NonNegative
     checkpoint_bandwidth: float = Field(gt=0)
 
     def ideal(self) -> Efficiencies:

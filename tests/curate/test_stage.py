@@ -385,6 +385,10 @@ def test_missing_and_empty_inputs_are_told(tmp_path):
     assert "no readable text (input/binary.txt: binary" in refused(tmp_path / "c", input=str(tmp_path / "empty"))
 
 
+def test_a_language_that_no_text_is_found_to_be_in_is_told(tmp_path):
+    assert refused(tmp_path, languages=["en", "english"]).startswith("curate.languages: 'english' is none of the 176 languages")
+
+
 def test_nothing_left_names_the_rule(tmp_path, texts):
     quality = {**VALUES["quality"], "min_characters": 50_000}
     assert "`too_short` removed most, 57 of 57" in refused(tmp_path, input=str(texts), quality=quality)

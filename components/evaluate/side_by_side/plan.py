@@ -7,10 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from components.evaluate.params import Benchmarks
+from stagecraft.contract.bounded import Positive
 from stagecraft.contract.params import params
 from stagecraft.inference.server_settings import Settings
-
-Count = Annotated[int, Field(gt=0)]
 
 
 @params
@@ -31,7 +30,7 @@ class Plan:
     benchmarks: Benchmarks
     server: Settings
     rounds: Annotated[int, Field(ge=2)]
-    concurrency: Count
+    concurrency: Positive
     seed: int
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     together: bool
