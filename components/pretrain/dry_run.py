@@ -37,6 +37,7 @@ from stagecraft.planning.parameters import count_parameters
 
 FAMILY = "nvidia.com/gpu.family"  # the label by which a profile asks a cluster for nodes
 MEMBERS = {"hopper": ("H100", "H200"), "blackwell": ("B200", "GB200", "GB300")}  # of stagecraft/planning/gpus.yaml
+AGAIN = {"none": "none", "moe": "those of the MoE layers", "full": "all"}
 ORDER = "tp-cp-ep-dp-pp"  # of ranks, megatron-core's default
 
 
@@ -78,10 +79,12 @@ def report(params: Params, ranks: int, family: str) -> Iterator[str]:
                f"{count(tokens)} tokens in rows of {phase.length:,}")
     for layout, of_it in groupby(params.phases, params.layout_of):
         yield f"\n## Layout of {ranks} ranks from step {next(of_it).start} on"
-        patterns = pipeline_stages(a.hybrid_override_pattern, layout.pipeline)
+        for number, pattern in enumerate(pipeline_stages(a.hybrid_override_pattern, layout.pipeline)):
+            yield f"layers of pipeline {number}: {pattern}"
+        yield f"activations computed again in the backward pass: {AGAIN[layout.recompute]}"
         experts = a.n_routed_experts // layout.expert
         for rank, place in enumerate(places(layout, ranks)):
-            yield (f"rank {rank}: tensor {place['tp']}, pipeline {place['pp']} ({patterns[place['pp']]}), context {place['cp']}, "
+            yield (f"rank {rank}: tensor {place['tp']}, pipeline {place['pp']}, context {place['cp']}, "
                    f"data {place['dp']}, experts {place['ep'] * experts}-{(place['ep'] + 1) * experts - 1}")
     by_phase = {phase: memory_of(params, phase, ranks) for phase in params.phases}
     memory = max(by_phase.values(), key=lambda needed: needed.total)

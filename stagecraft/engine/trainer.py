@@ -112,8 +112,12 @@ class Trainer:
             if (optimization.optimizer == "muon" and parameter.dim() == 2
                     and not any(part in name for part in ("embedding", "output_layer", "mlp.experts"))):
                 parameter.muon = optimization.muon_lr_scale
+        # Gradients meet those of the other ranks, bucket by bucket, while the last microbatch's backward pass goes on.
+        several = parallel_state.get_data_parallel_world_size(with_context_parallel=True) > 1
         self.model = DistributedDataParallel(
-            self.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), self.module)
+            self.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=several), self.module)
+        if several:
+            self.config.no_sync_func = self.model.no_sync
         self.model.broadcast_params()
         self._dispatchers = [module.token_dispatcher for module in self.module.modules() if hasattr(module, "token_dispatcher")]
         self.diagnostics = Diagnostics(architecture, self.module, self.config.quant_recipe.in_the_model, diagnose_every)

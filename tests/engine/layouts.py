@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from stagecraft.megatron_cpu import ON_CPU  # noqa: F401
@@ -11,6 +12,7 @@ import torch
 from megatron.core import parallel_state
 
 from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine import trainer as engine
 from stagecraft.engine.batch import Batch
 from stagecraft.engine.layout import Layout
 from stagecraft.engine.packs import packed_batch
@@ -113,4 +115,6 @@ def to_the_nearest(weights, case: dict, directory: Path) -> tuple[dict, dict]:
 
 
 if __name__ == "__main__":
+    # Of so few parameters all would lie in one bucket, which is sent when the last gradient is there.
+    engine.DistributedDataParallelConfig = partial(engine.DistributedDataParallelConfig, bucket_size=3000)
     tell(to_the_nearest)

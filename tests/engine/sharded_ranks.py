@@ -1,4 +1,5 @@
-"""What every rank of test_sharded_optimizer.py runs: what of the optimizer, of a checkpoint's files and of its reading falls to it."""
+"""What every rank of test_sharded_optimizer.py runs: what of the optimizer, of a checkpoint's files and of its reading falls to it, and
+whether it sends its gradients while the backward pass goes on."""
 
 import json
 import sys
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup
 
 from stagecraft.engine import checkpoints, parallel, replicas
 from tests.engine.test_trainer import batch, new_trainer
@@ -25,7 +27,20 @@ class Counted(TorchDistLoadShardedStrategy):
         return super().load(state, *args, **options)
 
 
+def count_early() -> list[int]:
+    """Gets the number of gradients' buckets that were sent within a backward pass."""
+    early, start = [0], _ParamAndGradBucketGroup.start_grad_sync
+
+    def counted(self, *args, **options):
+        early[0] += torch._C._current_graph_task_id() != -1
+        return start(self, *args, **options)
+
+    _ParamAndGradBucketGroup.start_grad_sync = counted
+    return early
+
+
 if __name__ == "__main__":
+    early = count_early()
     replicas.TorchDistLoadShardedStrategy = Counted
     out, optimizer, dtype = Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3])
     trainer = new_trainer(optimizer, dtype=dtype)
@@ -45,6 +60,7 @@ if __name__ == "__main__":
     told = {"values": len(weights), "moments": {name: own["exp_avg"].numel() for name, own in moments.items()},
             "main": sum(own["main"].numel() for own in moments.values() if "main" in own),
             "narrow": sum(own["exp_avg"].numel() for name, own in moments.items() if name in narrow),
-            "written": written, "read": Counted.values, "same": same, "sum": weights.sum().item(), "squares": weights.square().sum().item()}
+            "written": written, "read": Counted.values, "same": same, "early": early[0],
+            "sum": weights.sum().item(), "squares": weights.square().sum().item()}
     (out / f"rank-{dist.get_rank()}.json").write_text(json.dumps(told))
     parallel.shutdown()

@@ -30,7 +30,7 @@ def test_two_ranks_have_write_and_read_half_of_the_state_each_and_the_same_weigh
     read, written = ([rank[key] for rank in ranks] for key in ("read", "written"))
     assert whole <= sum(read) < 1.001 * whole  # the routers' buffers are no parameters
     assert max(read) < 0.51 * sum(read) and max(written) < 0.52 * sum(written)
-    assert all(rank["same"] for rank in ranks)
+    assert all(rank["same"] and rank["early"] for rank in ranks)
 
     alone = new_trainer(optimizer, dtype=getattr(torch, dtype))  # goes on from their checkpoint with all of it
     assert checkpoints.resume(tmp_path, alone) is not None and alone.updates == 2

@@ -51,7 +51,7 @@ def test_the_profile_of_one_h200_fits_it():
     assert done.stdout.splitlines()[0] == "# h200.yaml: 964.74M parameters, 256.96M active, MTP +85.07M"
     assert "long: from step 19,075, 250 steps of 32 rows, 262.14M tokens in rows of 32,768" in done.stdout
     needed, by_phase = memory(done.stdout)
-    assert by_phase == [("phase1", 38.9), ("phase2", 38.9), ("long", 58.9), ("phase2", 58.9)] and needed == 58.9
+    assert by_phase == [("phase1", 38.9), ("phase2", 38.9), ("long", 44.7), ("phase2", 44.7)] and needed == 44.7
     (quoted,), (measured,) = (re.findall(words, PERFORMANCE.read_text())
                               for words in (r"and ([\d.]+) GB in the long-context phase", r"\| memory at most \| ([\d.]+) GB \|"))
     assert float(quoted) == needed
@@ -69,21 +69,23 @@ def test_the_cluster_of_the_profile_has_ranks_for_every_phase(monkeypatch):
 
 
 def test_every_rank_has_its_place(text):
-    """Tensor 2 and expert 64 of 128 ranks: neighbours share matrices, those 64 apart experts; all share long rows and their experts."""
+    """Tensor 2 and expert 64 of 128 ranks: neighbours share matrices, those 64 apart experts; all share long rows."""
     both = [line for line in text.splitlines() if line.startswith("rank ")]
     assert len(both) == 256
     ranks, long = both[:128], both[128:]
-    assert ranks[0].startswith("rank 0: tensor 0, pipeline 0 (MEMEMEM*") and ranks[0].endswith("data 0, experts 0-7")
+    assert ranks[0] == "rank 0: tensor 0, pipeline 0, context 0, data 0, experts 0-7" and "\nlayers of pipeline 0: MEMEMEM*" in text
+    assert [line.split(": ")[1] for line in text.splitlines() if line.startswith("activations computed")] == [
+        "none", "those of the MoE layers"]
     assert "tensor 1," in ranks[67] and ranks[67].endswith("context 0, data 33, experts 24-31")
-    assert "tensor 1," in long[67] and long[67].endswith("context 33, data 0, experts 268-271")
+    assert "tensor 1," in long[67] and long[67].endswith("context 33, data 0, experts 24-31")
 
 
 def test_phases_modules_and_recipe_are_the_papers(text):
     assert "phase1: from step 0, 794,722 steps of 3,072 rows, 20.00T tokens" in text
     assert "phase2: from step 794,722, 198,682 steps of 3,072 rows, 5.00T tokens" in text
     assert "long: from step 993,404, 2,533 steps of 16 rows, 42.50B tokens in rows of 1,048,576" in text
-    assert memory(text) == (173.2, [("phase1", 115.2), ("phase2", 115.2), ("long", 173.2), ("phase2", 173.2)])
-    assert "usable on B200: 169.2 GB, which is too little\nusable on GB200: 174.8 GB\nusable on GB300: " in text
+    assert memory(text) == (115.2, [("phase1", 115.2), ("phase2", 115.2), ("long", 110.3), ("phase2", 110.3)])
+    assert "usable on B200: 169.2 GB\nusable on GB200: 174.8 GB\nusable on GB300: " in text
     assert "decoder.layers.0.mixer.out_proj (Mamba output): mxfp8 -> mxfp8 in hardware" in text
     assert "decoder.layers.1.mlp.experts (routed experts): nvfp4 -> nvfp4 in hardware" in text
     assert "decoder.layers.87.mlp.experts (routed experts): bf16 -> bfloat16" in text
@@ -101,6 +103,15 @@ def test_another_family_is_resolved_or_refused_in_one_line():
     assert done.stderr.startswith("error: --family, or nvidia.com/gpu.family in the profile: family of GPUs 'volta' is unknown")
     done = dry_run(profile="params.yaml")
     assert "decoder.layers.0.mixer.in_proj (Mamba input): nvfp4 -> nvfp4 emulated, products in float32" in done.stdout
+
+
+def test_without_computing_again_the_long_rows_do_not_fit(tmp_path):
+    profile = (ROOT / "params" / "super-120b.yaml").read_text()
+    assert profile.count("context: 64, expert: 64, recompute: moe}") == 1
+    (tmp_path / "kept.yaml").write_text(profile.replace("context: 64, expert: 64, recompute: moe}", "context: 64, expert: 64}"))
+    text = dry_run(profile=str(tmp_path / "kept.yaml")).stdout
+    assert memory(text)[1][2] == ("long", 179.4)
+    assert "usable on B200: 169.2 GB, which is too little\nusable on GB200: 174.8 GB, which is too little\nusable on GB300: 262" in text
 
 
 def test_ranks_that_a_later_phase_cannot_use_are_one_line():
