@@ -32,7 +32,8 @@ class Layout:
         context: of the tokens of a row, between the ranks that work on it together.
         expert: of the routed experts. Experts are not divided further: their tensor parallelism is 1.
         recompute: which layers keep only their input for the backward pass, which computes the rest again: "none", "moe", or "full" for
-            all. It takes time for memory, and changes no bit.
+            all. It takes time for memory, and changes no bit, but for the order in which a block's gradients of several MTP depths are
+            added.
     """
 
     tensor: Positive
