@@ -72,7 +72,7 @@ def test_the_recipes_profile_divides_the_model_as_the_report_does():
     profile = ROOT / "params" / "super-120b.yaml"
     params, pod = load(Params, "rl", profile), read_cluster(profile)["rl"]
     rlvr = {f"rlvr_{number}": (4, 1, 8, 16) for number in (1, 2, 3)}
-    assert {name: tuple(vars(part.layout).values()) for name, part in params.parts.items()} == {
+    assert {name: tuple(vars(part.layout).values())[:4] for name, part in params.parts.items()} == {
         **rlvr, "swe_pivot": (8, 1, 16, 8), "swe": (8, 1, 16, 16), "rlhf": (4, 1, 4, 32)}
     params.check(load(Pretraining, "pretrain", profile).architecture, pod.nodes * pod.gpu.count)
     assert [part.layout.data(128) for part in params.parts.values()] == [4, 4, 4, 1, 1, 8]
