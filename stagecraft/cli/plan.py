@@ -187,6 +187,7 @@ def _training_tables(plan: dict[str, Any]) -> list[tuple[str, Table]]:
     chosen = f"layout: {plan['layout']['text']}"
     if plan["searched"]:
         chosen += f" (the fastest; {plan['searched']['fitting']} of {plan['searched']['possible']} possible ones fit)"
+    chosen += f"\n{_in_profile(plan['layout'])}"
     sent = _table("dimension", "NVLink", "network")
     for name, value in plan["communication"].items():
         sent.add_row(name, f"{value['nvlink'] / 1e9:.1f}", f"{value['network'] / 1e9:.1f}")
@@ -211,6 +212,13 @@ def _training_tables(plan: dict[str, Any]) -> list[tuple[str, Table]]:
     return [("model", model), ("training FLOPs per token", flops), (f"{chosen}\nmemory per GPU", memory),
             ("sent per GPU and step, GB", sent),
             (f"one step of {step['tokens']:,} tokens on {plan['cluster']}, {plan['precision']}", time), ("run", result)]
+
+
+def _in_profile(layout: dict[str, Any]) -> str:
+    """How section `pretrain` of a profile says a layout."""
+    names = {"tensor": "tp", "pipeline": "pp", "context": "cp", "expert": "ep", "recompute": "recompute"}
+    sizes = ", ".join(f"{name}: {layout[short]}" for name, short in names.items())
+    return f"in the profile: layout: {{{sizes}}}, micro_batch: {layout['micro']}"
 
 
 def _serving_tables(plan: dict[str, Any]) -> list[tuple[str, Table]]:

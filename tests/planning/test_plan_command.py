@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from ruamel.yaml import YAML
 
 from stagecraft.cli import plan as command
 from stagecraft.contract.errors import exit_on_user_error
+from stagecraft.contract.params import parse
+from stagecraft.engine.layout import Layout
 from tests.planning.models import ROOT
 
 MISTAKES = {
@@ -68,6 +71,14 @@ def test_eight_gpus_are_too_few_and_it_says_by_how_much(capsys):
     with pytest.raises(SystemExit):
         exit_on_user_error(lambda: command.main(["super-120b", "--gpus", "8xH100"]))
     assert "8xH100: no layout fits; the smallest, TP8 CP1 PP1 EP8 DP1" in (line := capsys.readouterr().err) and "too much by 2" in line
+
+
+def test_the_layout_is_printed_as_a_profile_takes_it(capsys):
+    command.main(["super-120b", "--gpus", "64xH100", "--precision", "bf16", "--layout", "tp=2,pp=2,ep=16,recompute=full"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("in the profile: "))
+    said = YAML(typ="safe").load("{" + line.removeprefix("in the profile: ") + "}")
+    assert parse(Layout, said["layout"], "layout") == Layout(tensor=2, pipeline=2, context=1, expert=16, recompute="full")
+    assert said["micro_batch"] == 1
 
 
 def printed(capsys, *arguments):
