@@ -83,6 +83,7 @@ def verify(directory: Path, verified: Verified | None = None, advance: Callable[
                 raise _corrupt(path, directory)
             if verified is not None:
                 verified.learn(path, stamp, digest)
+                verified.keep()
             advance()
     finally:
         if verified is not None:

@@ -29,6 +29,7 @@ from stagecraft.contract.repository import STAGE_VARIABLE
 from stagecraft.contract.runlog import RunLog
 from stagecraft.contract.sinks import open_sinks
 from stagecraft.contract.stages import PATHS, STAGES, Stage
+from stagecraft.contract.starting import others_wait, wait_for_first
 from stagecraft.contract.verified import Verified
 
 WORK = Path(".work")
@@ -64,7 +65,8 @@ def _run(name: str) -> dict[str, Any]:
     if other and not any(work.iterdir()):
         log.note(f"begins anew: parameters, inputs or code are not those of {other}, which is kept until this is done")
     try:
-        _verify([PATHS[key] for key in stage.inputs], log)
+        with others_wait(_begun(name)):
+            _verify([PATHS[key] for key in stage.inputs], log)
         _empty(stage.plots_path)
         staged = {key: _empty(PATHS[key].with_name(f".{PATHS[key].name}.tmp")) for key in stage.outputs}
         started = time.monotonic()
@@ -109,6 +111,7 @@ def follow_stage(name: str) -> None:
     params = load(importlib.import_module(f"components.{name}.stage").Params, name)
     inputs = {key: manifest.read(PATHS[key])["digest"] for key in stage.inputs}
     work = _work_path(stage, _work_key(params, inputs, code_digest(name)))
+    wait_for_first(_begun(name))
     sys.argv = [worker, str(work), *(str(PATHS[key]) for key in stage.inputs)]
     runpy.run_module(worker, run_name="__main__")
 
@@ -179,6 +182,11 @@ def _others(work: Path) -> list[Path]:
     """Work of the stage's other keys: what has a checkpoint first, then the newest. A start that failed at once leaves only newer ones."""
     others = [path for path in work.parent.glob("*") if path != work and path.is_dir()]
     return sorted(others, key=lambda path: (any(path.rglob("step-*")), any(path.iterdir()), path.stat().st_mtime), reverse=True)
+
+
+def _begun(name: str) -> Path:
+    """Where the first rank tells the others that the inputs are right."""
+    return WORK / "cache" / name / "begun.json"
 
 
 def _work_path(stage: Stage, key: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stagecraft.contract.files import write_json
 
+_SECONDS = 30.0  # between the times at which it is kept, while files are read
 _LATELY_NS = 2 * 10**9  # a file system's clock is coarse: what changed this lately may change once more and show the same time
 
 Stamp = list[int]
@@ -21,7 +22,7 @@ class Verified:
     """
 
     def __init__(self, path: Path):
-        self._path, self._begun = path, time.time_ns()
+        self._path, self._begun, self._kept = path, time.time_ns(), time.monotonic()
         try:
             known = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -37,8 +38,14 @@ class Verified:
         if self._begun - max(stamp[-2:]) > _LATELY_NS:
             self._known[str(file.absolute())] = [stamp, sha256]
 
+    def keep(self) -> None:
+        """`save`, if that was not done lately: a kill costs the reading of half a minute."""
+        if time.monotonic() - self._kept > _SECONDS:
+            self.save()
+
     def save(self) -> None:
         """Keep what is known of the files that are still there."""
+        self._kept = time.monotonic()
         write_json(self._path, {name: known for name, known in self._known.items() if Path(name).is_file()})
 
 

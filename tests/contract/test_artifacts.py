@@ -85,6 +85,16 @@ def test_a_file_that_changed_a_moment_ago_is_read_again(artifact, tmp_path):
     assert json.loads((tmp_path / "verified.json").read_text()) == {}
 
 
+def test_what_was_read_is_remembered_before_all_is(artifact, tmp_path, monkeypatch):
+    """A kill while terabytes are read does not have them read again."""
+    monkeypatch.setattr("stagecraft.contract.verified._LATELY_NS", 0)
+    monkeypatch.setattr("stagecraft.contract.verified._SECONDS", -1)
+    kept = []
+    manifest.verify(artifact, Verified(tmp_path / "verified.json"),
+                    lambda: kept.append(len(json.loads((tmp_path / "verified.json").read_text()))))
+    assert kept == [1, 2]
+
+
 @pytest.mark.parametrize("rubbish", ["{", "[]", '{"x": 3}'])
 def test_an_unreadable_memory_is_none(artifact, tmp_path, rubbish):
     (tmp_path / "verified.json").write_text(rubbish)
