@@ -35,7 +35,7 @@ from stagecraft.planning.layout import RECOMPUTE
 
 
 def kept(trainer: Trainer, batch: Batch) -> int:
-    """Bytes that the forward pass of a microbatch leaves for its backward pass, without the weights."""
+    """Bytes that the forward pass of a microbatch leaves for its backward pass, without the weights and what is computed again there."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.module.parameters()}
     found: dict[int, tuple[int, torch.Tensor]] = {}
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.recompute import kept
 from stagecraft.engine import parallel
 from stagecraft.engine.batch import Batch
 from stagecraft.engine.layout import Layout as DividedRun
@@ -32,20 +33,8 @@ def process_group():
 def trained(shapes, length, **options):
     """A model after one step over a row of tokens, and the bytes that its forward pass left for the backward pass."""
     trainer = Trainer(shapes, Optimization(lr=1e-3, steps=10), max_sequence_length=length, precision="bf16", **options)
-    parameters = {p.untyped_storage().data_ptr() for p in trainer.module.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        in_backward = torch._C._current_graph_task_id() != -1  # what is computed again there goes as it comes
-        if storage.data_ptr() not in parameters and not in_backward:
-            kept[storage.data_ptr()] = storage.nbytes(), tensor  # holding the tensor keeps its address from being used again
-        return tensor
-
     tokens = torch.randint(0, shapes.vocab_size, (1, length))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        trainer.step([Batch(tokens, tokens, torch.ones(1, length))])
-    return trainer, sum(size for size, _ in kept.values())
+    return trainer, kept(trainer, Batch(tokens, tokens, torch.ones(1, length)))
 
 
 def test_states_are_those_of_a_model_under_training(process_group):
