@@ -24,6 +24,7 @@ from stagecraft.engine import parallel
 from stagecraft.engine.layout import Layout as Divided
 from stagecraft.engine.phases import Phase
 from stagecraft.model.build import build_model, pipeline_stages, transformer_config
+from stagecraft.model.config import Architecture
 from stagecraft.model.hardware import FAMILIES, Hardware
 from stagecraft.model.ladder import Resolved, ladder, refuse_emulation, resolve
 from stagecraft.model.precision import as_yaml, recipe
@@ -150,13 +151,21 @@ def count_on_meta(params: Params) -> tuple[int, int]:
 
 def memory_of(params: Params, phase: Phase, ranks: int) -> Memory:
     """Of the fullest GPU in this phase."""
-    layout = params.layout_of(phase)
-    planned = Layout(tp=layout.tensor, pp=layout.pipeline, cp=layout.context, ep=layout.expert, dp=layout.data(ranks), micro=phase.micro,
-                     recompute=layout.recompute)
     work = Workload(phase.length, max(phase.batches), params.mtp_depths)
-    recipe = formats("training", params.precision)
+    return needed(params.architecture, params.layout_of(phase), ranks, work, params.precision, phase.micro)
+
+
+def needed(architecture: Architecture, layout: Divided, ranks: int, work: Workload, precision: str, micro: int = 1) -> Memory:
+    """Of the fullest GPU of any training by our engine.
+
+    Args:
+        micro: rows of a microbatch.
+    """
+    planned = Layout(tp=layout.tensor, pp=layout.pipeline, cp=layout.context, ep=layout.expert, dp=layout.data(ranks), micro=micro,
+                     recompute=layout.recompute)
+    recipe = formats("training", precision)
     state = replace(State.of(recipe), logit=4.0, whole=True)  # our losses are of float32 logits
-    return training_memory(nemotron_h(params.architecture), work, planned, recipe, state)
+    return training_memory(nemotron_h(architecture), work, planned, recipe, state)
 
 
 def places(layout: Divided, ranks: int) -> list[dict[str, int]]:
