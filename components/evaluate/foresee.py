@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stagecraft.contract.cluster import Pod
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.stages import Profile
 
 
-def foresee(profile: Profile, local: bool) -> None:
+def foresee(profile: Profile, pod: Pod | None) -> None:
     """Refuse what this stage would refuse once there are five models.
 
     Raises:
         UserError: the folder with the benchmarks' data is not here.
     """
     data = profile["evaluate"].benchmarks.data
-    if local and data and not Path(data).is_dir():
+    if pod is None and data and not Path(data).is_dir():
         raise UserError("no such folder of benchmarks' data", where=f"evaluate.benchmarks.data: {data}", mend="name a folder, or \"\"")

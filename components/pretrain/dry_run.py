@@ -6,7 +6,6 @@ The model is built on the meta device, so that its parameters are counted from m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import groupby
 from math import lcm
 from pathlib import Path
@@ -16,28 +15,21 @@ from stagecraft.megatron_cpu import on_meta
 import torch
 from megatron.core.parallel_state import RankGenerator
 
+from components.pretrain.memory import of_phase
 from components.pretrain.params import Params
 from stagecraft.contract.cluster import read_cluster
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, params_path
 from stagecraft.engine import parallel
 from stagecraft.engine.layout import Layout as Divided
-from stagecraft.engine.phases import Phase
 from stagecraft.model.build import build_model, pipeline_stages, transformer_config
-from stagecraft.model.config import Architecture
 from stagecraft.model.hardware import FAMILIES, Hardware
 from stagecraft.model.ladder import Resolved, ladder, refuse_emulation, resolve
 from stagecraft.model.precision import as_yaml, recipe
 from stagecraft.model.stage_recipe import StageRecipe
-from stagecraft.planning.architecture import nemotron_h
-from stagecraft.planning.formats import formats
-from stagecraft.planning.hardware import efficiencies, gpu
-from stagecraft.planning.layout import Layout, Workload
-from stagecraft.planning.memory import Memory, State, training_memory
+from stagecraft.planning.fit import FAMILY, MEMBERS, usable
 from stagecraft.planning.parameters import count_parameters
 
-FAMILY = "nvidia.com/gpu.family"  # the label by which a profile asks a cluster for nodes
-MEMBERS = {"hopper": ("H100", "H200"), "blackwell": ("B200", "GB200", "GB300")}  # of stagecraft/planning/gpus.yaml
 AGAIN = {"none": "none", "moe": "those of the MoE layers", "full": "all"}
 ORDER = "tp-cp-ep-dp-pp"  # of ranks, megatron-core's default
 
@@ -87,7 +79,7 @@ def report(params: Params, ranks: int, family: str) -> Iterator[str]:
         for rank, place in enumerate(places(layout, ranks)):
             yield (f"rank {rank}: tensor {place['tp']}, pipeline {place['pp']}, context {place['cp']}, "
                    f"data {place['dp']}, experts {place['ep'] * experts}-{(place['ep'] + 1) * experts - 1}")
-    by_phase = {phase: memory_of(params, phase, ranks) for phase in params.phases}
+    by_phase = {phase: of_phase(params, phase, ranks) for phase in params.phases}
     memory = max(by_phase.values(), key=lambda needed: needed.total)
     where = "rank" if hardware.capability is None else "GPU"
     yield f"\n## Memory of the fullest {where} in the phase that needs most, by docs/planning.md: {size(memory.total)}"
@@ -96,8 +88,7 @@ def report(params: Params, ranks: int, family: str) -> Iterator[str]:
     for phase, needed in by_phase.items():
         yield f"in all, {phase.blend} from step {phase.start:,} on: {size(needed.total)}"
     for name in MEMBERS.get(family, ()):
-        usable = gpu(name).memory * efficiencies().memory_use
-        yield f"usable on {name}: {size(usable)}{'' if memory.total <= usable else ', which is too little'}"
+        yield f"usable on {name}: {size(usable(name))}{'' if memory.total <= usable(name) else ', which is too little'}"
     yield f"\n## Precision of every module on {hardware.name}, as the recipe names it -> what computes"
     for layer in layers:
         yield f"{layer.path} ({layer.layer_class}): {layer.requested} -> {layer.actual}"
@@ -147,25 +138,6 @@ def count_on_meta(params: Params) -> tuple[int, int]:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     mtp = sum(size for name, size in sizes.items() if name.startswith("mtp."))
     return sum(sizes.values()) - mtp, mtp
-
-
-def memory_of(params: Params, phase: Phase, ranks: int) -> Memory:
-    """Of the fullest GPU in this phase."""
-    work = Workload(phase.length, max(phase.batches), params.mtp_depths)
-    return needed(params.architecture, params.layout_of(phase), ranks, work, params.precision, phase.micro)
-
-
-def needed(architecture: Architecture, layout: Divided, ranks: int, work: Workload, precision: str, micro: int = 1) -> Memory:
-    """Of the fullest GPU of any training by our engine.
-
-    Args:
-        micro: rows of a microbatch.
-    """
-    planned = Layout(tp=layout.tensor, pp=layout.pipeline, cp=layout.context, ep=layout.expert, dp=layout.data(ranks), micro=micro,
-                     recompute=layout.recompute)
-    recipe = formats("training", precision)
-    state = replace(State.of(recipe), logit=4.0, whole=True)  # our losses are of float32 logits
-    return training_memory(nemotron_h(architecture), work, planned, recipe, state)
 
 
 def places(layout: Divided, ranks: int) -> list[dict[str, int]]:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from components.pretrain.memory import trainings
 from components.pretrain.params import Params
+from stagecraft.contract.cluster import Pod
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.stages import Profile
+from stagecraft.planning.fit import refuse_too_large
 
 
-def foresee(profile: Profile, local: bool) -> None:
+def foresee(profile: Profile, pod: Pod | None) -> None:
     """Refuse what this stage would refuse once the corpus is there.
 
     Raises:
-        UserError: the model's vocabulary is not the corpus's; or, on this machine, the processes cannot be divided, or a format would be
-            emulated that is not to be.
+        UserError: the model's vocabulary is not the corpus's; the ranks cannot be divided; on this machine, a format would be emulated that
+            is not to be; on a cluster, the GPUs are too small.
     """
     params: Params = profile["pretrain"]
     if "curate" in profile:
         refuse_vocabulary(params, profile["curate"].vocab_size)
-    if local:
-        params.check_ranks(params.processes)
-        if not params.emulate:
-            refuse_emulated(params)
+    ranks = pod.ranks(params.processes) if pod else params.processes
+    if ranks:
+        params.check_ranks(ranks)
+    if not pod and not params.emulate:
+        refuse_emulated(params)
+    if pod and ranks:
+        refuse_too_large(trainings(params, ranks), pod)
 
 
 def refuse_vocabulary(params: Params, size: int) -> None:

@@ -60,6 +60,10 @@ class Params(Schedule):
         """How the ranks divide the model and the rows of a phase."""
         return self.long_context.layout if phase.start >= self.steps else self.layout
 
+    def section_of(self, phase: Phase) -> str:
+        """The section of the profile that says the layout and the rows of a phase."""
+        return "pretrain.long_context" if phase.start >= self.steps else "pretrain"
+
     def check_ranks(self, ranks: int) -> None:
         """Refuse a number of ranks that any phase, even the last, cannot be divided over.
 
@@ -67,7 +71,7 @@ class Params(Schedule):
             UserError: names what cannot be divided.
         """
         for phase in self.phases:
-            section = "pretrain.long_context" if phase.start >= self.steps else "pretrain"
+            section = self.section_of(phase)
             data = self.layout_of(phase).data(ranks, f"{section}.layout")
             for batch in sorted(phase.batches):
                 divide(batch // phase.micro, data, f"{section}.global_batch / micro_batch")

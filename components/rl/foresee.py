@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from components.rl.memory import trainings
 from components.rl.params import Params
+from stagecraft.contract.cluster import Pod
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.stages import Profile
 from stagecraft.model.config import Architecture
+from stagecraft.planning.fit import refuse_too_large
 
 
-def foresee(profile: Profile, local: bool) -> None:
+def foresee(profile: Profile, pod: Pod | None) -> None:
     """Refuse what this stage would refuse once there is a fine-tuned model.
 
     Raises:
         UserError: a layout that cannot divide the model, no MTP block to heal, an unknown family or environment; rows or a sandbox that
-            are not here.
+            are not here; GPUs of a cluster that are too small.
     """
     from stagecraft.environments.library import environment
 
     params, curate = profile["rl"], profile.get("curate")
     if "pretrain" in profile:
-        check_model(params, profile["pretrain"].architecture, params.processes if local else None)
+        architecture, ranks = profile["pretrain"].architecture, pod.ranks(params.processes) if pod else params.processes
+        check_model(params, architecture, ranks)
+        if pod and ranks:
+            refuse_too_large(trainings(params, architecture, ranks), pod)
     for name, part in params.parts.items():
         if curate and not curate.synthetic.rl_rows and (unknown := sorted(set(part.mixture) - set(curate.tasks.flawed))):
             raise UserError(f"no prompts of family {unknown[0]!r}", where=f"rl.stages.{name}: mixture",
@@ -30,10 +36,10 @@ def foresee(profile: Profile, local: bool) -> None:
             server = part.environment_servers.get(known)
             if not (server and server.rows):
                 environment(known)
-            elif local and not Path(server.rows).is_file():
+            elif not pod and not Path(server.rows).is_file():
                 raise UserError("no such file of rows", where=f"rl.environment_servers.{known}.rows: {server.rows}",
                                 mend="name a JSONL file")
-    if local:
+    if not pod:
         check_sandbox(params)
 
 

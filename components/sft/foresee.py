@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from components.sft.memory import trainings
 from components.sft.params import Params
+from stagecraft.contract.cluster import Pod
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.stages import Profile
 from stagecraft.model.config import Architecture
+from stagecraft.planning.fit import refuse_too_large
 
 
-def foresee(profile: Profile, local: bool) -> None:
+def foresee(profile: Profile, pod: Pod | None) -> None:
     """Refuse what this stage would refuse once there is a base model.
 
     Raises:
-        UserError: a layout cannot divide the model, or a file of conversations is not here.
+        UserError: the ranks or the model cannot be divided so, a file of conversations is not here, or a cluster's GPUs are too small.
     """
-    params = profile["sft"]
+    params: Params = profile["sft"]
+    ranks = pod.ranks(params.processes) if pod else params.processes
+    if ranks:
+        params.check_ranks(ranks)
     if "pretrain" in profile:
-        check_layout(params, profile["pretrain"].architecture)
-    for name in params.data.files if local else ():
+        architecture = profile["pretrain"].architecture
+        check_layout(params, architecture)
+        if pod and ranks:
+            refuse_too_large(trainings(params, architecture, ranks), pod)
+    for name in () if pod else params.data.files:
         if not Path(name).is_file():
             raise UserError("no such file of conversations", where=f"sft.data.files: {name}", mend="name a JSONL file, or none")
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from stagecraft.contract.bounded import Count, Positive, Share
 from stagecraft.contract.params import params
-from stagecraft.engine.layout import Layout
+from stagecraft.engine.layout import Layout, divide
 from stagecraft.engine.schedule import Schedule
 
 
@@ -63,6 +63,16 @@ class Params(Schedule):
         first = Stage(steps=self.steps - sum(stage.steps for stage in self.later_stages), loss_mean="tokens", pack_tokens=self.pack_tokens,
                       packs_per_step=self.packs_per_step, modes=self.modes)
         return [first, *self.later_stages]
+
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse a number of ranks over which the model or any stage's packs cannot be divided.
+
+        Raises:
+            UserError: names what cannot be divided.
+        """
+        data = self.layout.data(ranks, "sft.layout")
+        for stage in self.stages:
+            divide(stage.packs_per_step, data, "sft: packs_per_step")
 
     def __post_init__(self) -> None:
         Schedule.__post_init__(self)

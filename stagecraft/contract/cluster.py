@@ -87,6 +87,15 @@ class Pod:
     secrets: dict[Name, dict[str, Variable]]
     environment: dict[Variable, str]
 
+    def ranks(self, processes: int) -> int | None:
+        """How many the stage has there: on several nodes one per GPU, on one node the `processes` of its parameters.
+
+        None for several nodes without GPUs, where the training runtime decides.
+        """
+        if self.nodes == 1:
+            return processes
+        return self.nodes * self.gpu.count or None
+
     def __post_init__(self) -> None:
         if self.nodes > 1 and self.secrets:
             raise ValueError("ranks on several nodes take no secrets from here: put them into the training runtime")

@@ -9,7 +9,7 @@ from stagecraft.contract.files import digest_of, sha256
 
 _ROOT = Path(__file__).parents[2]
 _CONTRACT = ("stagecraft/contract/manifest.py", "stagecraft/contract/runner.py")
-_ASIDE = ("component.py", "dry_run.py")  # they describe the stage, to KFP and to the user
+_ASIDE = ("component.py", "dry_run.py", "foresee.py", "memory.py")  # they describe the stage, to KFP and to the user, before it runs
 _KINDS = (".py", ".yaml", ".cpp", ".hpp", ".jinja")
 
 

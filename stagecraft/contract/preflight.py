@@ -38,13 +38,13 @@ def check(text: str, shown: str, runs: Sequence[str] = (), *, local: bool = Fals
     for name in (*STAGES, SECTION):
         if name not in profile:
             raise UserError(f"no section {name!r}", where=shown, mend="add it; the repository's params.yaml shows every key")
-    parse_cluster(profile[SECTION], shown)
+    pods = parse_cluster(profile[SECTION], shown)
     sections = {name: parse(importlib.import_module(f"components.{name}.params").Params, profile[name] or {}, f"{shown}: {name}")
                 for name in STAGES}
     known: Profile = {name: sections[name] for name in runs}
     for name in runs:
         if importlib.util.find_spec(f"components.{name}.foresee"):
-            importlib.import_module(f"components.{name}.foresee").foresee(known, local)
+            importlib.import_module(f"components.{name}.foresee").foresee(known, None if local else pods[name])
 
 
 def main() -> None:

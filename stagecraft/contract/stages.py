@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What a stage's `foresee(profile, local)` looks at: parameters of the stages that run, by name. `local`: they run on this machine.
+# What a stage's `foresee(profile, pod)` looks at: parameters of the stages that run, by name. `pod`: what it asks of a cluster, if they run
+# there; None: they run on this machine.
 Profile = Mapping[str, Any]
 
 ARTIFACTS = Path("artifacts")

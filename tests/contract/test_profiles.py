@@ -32,14 +32,14 @@ def test_no_stage_foresees_a_mistake(profile):
 @pytest.mark.parametrize(("section", "change", "expected", "here_alone"), [
     ("curate", {"vocab_size": 4096}, "pretrain.architecture.vocab_size: vocab_size is 2048, but the corpus's tokenizer has 4096", False),
     ("pretrain", {"processes": 3, "layout": {"tensor": 1, "pipeline": 2, "context": 1, "expert": 1}},
-     "pretrain.layout: 3 ranks cannot be divided into tensor 1 x pipeline 2", True),
+     "pretrain.layout: 3 ranks cannot be divided into tensor 1 x pipeline 2", False),
     ("pretrain", {"emulate": False}, "precision: nvfp4 (Mamba input) would be emulated on CPU", True),
     ("sft", {"data": {"tasks": True, "files": ["mine.jsonl"], "bad_rows": "fail"}}, "sft.data.files: mine.jsonl: no such file", True),
     ("rl", {"mixture": {"sorted": 1.0}}, "rl.stages.rlvr: mixture: no prompts of family 'sorted' - name some of ", False),
     ("rl", {"environments": {"sgl": 1.0}}, "environments: unknown environment 'sgl' - use one of ", False),
     ("rl", {"environments": {"mine": 1.0}, "environment_servers": {"mine": {"url": "http://a:1", "rows": "mine.jsonl", "turns": 1}}},
      "rl.environment_servers.mine.rows: mine.jsonl: no such file", True),
-    ("rl", {"layout": {"tensor": 4, "pipeline": 1, "context": 1, "expert": 1}}, "rl.stages.rlvr.layout: ", True),
+    ("rl", {"layout": {"tensor": 4, "pipeline": 1, "context": 1, "expert": 1}}, "rl.stages.rlvr.layout: ", False),
     ("evaluate", {"benchmarks": {"data": "nowhere"}}, "evaluate.benchmarks.data: nowhere: no such folder", True),
 ])
 def test_what_a_later_stage_would_refuse_is_foreseen(section, change, expected, here_alone):
