@@ -21,9 +21,8 @@ Blend = Literal["phase1", "phase2", "long"]
 class Params(Schedule):
     """Sizes in tokens or sequences. No defaults: the profile must set every value."""
 
-    # When to give up, and how closely the run is watched: nothing of this changes a bit of what is trained.
-    PLACEMENT: ClassVar = (*Schedule.PLACEMENT, "keep_checkpoints", "hang_seconds", "max_skipped_steps", "diagnose_every", "heldout_every",
-                           "heldout_look_rows")
+    # How closely the run is watched: nothing of this changes a bit of what is trained.
+    PLACEMENT: ClassVar = (*Schedule.PLACEMENT, "diagnose_every", "heldout_every", "heldout_look_rows")
 
     seed: Count
     processes: Positive
@@ -46,9 +45,6 @@ class Params(Schedule):
     heldout_rows: Positive
     merge: Merging
     long_context: LongContext
-    keep_checkpoints: Positive
-    max_skipped_steps: Count
-    hang_seconds: Count
 
     @property
     def phases(self) -> list[Phase]:

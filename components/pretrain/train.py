@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from stagecraft.engine.merging import Merger
 from stagecraft.engine.phases import rows_read
 from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
-from stagecraft.engine.watchdog import Watchdog
+from stagecraft.engine.watchdog import Watchdog, patience
 from stagecraft.model.hardware import Hardware
 from stagecraft.model.ladder import check, ladder, refuse_emulation, resolve
 from stagecraft.model.precision import as_yaml
@@ -119,8 +118,7 @@ def built(params: Params, layout: Layout) -> Trainer:
     Raises:
         UserError: a layer does not compute in the recipe's format.
     """
-    # The watchdog, which names the rank that is waited for, is to end a rank that waits, not the group's own timeout.
-    parallel.initialize(params.seed, layout, timedelta(seconds=2 * params.hang_seconds) if params.hang_seconds else timedelta(days=365))
+    parallel.initialize(params.seed, layout, patience(params.hang_seconds))
     optimization = replace(Optimization.of(params), further_steps=params.long_context.steps, further_lr=params.long_context.lr)
     trainer = Trainer(
         params.architecture, optimization, max_sequence_length=max(phase.length for phase in params.phases), precision=params.precision,

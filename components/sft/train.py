@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from components.sft.conversations import Conversation, Encoded, encode
@@ -22,6 +23,7 @@ from stagecraft.engine.batch import Batch
 from stagecraft.engine.first import FirstRank
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
+from stagecraft.engine.watchdog import Watchdog, patience
 from stagecraft.model.config import Architecture
 
 
@@ -84,7 +86,7 @@ class Packs:
 def train(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, work: Path, log: RunLog | None) -> Result:
     """Fine-tune on this rank; `log` on rank 0 only."""
     torch.set_num_threads(1)
-    parallel.initialize(params.seed, params.layout)
+    parallel.initialize(params.seed, params.layout, patience(params.hang_seconds))
     stages = params.stages
     first = FirstRank()
     encoded: dict[tuple[Modes, int], Encoded] = {}
@@ -113,7 +115,9 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
         result = trainer.step([packs.batch(pack) for pack in packs[at][begin:begin + share]])
         return replace(result, tokens=packs.spoken(at))
 
-    loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log)
+    with Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds) as watchdog:
+        loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log, keep=params.keep_checkpoints,
+                 max_skipped=params.max_skipped_steps, beat=watchdog.beat)
     # An MTP block that the trainer did not build is taken over unchanged.
     result = Result({**weights, **trainer.weights()}, len(parts[0].conversations), len(skipped), efficiency)
     parallel.shutdown()

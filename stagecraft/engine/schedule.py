@@ -10,7 +10,6 @@ from stagecraft.contract.params import params
 OPTIMIZERS = ("adamw", "muon")
 
 
-
 @params
 class Schedule:
     """Warm-up to `lr`, stable, minus-sqrt decay to `min_lr` over the last `decay_steps` (0: constant). Rates are per step.
@@ -18,8 +17,8 @@ class Schedule:
     A stage has besides them `processes` and `layout`: on other ranks the work goes on from the checkpoint that is there.
     """
 
-    # How often to save is of no consequence for what is computed either, and is what one changes after a kill.
-    PLACEMENT: ClassVar = ("processes", "layout", "checkpoint_every")
+    # How often to save and when to give up is of no consequence for what is computed either, and is what one changes after a kill.
+    PLACEMENT: ClassVar = ("processes", "layout", "checkpoint_every", "keep_checkpoints", "max_skipped_steps", "hang_seconds")
 
     steps: Positive
     optimizer: str
@@ -33,6 +32,9 @@ class Schedule:
     mtp_depths: Count
     mtp_loss_scale: NonNegative
     checkpoint_every: Positive
+    keep_checkpoints: Positive
+    max_skipped_steps: Count
+    hang_seconds: Count
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:

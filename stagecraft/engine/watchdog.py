@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +24,12 @@ from stagecraft.contract.errors import EXIT_USER_ERROR
 EXIT_HANG = 75  # EX_TEMPFAIL of sysexits.h: start again
 assert EXIT_HANG != EXIT_USER_ERROR
 _GROUPS = 4  # of ranks that are at the same line: so many are told of
+
+
+def patience(seconds: float) -> timedelta:
+    """With which the process group's ranks wait for each other where a watchdog of so many seconds ends one that waits, and names whom for:
+    longer than that."""
+    return timedelta(seconds=2 * seconds) if seconds else timedelta(days=365)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,9 @@ import pytest
 
 from components.sft.conversations import Encoded, encode
 from components.sft.params import Data
-from components.sft.train import Packs, train
 from stagecraft.contract.errors import UserError
 from stagecraft.data.conversations import encode_conversation, parse_conversation
 from stagecraft.data.tokenizer import load_tokenizer
-from stagecraft.engine import parallel
-from stagecraft.engine.trainer import Optimization, Trainer
-from tests.architectures import tiny
 from tests.checkpoints import tiny_tokenizer
 from tests.sft.test_objective import PARAMS
 
@@ -101,22 +97,3 @@ def test_bad_rows_are_skipped_and_named_or_fatal_on_every_rank(corpus, tmp_path)
     path.write_text(said(None))
     (error,) = encode_on(1, corpus, tmp_path / "none", data, stage)
     assert str(error).startswith(f"{corpus}/tasks/sft.jsonl: no conversations - raise curate.tasks.sft_rows")
-
-
-def test_every_step_learns_from_the_next_packs_of_its_stage(corpus, tmp_path, monkeypatch):
-    path = tmp_path / "mine.jsonl"
-    conversations = [[{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "so " * at}] for at in range(1, 21)]
-    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations))
-    later = replace(PARAMS.stages[0], steps=2, loss_mean="conversations", pack_tokens=96, packs_per_step=2)
-    params = replace(PARAMS, steps=5, warmup_steps=1, decay_steps=1, processes=1, pack_tokens=128, packs_per_step=1, later_stages=[later],
-                     mtp_depths=0, checkpoint_every=100, data=Data(tasks=False, files=[str(path)], bad_rows="fail"))
-    parallel.initialize(0)
-    shapes = tiny(vocab_size=2048)
-    weights = Trainer(shapes, Optimization(lr=1e-3, steps=1), max_sequence_length=128).weights()
-    learnt, inner = [], Packs.batch
-    monkeypatch.setattr(Packs, "batch", lambda self, pack: learnt.append((self.stage.loss_mean, pack)) or inner(self, pack))
-    result = train(params, shapes, weights, corpus, tmp_path, None)
-    first, second = (Packs(Encoded(tmp_path / f"conversations-{at}"), stage, params.seed + at) for at, stage in enumerate(params.stages))
-    assert learnt == [*(("tokens", first[at][0]) for at in range(3)),
-                      *(("conversations", pack) for at in range(2) for pack in second[at])]
-    assert result.conversations == 20 and len({tuple(pack) for _, pack in learnt}) == 7
