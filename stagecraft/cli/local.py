@@ -11,28 +11,27 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich.console import Console
 
-from stagecraft.cli.summary import print_summary, read_metrics
+from stagecraft.cli.diary import diary
+from stagecraft.cli.summary import print_summary
 from stagecraft.cli.watch import Watcher, follow
-from stagecraft.contract.errors import EXIT_USER_ERROR
+from stagecraft.contract.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from stagecraft.contract.events import VARIABLE as EVENTS_VARIABLE
 from stagecraft.contract.kfp_task import FROM_VARIABLE, ROOT_VARIABLE, RUNNER_VARIABLE
 from stagecraft.contract.params import read_profile
-from stagecraft.contract.stages import STAGES
-from stagecraft.contract.tracking import DEFAULT_URI, PARENT_VARIABLE, connect, experiment_id, log_metrics, log_params
+from stagecraft.contract.tracking import DEFAULT_URI
 
 if TYPE_CHECKING:
     from stagecraft.cli.containers import Engine
 
 _TAIL_LINES = 25
 _GRACE_SECONDS = 20
-INTERRUPTED = 130
 
 
 def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: str | None, engine: Engine | None = None) -> int:
@@ -54,12 +53,11 @@ def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: st
     where = "here in containers" if engine else "here"
     console.print(f"{pipeline.name}: running {where}; the full log is {log.relative_to(root)}", highlight=False)
     started = time.monotonic()
-    with _diary(pipeline.name, stamp) as diary:
-        watcher = follow(events, console)
+    with diary(pipeline.name, stamp) as told:
+        watcher = follow(events, console, told.cached)
         status = _conduct(pipeline, arguments, root, log, engine)
         watcher.stop()
-        diary["status"] = status
-        diary["stages"] = list(watcher.outcomes)
+        told.status, told.stages = status, list(watcher.outcomes)
     _report(console, status, watcher, log.relative_to(root), time.monotonic() - started)
     return EXIT_USER_ERROR if status == 1 and watcher.error else status
 
@@ -92,7 +90,7 @@ def _conduct(pipeline: Any, arguments: Mapping[str, str], root: Path, log: Path,
                     pipeline(**arguments)
             except KeyboardInterrupt:
                 _end_children()
-                return INTERRUPTED
+                return EXIT_INTERRUPTED
             except RuntimeError as error:  # what kfp.local raises when a task fails
                 print(error)
                 return 1
@@ -130,33 +128,6 @@ def _set_environment(root: Path, events: Path, first: str | None) -> None:
         os.environ[FROM_VARIABLE] = first
 
 
-@contextlib.contextmanager
-def _diary(name: str, stamp: str) -> Iterator[dict[str, Any]]:
-    """The parent run in MLflow. What the body puts in (`status`, `stages`) is written when it ends."""
-    told: dict[str, Any] = {"status": 1, "stages": []}
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    if not uri:
-        yield told
-        return
-    client = connect(uri)
-    experiment = experiment_id(client)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    tags = {"pipeline": name, "runner": "local", "git.commit": commit}
-    run = client.create_run(experiment, run_name=f"{name}-{stamp}", tags=tags).info.run_id
-    log_params(client, run, {name: section for name, section in read_profile().items() if name in STAGES})
-    os.environ.update({PARENT_VARIABLE: run, "MLFLOW_EXPERIMENT_ID": experiment})
-    try:
-        yield told
-    finally:
-        for stage in told["stages"]:
-            log_metrics(client, run, read_metrics(stage), prefix=f"{stage}.")
-        if Path("dvc.lock").exists():
-            client.log_artifact(run, "dvc.lock")
-        for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run}' and attributes.status = 'RUNNING'"):
-            client.set_terminated(child.info.run_id, "KILLED")
-        client.set_terminated(run, {0: "FINISHED", INTERRUPTED: "KILLED"}.get(told["status"], "FAILED"))
-
-
 def _tail(log: Path) -> list[str]:
     """The last lines of the log with something in them, colours removed."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
@@ -168,7 +139,7 @@ def _report(console: Console, status: int, watcher: Watcher, log: Path, seconds:
         print_summary(console, watcher.outcomes, seconds)
         return
     finished = f"finished stages stay finished ({', '.join(watcher.outcomes) or 'none yet'}); the same command goes on from here"
-    if status == INTERRUPTED:
+    if status == EXIT_INTERRUPTED:
         console.print(f"interrupted in {watcher.stage or 'the beginning'}; {finished}", highlight=False)
     elif watcher.error:
         console.print(finished, highlight=False)

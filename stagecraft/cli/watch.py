@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from stagecraft.contract.terminal import duration, stage_head, terminal_sink
 
 _POLL_SECONDS = 0.25
 
+Cached = Callable[[str, dict[str, Any], dict[str, str], dict[str, Any]], None]
+
 
 @dataclass
 class Outcome:
@@ -28,12 +31,12 @@ class Outcome:
 class Watcher(threading.Thread):
     """Follows an event file until stopped; `outcomes` and `error` hold what it learned."""
 
-    def __init__(self, events: Path, console: Console):
+    def __init__(self, events: Path, console: Console, cached: Cached):
         super().__init__(name="watcher", daemon=True)
         self.outcomes: dict[str, Outcome] = {}
         self.error: str | None = None
         self.stage: str | None = None
-        self._events, self._console = events, console
+        self._events, self._console, self._cached = events, console, cached
         self._offset, self._since = 0, 0.0
         self._sink: Sink | None = None
         self._waiting: Status | None = None
@@ -64,6 +67,8 @@ class Watcher(threading.Thread):
                 self.stage, self._since = event["stage"], event["time"]
                 self._sink = terminal_sink(stage_head(self.stage), console=self._console)
                 self._wait()
+            case "cached":
+                self._cached(event["stage"], event["params"], event["inputs"], event["metrics"])
             case "stage_end":
                 outcome = Outcome(event["time"] - self._since, event["cached"])
                 self.outcomes[event["stage"]] = outcome
@@ -92,9 +97,9 @@ class Watcher(threading.Thread):
             self._waiting = None
 
 
-def follow(events: Path, console: Console) -> Watcher:
-    """Start watching."""
+def follow(events: Path, console: Console, cached: Cached) -> Watcher:
+    """Start watching; `cached` is called for every stage that had nothing to do, with its parameters, inputs' digests and metrics."""
     events.parent.mkdir(parents=True, exist_ok=True)
-    watcher = Watcher(events, console)
+    watcher = Watcher(events, console, cached)
     watcher.start()
     return watcher

@@ -103,7 +103,11 @@ def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[
     figures = json.loads(STAGES[stage].metrics_path.read_text())
     if uri := os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI):
         if not ran:
-            log_cached(uri, stage, params, {name: manifest.read(PATHS[name])["digest"] for name in STAGES[stage].inputs}, figures)
+            digests = {name: manifest.read(PATHS[name])["digest"] for name in STAGES[stage].inputs}
+            if local:  # its conductor has MLflow in memory, which takes seconds to import
+                emit("cached", stage=stage, params=params, inputs=digests, metrics=figures)
+            else:
+                log_cached(connect(uri), stage, params, digests, figures)
         if stage == "evaluate":
             promote(connect(uri), read_promotion(PATHS["evaluation"]), os.environ.get("MLFLOW_RUN_ID") or os.environ.get(PARENT_VARIABLE),
                     lambda message: emit("note", message=message))

@@ -106,9 +106,8 @@ def log_metrics(client: MlflowClient, run: str, metrics: Mapping[str, Any], pref
     client.log_batch(run, metrics=[Metric(prefix + key, value, now, 0) for key, value in numbers(metrics).items()])
 
 
-def log_cached(uri: str, stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], metrics: Mapping[str, Any]) -> None:
+def log_cached(client: MlflowClient, stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], metrics: Mapping[str, Any]) -> None:
     """The run of a stage that DVC skipped: same parameters, inputs and figures, tagged `cached`."""
-    client = connect(uri)
     run = open_run(client, stage, {"cached": "true"})
     log_params(client, run, params)
     log_inputs(client, run, inputs)
