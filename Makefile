@@ -26,7 +26,7 @@ test: setup ## the tests, without those marked slow
 	@pytest -q --numprocesses 2 -m 'not slow' tests
 
 slow: setup ## the tests marked slow
-	@pytest -q --numprocesses 2 --dist loadgroup -m slow tests
+	@pytest -q --numprocesses 2 -m slow tests
 
 lint: setup ## ruff
 	@ruff check .

@@ -185,7 +185,6 @@ def test_a_wrong_verdict_is_one_line(verdict):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("gym")
 def test_a_real_gym_server_of_one_turn(gym):
     row = {"responses_create_params": {"input": [{"role": "user", "content": "Which is a colour? A: red B: seven. Answer in \\boxed{}."}]},
            "options": [{"A": "red"}, {"B": "seven"}], "expected_answer": "A", "grading_mode": "strict_single_letter_boxed", "uuid": "1"}
@@ -197,7 +196,6 @@ def test_a_real_gym_server_of_one_turn(gym):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("gym")
 def test_a_real_gym_server_with_state_and_tools(gym):
     row = {"responses_create_params": {"input": [{"role": "user", "content": "Add 1, then 2, then get the count."}]},
            "expected_count": 6, "initial_count": 3}

@@ -10,16 +10,6 @@ from stagecraft.environments.demonstrations import demonstrations
 from tests.stages.commands import project, run
 
 
-def pytest_collection_modifyitems(items):
-    """The tests of a tuned model share two workers under --dist loadgroup, each of which makes one: those that need an unbroken run too,
-    and those that do not."""
-    for item in items:
-        needs = getattr(item, "fixturenames", ())
-        if "tuned" in needs:
-            alike = "unbroken" in needs or item.path.stem in ("test_workers", "test_ranks")
-            item.add_marker(pytest.mark.xdist_group("tuned, unbroken" if alike else "tuned"))
-
-
 def change(where, stage, **changes):
     yaml = YAML()
     profile = yaml.load(where / "params.yaml")
