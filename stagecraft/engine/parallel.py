@@ -16,8 +16,9 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
 
+from stagecraft.contract.errors import UserError
 from stagecraft.engine.host_memory import keep_pages
-from stagecraft.engine.launch import MET
+from stagecraft.engine.launch import MET, local_world_size
 from stagecraft.engine.layout import Layout, divide
 
 ONE = Layout(tensor=1, pipeline=1, context=1, expert=1)
@@ -30,7 +31,7 @@ def initialize(seed: int, layout: Layout = ONE, patience: timedelta | None = Non
         patience: with which a rank waits for the others; else PyTorch's, of NCCL ten minutes, and of megatron-core's groups thirty.
 
     Raises:
-        UserError: the layout does not divide the number of ranks.
+        UserError: as `join`; the layout does not divide the number of ranks.
     """
     join(patience)
     layout.data(dist.get_world_size())
@@ -46,9 +47,16 @@ def initialize(seed: int, layout: Layout = ONE, patience: timedelta | None = Non
 
 
 def join(patience: timedelta | None = None) -> None:
-    """Join the process group, if that was not done; arguments as for `initialize`."""
+    """Join the process group, if that was not done; arguments as for `initialize`.
+
+    Raises:
+        UserError: this machine has more ranks than GPUs, which NCCL cannot divide among them.
+    """
     if dist.is_initialized():
         return
+    if not ON_CPU and (here := local_world_size()) > (gpus := torch.cuda.device_count()):
+        raise UserError(f"{here} ranks for the {gpus} GPUs of this machine: each needs one of its own", where="processes",
+                        mend=f"set it to {gpus}, or have torchrun start no more on a node")
     if ON_CPU:
         keep_pages()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -3,8 +3,10 @@
 import weakref
 from datetime import timedelta
 
+import pytest
 from torch.distributed import distributed_c10d
 
+from stagecraft.contract.errors import UserError
 from stagecraft.engine import parallel
 from tests.engine.test_trainer import batch, new_trainer
 
@@ -19,6 +21,18 @@ def test_every_group_waits_as_long_as_it_is_told(monkeypatch):
     assert len(told) > 10
     # Megatron gives this one no timeout, and has it for checkpoints of its own optimizers alone.
     assert {group for group, timeout in told if timeout != timedelta(seconds=3600)} == {"EXPERT_DATA_PARALLEL_GROUP_GLOO"}
+
+
+def test_more_ranks_than_gpus_are_one_line(monkeypatch):
+    """Before anything is asked of CUDA, which says "invalid device ordinal"."""
+    parallel.shutdown()
+    monkeypatch.setattr(parallel, "ON_CPU", False)
+    monkeypatch.setattr(parallel.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(parallel.torch.cuda, "set_device", lambda device: pytest.fail(f"asked for GPU {device}"))
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"^processes: 2 ranks for the 1 GPUs of this machine: each needs .* - set it to 1, or "):
+        parallel.initialize(seed=0)
 
 
 def test_a_trainer_that_was_left_is_gone():
