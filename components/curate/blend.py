@@ -14,7 +14,8 @@ Group = tuple[str, int]  # category, tier
 
 @dataclass(frozen=True)
 class Portion:
-    """A group's part of a phase: `weight` sums to 1 over the phase; `epochs` is how often its tokens are seen."""
+    """A group's part of a phase: `weight` sums to 1 over the phase; `epochs` is how often its tokens are seen, more than the most that is
+    allowed only where all groups together are too small for the phase."""
 
     weight: float
     epochs: float
@@ -63,7 +64,7 @@ def _cap(raw: dict[Group, float], limits: dict[Group, float], tokens: Mapping[Gr
             capped[group] = limits[group]
             del free[group]
     whole = sum(capped.values())
-    return {group: Portion(weight / whole, weight * total / tokens[group]) for group, weight in sorted(capped.items())}
+    return {group: Portion(weight / whole, weight / whole * total / tokens[group]) for group, weight in sorted(capped.items())}
 
 
 def entries(portions: Mapping[Group, Portion], share: float = 1.0) -> list[list[Any]]:

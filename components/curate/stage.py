@@ -95,6 +95,9 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         bar.advance()
         token_files = write_tokens(corpus, tokenizer, catalogue, heldout, params.blend.long_min_characters, bar.advance)
         phases = write_blends(corpus, token_files, params.blend)
+        for name, portions in phases.items():
+            if (most := max(portion.epochs for portion in portions.values())) > params.blend.max_epochs * (1 + 1e-9):
+                log.note(f"{name} repeats text {most:.1f} times, above blend.max_epochs {params.blend.max_epochs:g}: there is too little")
         metrics = {**sizes(token_files, tokenizer.get_vocab_size()), **funnel.metrics(),
                    **{f"tasks_{name}": len(rows) for name, rows in tasks.items()}, **synthetic.metrics(catalogue)}
         rules = rulebook(params, {name: len(texts) for name, texts in prompts.items()})
