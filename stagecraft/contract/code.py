@@ -9,7 +9,7 @@ from stagecraft.contract.files import digest_of, sha256
 
 _ROOT = Path(__file__).parents[2]
 _CONTRACT = ("stagecraft/contract/manifest.py", "stagecraft/contract/runner.py")
-_ASIDE = ("component.py", "dry_run.py", "foresee.py", "memory.py")  # they describe the stage, to KFP and to the user, before it runs
+_ASIDE = ("component.py", "dry_run.py", "foresee.py", "memory.py")  # of a component: they describe it before it runs
 _KINDS = (".py", ".yaml", ".cpp", ".hpp", ".jinja")
 
 
@@ -23,7 +23,7 @@ def code_digest(stage: str) -> str:
     sources = {}
     for place in map(_ROOT.joinpath, code_of(_ROOT, stage)):
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if path.suffix in _KINDS and path.name not in _ASIDE:
+            if path.suffix in _KINDS and not (path.name in _ASIDE and path.parent == _ROOT / "components" / stage):
                 sources[path.relative_to(_ROOT).as_posix()] = sha256(path)
     return digest_of(sources)
 

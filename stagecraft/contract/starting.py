@@ -66,7 +66,7 @@ def _through() -> dict[str, Any]:
 
 
 def _attempt() -> str:
-    """Where the ranks of this attempt meet: at a restart that is another port."""
+    """Where the ranks of this attempt meet: at a restart that is another port, unless whoever starts them names one."""
     return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import digest_of, sha256
-from stagecraft.engine.replicas import divide_writing, read
+from stagecraft.engine.replicas import Reader, divide_writing
 from stagecraft.engine.saving import STATE, Saver, sharded, write_state
 from stagecraft.engine.together import FAILURES, together
 from stagecraft.engine.trainer import Trainer
@@ -88,8 +88,11 @@ def save_weights(path: Path, module: nn.Module) -> None:
         raise UserError(f"weights cannot be written: {error}", where=str(path), mend="make room and start again") from error
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
+def load_weights(path: Path, module: nn.Module, reader: Reader | None = None) -> None:
     """Take over what `save_weights` wrote, under whatever layout.
+
+    Args:
+        reader: of this module's weights alone, where they are read more than once.
 
     Raises:
         UserError: it is not what was written.
@@ -97,13 +100,13 @@ def load_weights(path: Path, module: nn.Module) -> None:
     for damage in together(lambda: _damage(path)):
         if damage:
             raise UserError(f"damaged weights: {damage}", where=str(path), mend=f"delete {path.parent} to go on without what it holds")
-    module.load_state_dict(read(module.sharded_state_dict(prefix=""), path))
+    module.load_state_dict((reader or Reader()).read(module.sharded_state_dict(prefix=""), path))
 
 
 def _load(checkpoint: Path, trainer: Trainer) -> dict[str, Any]:
     try:
         state = json.loads((checkpoint / STATE).read_text())
-        loaded = read(sharded(trainer), checkpoint)
+        loaded = Reader().read(sharded(trainer), checkpoint)
         trainer.module.load_state_dict(loaded["model"])
         for name, moments in trainer.moments().items():
             for moment, tensor in moments.items():

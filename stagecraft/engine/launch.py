@@ -31,8 +31,8 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Ranks of the job on this machine: torchrun says, and those of `ranks` are all here."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    """Ranks of the job on this machine: torchrun and `ranks` say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def ranks(processes: int, command: Sequence[str], logs: Path) -> Iterator[None]:
     if is_launched() or processes == 1:
         yield
         return
-    world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     children: list[subprocess.Popen[bytes]] = []
     over = Event()
     MET.clear()

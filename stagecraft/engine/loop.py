@@ -29,7 +29,7 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
         extra: what else a checkpoint records, such as the position of the sampler; a run that resumes from it must give the same value.
 
     Raises:
-        UserError: too many steps in a row were skipped, a checkpoint cannot be written or read, or it was made with other data.
+        UserError: too many steps in a row were skipped, or all; a checkpoint cannot be written or read, or it was made with other data.
     """
     saver, steps = Saver(work / "checkpoints", keep), trainer.optimization.all_steps
     end = steps if until is None else until
@@ -60,6 +60,9 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
             if trainer.steps_done % checkpoint_every == 0 or trainer.steps_done == end:
                 saver.save(trainer, extra())
         saver.finish()
+    begin = 0 if end <= trainer.optimization.steps else trainer.optimization.steps  # of the schedule, or of what follows it
+    if log and not any(row["step"] > begin for row in log.curve()):
+        raise UserError(f"none of the {end - begin} steps had a finite loss and gradient", where=name, mend="lower the learning rate")
 
 
 def tokens_per_second(log: RunLog) -> float:

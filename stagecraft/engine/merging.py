@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from stagecraft.engine import checkpoints
 from stagecraft.engine.merge_params import Merging
+from stagecraft.engine.replicas import Reader
 from stagecraft.engine.together import together
 
 
@@ -46,6 +47,7 @@ class Merger:
                  note: Callable[[str], None] = lambda _: None, beat: Callable[[], None] = lambda: None):
         self.merging, self.directory, self.module, self.reach, self.after = merging, directory, module, reach, after
         self.note, self.beat, self.merged = note, beat, False
+        self._reader = Reader()
 
     def look(self, step: int, heldout: Callable[[], float]) -> float | None:
         """After step `step`: keep its weights if it is one of the window's, and see what the merged ones are worth.
@@ -102,7 +104,7 @@ class Merger:
     def _mean(self, window: list[Path]) -> dict[str, Tensor]:
         mean = {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in self._tensors().items()}
         for path, coefficient in zip(window, coefficients(len(window))):
-            checkpoints.load_weights(path, self.module)
+            checkpoints.load_weights(path, self.module, self._reader)
             self.beat()
             for name, tensor in self._tensors().items():
                 mean[name].add_(tensor.float(), alpha=coefficient)

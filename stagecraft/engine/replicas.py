@@ -12,8 +12,9 @@ from typing import Any
 import stagecraft.megatron_cpu  # noqa: F401
 
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, merge
 from megatron.core.dist_checkpointing.exchange_utils import ShardDistribution, determine_main_replica_uniform_distribution
-from megatron.core.dist_checkpointing.mapping import apply_factories
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     distribute_main_replicas_with_precomputed_distribution,
@@ -38,7 +39,32 @@ def divide_writing(state: dict[str, Any], before: ShardDistribution | None = Non
     return division
 
 
-def read(state: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """What a distributed checkpoint holds of `state`: the ranks read a share each, and send it to those that hold the same."""
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    return dist_checkpointing.load(state, directory, FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), group))
+class Reader:
+    """Reads distributed checkpoints into states of one structure, under one layout.
+
+    The ranks read a share each and send it to those that hold the same: of experts, which fewer ranks hold than the rest, to these alone.
+    What falls to whom is worked out at the first checkpoint, by which time and messages grow faster than the ranks.
+    """
+
+    def __init__(self) -> None:
+        self._strategy = _SharedReading()
+
+    def read(self, state: dict[str, Any], directory: Path) -> dict[str, Any]:
+        """What the checkpoint holds of `state`."""
+        return dist_checkpointing.load(state, directory, self._strategy)
+
+
+class _SharedReading(FullyParallelLoadStrategyWrapper):
+    def __init__(self) -> None:
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        super().__init__(TorchDistLoadShardedStrategy(), group, do_cache_distribution=True)
+        group = parallel_state.get_expert_data_parallel_group()
+        self._of_experts = FullyParallelLoadStrategyWrapper(self.base_strategy, group, do_cache_distribution=True)
+
+    def load(self, sharded_state_dict: dict[str, Any], *args: Any, **options: Any) -> dict[str, Any]:
+        experts, rest = extract_matching_values(sharded_state_dict, _is_of_experts)
+        return merge(super().load(rest, *args, **options), self._of_experts.load(experts, *args, **options))
+
+
+def _is_of_experts(shard: Any) -> bool:
+    return isinstance(shard, ShardedTensor) and ".experts." in shard.key

@@ -52,14 +52,21 @@ def packs_memory(shapes: Shapes, layout: Division, ranks: int, tokens: int, mtp_
 
 
 def usable(kind: str) -> float:
-    """Bytes that a training can have of a GPU's."""
+    """Bytes that a training can count on of a GPU's."""
     return gpu(kind).memory * efficiencies().memory_use
 
 
+def at_most(kind: str) -> float:
+    """Bytes that there are at most: what data sheets call GB drivers report as GiB, less a little (of an H200's 141, 143,771 MiB)."""
+    return gpu(kind).memory * 2**30 / 1e9
+
+
 def kinds(selector: Mapping[str, str]) -> tuple[str, ...]:
-    """The GPUs of gpus.yaml that nodes with these labels may have; none where the labels do not tell."""
+    """The GPUs of gpus.yaml that nodes with these labels may have; none where the labels do not tell, or name a variant of one."""
     members = MEMBERS.get(selector.get(FAMILY, "").casefold(), ())
     words = selector.get(PRODUCT, "").upper().split("-")  # such as NVIDIA-H100-80GB-HBM3
+    if "NVL" in words:  # with other memory
+        return ()
     return tuple(kind for family in MEMBERS.values() for kind in family if kind in words) or members
 
 
@@ -72,12 +79,12 @@ def refuse_too_large(needs: Mapping[str, Memory], pod: Pod) -> None:
     Raises:
         UserError: names the training, and what it needs.
     """
-    found = kinds(pod.node_selector)
+    found = kinds(pod.node_selector) if pod.gpu.count else ()
     if not found:
         return
-    largest = max(found, key=usable)
+    most = max(map(at_most, found))
     for where, memory in needs.items():
-        if memory.total > usable(largest):
+        if memory.total > most:
             raise UserError(f"the fullest GPU needs {memory.total / 1e9:.1f} GB, of which {memory.activations / 1e9:.1f} for activations; "
-                            f"of {' or '.join(found)} at most {usable(largest) / 1e9:.1f} are usable", where=where,
+                            f"{' or '.join(found)} has at most {most / 1e9:.1f}", where=where,
                             mend="divide the model over more GPUs, or set recompute; `stagecraft plan` finds a layout that fits")

@@ -1,5 +1,6 @@
 """Process groups: how long they wait, and what goes with them."""
 
+import sys
 import weakref
 from datetime import timedelta
 
@@ -33,6 +34,17 @@ def test_more_ranks_than_gpus_are_one_line(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"^processes: 2 ranks for the 1 GPUs of this machine: each needs .* - set it to 1, or "):
         parallel.initialize(seed=0)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")  # a launcher that does not tell
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match=r"^processes: 2 ranks for the 1 GPUs"):
+        parallel.initialize(seed=0)
+    monkeypatch.setattr(parallel.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(parallel.torch.cuda, "set_device", lambda device: asked.append(device))
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend, timeout: asked.append(backend) or sys.exit())
+    asked = []
+    with pytest.raises(SystemExit):
+        parallel.initialize(seed=0)
+    assert asked == [1, "nccl"]
 
 
 def test_a_trainer_that_was_left_is_gone():

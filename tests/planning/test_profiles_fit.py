@@ -17,7 +17,9 @@ from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load
 from stagecraft.contract.preflight import check
 from stagecraft.contract.stages import STAGES
+from stagecraft.model.precision import PRECISIONS
 from stagecraft.planning.fit import FAMILY, PRODUCT, kinds, usable
+from stagecraft.planning.formats import formats
 from tests.planning.models import ROOT
 
 
@@ -40,7 +42,7 @@ def test_every_training_fits_its_gpus(profile, kind):
 
 @pytest.mark.parametrize(("stage", "change", "expected"), [
     ("pretrain", {"micro_batch": 8, "global_batch": 3072}, "pretrain: the fullest GPU needs "),
-    ("pretrain", {"layout": {"tensor": 1, "pipeline": 1, "context": 1, "expert": 8}}, "pretrain: the fullest GPU needs 291.1 GB, of "),
+    ("pretrain", {"layout": {"tensor": 1, "pipeline": 1, "context": 1, "expert": 4}}, "pretrain: the fullest GPU needs "),
     ("sft", {"layout": {"tensor": 2, "pipeline": 1, "context": 16, "expert": 64}}, "sft.later_stages.0: the fullest GPU needs "),
     ("rl", {"layout": {"tensor": 4, "pipeline": 1, "context": 8, "expert": 2}}, "rl.stages.rlvr_1: the fullest GPU needs "),
     ("sft", {"packs_per_step": 63, "layout": {"tensor": 2, "pipeline": 1, "context": 16, "expert": 16}},
@@ -60,11 +62,18 @@ def test_the_labels_of_the_nodes_say_which_gpus_count():
     assert kinds({FAMILY: "hopper"}) == ("H100", "H200")
     assert kinds({FAMILY: "hopper", PRODUCT: "NVIDIA-H100-80GB-HBM3"}) == ("H100",)
     assert kinds({PRODUCT: "NVIDIA-GB200"}) == ("GB200",)
-    assert kinds({FAMILY: "ampere"}) == kinds({}) == ()
+    assert kinds({FAMILY: "ampere"}) == kinds({}) == kinds({FAMILY: "hopper", PRODUCT: "NVIDIA-H100-NVL"}) == ()
     profile = read("h200")
     check(json.dumps(profile), "p", list(STAGES))
     profile["pretrain"] |= {"micro_batch": 16}
     check(json.dumps(profile), "p", list(STAGES))  # on an H200 it fits
     profile["cluster"]["pretrain"]["node_selector"] |= {PRODUCT: "NVIDIA-H100-80GB-HBM3"}
-    with pytest.raises(UserError, match=r"^pretrain: the fullest GPU needs .* of H100 at most 75\.2 are usable - "):
+    with pytest.raises(UserError, match=r"^pretrain: the fullest GPU needs 98\.9 GB, .*; H100 has at most 85\.9 - divide "):
         check(json.dumps(profile), "p", list(STAGES))
+    profile["cluster"]["pretrain"]["gpu"]["count"] = 0
+    check(json.dumps(profile), "p", list(STAGES))  # on such a node's processors
+
+
+def test_every_precision_of_training_is_one_of_the_planner():
+    for precision in PRECISIONS:
+        assert formats("training", precision).rest

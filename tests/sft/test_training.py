@@ -71,6 +71,18 @@ def test_a_step_without_a_number_is_skipped_and_too_many_end_the_run(tune):
     assert [row["step"] for row in tune.log.curve()] == [1, 4, 5]
 
 
+def test_a_training_without_a_number_is_one_line(tune):
+    inner = tune.batch
+
+    def broken(packs, pack):
+        made = inner(packs, pack)
+        return replace(made, loss_mask=made.loss_mask * float("nan"), counted=made.targets)
+
+    tune.batch = broken
+    with pytest.raises(UserError, match=r"^sft: none of the 5 steps had a finite loss"):
+        tune.run(max_skipped_steps=5)
+
+
 def test_a_step_that_hangs_ends_its_rank(tune, monkeypatch, capfd, tmp_path):
     inner, ended = tune.batch, Event()
     codes = []
