@@ -31,8 +31,8 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Ranks of the job on this machine: torchrun and `ranks` say."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Ranks of the job on this machine; from a launcher that does not tell, as torchrun and `ranks` do, those up to this one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ.get("LOCAL_RANK", "0")) + 1))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracke
 
 from stagecraft.contract.errors import UserError
 from stagecraft.engine.host_memory import keep_pages
-from stagecraft.engine.launch import MET
+from stagecraft.engine.launch import MET, local_world_size
 from stagecraft.engine.layout import Layout, divide
 
 ONE = Layout(tensor=1, pipeline=1, context=1, expert=1)
@@ -54,9 +54,7 @@ def join(patience: timedelta | None = None) -> None:
     """
     if dist.is_initialized():
         return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))  # some launchers do not tell
-    if not ON_CPU and here > (gpus := torch.cuda.device_count()):
+    if not ON_CPU and (here := local_world_size()) > (gpus := torch.cuda.device_count()):
         raise UserError(f"{here} ranks for the {gpus} GPUs of this machine: each needs one of its own", where="processes",
                         mend=f"set it to {gpus}, or have torchrun start no more on a node")
     if ON_CPU:
@@ -64,7 +62,7 @@ def join(patience: timedelta | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if "RANK" in os.environ:
         if not ON_CPU:
-            torch.cuda.set_device(local)
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience)
     else:
         dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience, store=dist.HashStore(), rank=0, world_size=1)

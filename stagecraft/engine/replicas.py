@@ -11,6 +11,7 @@ from typing import Any
 
 import stagecraft.megatron_cpu  # noqa: F401
 
+import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, merge
 from megatron.core.dist_checkpointing.exchange_utils import ShardDistribution, determine_main_replica_uniform_distribution
@@ -47,23 +48,27 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._strategy = _SharedReading()
+        everything = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        experts = parallel_state.get_expert_data_parallel_group()
+        self._strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), everything, do_cache_distribution=True)
+        if dist.get_process_group_ranks(experts) != dist.get_process_group_ranks(everything):
+            self._strategy = _ExpertsApart(self._strategy, experts)
 
     def read(self, state: dict[str, Any], directory: Path) -> dict[str, Any]:
         """What the checkpoint holds of `state`."""
         return dist_checkpointing.load(state, directory, self._strategy)
 
 
-class _SharedReading(FullyParallelLoadStrategyWrapper):
-    def __init__(self) -> None:
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        super().__init__(TorchDistLoadShardedStrategy(), group, do_cache_distribution=True)
-        group = parallel_state.get_expert_data_parallel_group()
-        self._of_experts = FullyParallelLoadStrategyWrapper(self.base_strategy, group, do_cache_distribution=True)
+class _ExpertsApart(FullyParallelLoadStrategyWrapper):
+    """Reads as `rest` does, but for the experts, which the ranks of a group of their own share."""
+
+    def __init__(self, rest: FullyParallelLoadStrategyWrapper, experts: dist.ProcessGroup):
+        super().__init__(rest.base_strategy, experts, do_cache_distribution=True)
+        self._rest = rest
 
     def load(self, sharded_state_dict: dict[str, Any], *args: Any, **options: Any) -> dict[str, Any]:
         experts, rest = extract_matching_values(sharded_state_dict, _is_of_experts)
-        return merge(super().load(rest, *args, **options), self._of_experts.load(experts, *args, **options))
+        return merge(self._rest.load(rest, *args, **options), super().load(experts, *args, **options))
 
 
 def _is_of_experts(shard: Any) -> bool:

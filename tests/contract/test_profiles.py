@@ -52,6 +52,9 @@ def test_what_a_later_stage_would_refuse_is_foreseen(section, change, expected, 
         check(text, "params.yaml", list(STAGES), local=True)
     if here_alone:  # on a cluster the pods may have the file
         check(text, "params.yaml", list(STAGES))
+    else:
+        with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
+            check(text, "params.yaml", list(STAGES))
     check(text, "params.yaml", [stage for stage in STAGES if stage != section], local=True)  # which then starts from elsewhere
 
 

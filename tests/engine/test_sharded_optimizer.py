@@ -25,11 +25,11 @@ def test_two_ranks_have_write_and_read_half_of_the_state_each_and_the_same_weigh
     assert all(rank["narrow"] > 0.3 * rank["values"] if dtype == "bfloat16" else not rank["narrow"] for rank in ranks)
     assert all(ranks[0][key] == ranks[1][key] for key in ("values", "sum", "squares"))
 
-    # All of it is in the files once, also the weights, of which each rank has all; each writes half and reads about as much.
+    # All of it is in the files once, also the weights, of which each rank has all; each writes and reads half.
     whole = ranks[0]["values"] + sum(2 * sum(rank["moments"].values()) + rank["main"] for rank in ranks)
     read, written = ([rank[key] for rank in ranks] for key in ("read", "written"))
     assert whole <= sum(read) < 1.001 * whole  # the routers' buffers are no parameters
-    assert max(read) < 0.6 * sum(read) and max(written) < 0.52 * sum(written)
+    assert max(read) < 0.51 * sum(read) and max(written) < 0.52 * sum(written)
     assert all(rank["same"] and rank["early"] for rank in ranks)
 
     alone = new_trainer(optimizer, dtype=getattr(torch, dtype))  # goes on from their checkpoint with all of it

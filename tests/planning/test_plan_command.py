@@ -45,7 +45,8 @@ MISTAKES = {
         "error: --accepted: 4.5 tokens of a step cannot be kept with 3 drafts - give 1 to 4",
     ("super-120b", "--price", "nan"): "error: stagecraft plan: 'nan' is no positive number - write it like 25e12 or 4.5",
     ("super-120b", "--drafts", "-1"): "error: stagecraft plan: '-1' is no whole number - write it like 3",
-    ("super-120b", "--precision", "int3"): "error: --precision: no training precision 'int3' - known are nvfp4, ",
+    ("super-120b", "--precision", "int3"):
+        "error: --precision: no training precision 'int3' - known are nvfp4, nvfp4-everywhere, mxfp8, fp8, bf16, float32",
     ("super-120b", "--stage", "serve", "--lengths", "8k"): "error: --lengths: '8k' are no lengths - write them like 8k/64k,1000/200",
     ("super-120b", "--stage", "serve", "--gpus", "2xB200", "--tensor", "4"):
         "error: --tensor: engines of 4 GPUs cannot be made of 2xB200 with 32 heads - give a divisor of the heads that the GPUs suffice for",

@@ -18,7 +18,7 @@ from stagecraft.contract.params import load
 from stagecraft.contract.preflight import check
 from stagecraft.contract.stages import STAGES
 from stagecraft.model.precision import PRECISIONS
-from stagecraft.planning.fit import FAMILY, PRODUCT, kinds, usable
+from stagecraft.planning.fit import FAMILY, PRODUCT, kinds, packs_memory, usable
 from stagecraft.planning.formats import formats
 from tests.planning.models import ROOT
 
@@ -36,6 +36,9 @@ def test_every_training_fits_its_gpus(profile, kind):
     for stage, params, needs in (("sft", Sft, sft.trainings), ("rl", Rl, rl.trainings)):
         of_it = load(params, stage, path)
         found |= needs(of_it, first.architecture, pods[stage].ranks(of_it.processes))
+    found |= {f"healing after {name}, as if nothing were frozen": packs_memory(  # `of_it` is rl's
+        first.architecture, part.layout, pods["rl"].ranks(of_it.processes), part.pack_tokens, part.healing.depths)
+        for name, part in of_it.parts.items()}
     assert {"pretrain", "pretrain.long_context", "sft"} < set(found)
     assert not {where: f"{memory.total / 1e9:.1f} GB" for where, memory in found.items() if memory.total > usable(kind)}
 
