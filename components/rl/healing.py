@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from components.rl.acceptance import Acceptance, Answer, acceptance
@@ -19,6 +20,7 @@ from stagecraft.data.packing import pack_stream
 from stagecraft.engine import checkpoints, parallel
 from stagecraft.engine.packs import own_packs, packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
+from stagecraft.engine.watchdog import Watchdog, patience
 from stagecraft.model.config import Architecture
 
 FROZEN = ("embedding.", "decoder.", "output_layer.")  # Megatron's names of all that is not the MTP block
@@ -41,7 +43,7 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
         (`rl`) and `healed`, each for greedy answers of the same model to held-out prompts.
     """
     asked = params.healing
-    parallel.initialize(params.seed, params.layout)
+    parallel.initialize(params.seed, params.layout, patience(params.hang_seconds))
     trainer = Trainer(architecture, Optimization(lr=asked.lr, steps=asked.steps, warmup_steps=0, decay_steps=asked.steps,
                                                  betas=(0.9, 0.999), clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, dtype=getattr(torch, params.dtype),
@@ -56,7 +58,8 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
     if log:
         log.rewind(trainer.steps_done, "healing")
     packs = _packs(last_rollouts(kept, params), params)
-    with log.bar("healing", asked.steps, done=trainer.steps_done) if log else nullcontext() as bar:
+    with (Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds) as watchdog,
+          log.bar("healing", asked.steps, done=trainer.steps_done) if log else nullcontext() as bar):
         for pack in packs[trainer.steps_done:]:
             result = trainer.step([packed_batch([each.sequence for each in own]) for own in own_packs([pack])])
             if log:
@@ -65,6 +68,7 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
                 bar.advance(**losses)
             if trainer.steps_done % params.checkpoint_every == 0 and trainer.steps_done < asked.steps:
                 checkpoints.save(work / "healing", trainer)
+            watchdog.beat(trainer.steps_done)
     worth["healed"] = acceptance(trainer, last, params.pack_tokens)
     healed = {**weights, **trainer.weights()}
     del trainer

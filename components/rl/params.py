@@ -81,7 +81,7 @@ class Preferences:
 class Stage:
     """GRPO. Sizes in prompts, completions, tokens or steps; learning rates per step."""
 
-    PLACEMENT: ClassVar = ("layout",)
+    PLACEMENT: ClassVar = ("layout", "hang_seconds")
 
     seed: Count
     layout: Layout
@@ -114,6 +114,7 @@ class Stage:
     overlong_filter: bool
     pack_tokens: Positive
     checkpoint_every: Positive
+    hang_seconds: Count
     rollouts_kept: Count
     preferences: Preferences
     healing: Healing

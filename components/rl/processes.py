@@ -18,7 +18,7 @@ from torch import Tensor
 from components.rl.generator import Job
 from components.rl.workers import work
 from stagecraft.contract.errors import UserError
-from stagecraft.engine.launch import local_world_size
+from stagecraft.engine.launch import die_with_parent, local_world_size
 
 _Weights = dict[str, Tensor]
 
@@ -130,6 +130,7 @@ def _visible_gpus() -> list[str]:
 
 
 def _run(pipe: Connection, slots: list[_Weights], job: Job, worker: int, gpus: Sequence[str]) -> None:
+    die_with_parent()  # else one that hangs, or is amid a step, would keep its memory from the worker of the next attempt
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     current_process()._config["daemon"] = False  # it ends with the trainer, and may have the children that divide its model

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from components.rl.generator import Job
@@ -19,6 +20,7 @@ from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints, parallel
 from stagecraft.engine.first import FirstRank
 from stagecraft.engine.trainer import Optimization, Trainer
+from stagecraft.engine.watchdog import Watchdog, patience
 from stagecraft.model.config import Architecture
 
 # The router keeps its values: a router that moves while the generator samples breaks the agreement of the two.
@@ -36,7 +38,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
         before: steps of the stages before, behind which this one's are counted in curve and rollouts.
         log: on rank 0 only.
     """
-    parallel.initialize(params.seed, params.layout)
+    parallel.initialize(params.seed, params.layout, patience(params.hang_seconds))
     trainer = Trainer(architecture, Optimization(lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps,
                                                  decay_steps=round(params.decay_share * params.steps), betas=(0.9, 0.999),
                                                  clip=params.clip),
@@ -52,7 +54,9 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
         torch.set_num_threads(params.threads)
         now = trainer.weights()
         with Lead(replace(job, first=trainer.steps_done), now, work, before, kept, log) if log else nullcontext() as lead:
-            _train(trainer, params, reference, work, first, lead)
+            first.tells()  # that the prompts were tried, if the curriculum wants it: a watchdog may have less patience than that takes
+            with Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds) as watchdog:
+                _train(trainer, params, reference, work, first, lead, watchdog)
         del reference
     trained = {**weights, **trainer.weights()}
     del trainer
@@ -60,26 +64,36 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
     return trained
 
 
-def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: Path, first: FirstRank, lead: Lead | None) -> None:
+def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: Path, first: FirstRank, lead: Lead | None,
+           watchdog: Watchdog) -> None:
+    def beat() -> None:
+        watchdog.beat(trainer.steps_done)
+
     loss = PolicyLoss(params.temperature, params.ratio_clip_low, params.ratio_clip_high, params.importance_limit, params.mismatch_limit,
                       params.kl)
     while trainer.steps_done < params.steps:
-        values = update(trainer, loss, first.tells(lead and lead.take(trainer.steps_done)), params, reference)
+        samples = first.tells(lead and lead.take(trainer.steps_done))
+        beat()
+        values = update(trainer, loss, samples, params, reference)
         if lead:
             lead.updated()
         weights, done = trainer.weights(), trainer.steps_done
         if lead:
             lead.handed_over(done, weights, values)
+        beat()
         if done % params.checkpoint_every == 0 and done < params.steps:
             if lead:
                 lead.before_checkpoint(done)
             first.tells()  # that it is drawn: NCCL's patience may be shorter than that takes
+            beat()
             checkpoints.save(work / "checkpoints", trainer)
             if lead:
                 lead.after_checkpoint(done)
+            beat()
     if lead:
         lead.finish()
     first.tells()
+    beat()
     checkpoints.save(work / "checkpoints", trainer)
 
 

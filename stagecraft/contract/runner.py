@@ -80,8 +80,6 @@ def _run(name: str) -> dict[str, Any]:
     except BaseException as error:
         log.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {})
         raise
-    finally:
-        _begun(name).unlink(missing_ok=True)  # where the ranks always meet at one address it would speak for the next run too
     log.close("FINISHED", metrics)
     for done in (work, *_others(work)):
         shutil.rmtree(done, ignore_errors=True)

@@ -66,8 +66,9 @@ def _through() -> dict[str, Any]:
 
 
 def _attempt() -> str:
-    """Where the ranks of this attempt meet: at a restart that is another port, unless whoever starts them names one."""
-    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    """Where the ranks of this attempt meet: at a restart that is another port, unless whoever starts them names one; then they say which
+    attempt it is (k8s/base/stagecraft/training/runtime.yaml does)."""
+    return ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "STAGECRAFT_ATTEMPT"))
 
 
 def _read(path: Path) -> Any:

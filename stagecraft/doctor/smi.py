@@ -81,6 +81,8 @@ def _table(text: str, wanted: list[str], refused: list[str], problem: str) -> Ta
             rows.append(dict(zip(wanted, cells)))
         else:
             strays.append(line.strip())
+    if text and not text.endswith("\n"):  # "Not Active" may have come as "No", which is a value too
+        problem = problem or "the answer breaks off"
     return Table(rows, strays, refused, problem)
 
 

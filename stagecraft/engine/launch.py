@@ -58,7 +58,7 @@ def ranks(processes: int, command: Sequence[str], logs: Path) -> Iterator[None]:
         for rank in range(1, processes):
             with (logs / f"rank-{rank}.log").open("wb") as log:
                 children.append(subprocess.Popen(
-                    [sys.executable, "-m", *command], stdout=log, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,
+                    [sys.executable, "-m", *command], stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent,
                     env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
         os.environ.update(world, RANK="0", LOCAL_RANK="0")
         Thread(target=_end_with, args=(children, logs, over), name="ranks", daemon=True).start()
@@ -101,7 +101,8 @@ def _end_with(children: list[subprocess.Popen[bytes]], logs: Path, over: Event) 
     os._exit(max(children[failed[0] - 1].returncode, 1))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Have this process killed when the thread that started it ends, however that does."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

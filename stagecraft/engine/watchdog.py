@@ -1,4 +1,4 @@
-"""Ends a rank whose step hangs, with a stack dump and the name of the rank that is waited for.
+"""Ends a rank whose step hangs, with a stack dump, its last collectives and the name of the rank that is waited for.
 
 Every rank writes a heartbeat file from a thread of its own, with the step it is in and the line that its main thread is at. A rank that
 waits for another still does, a rank that is stopped, frozen in the kernel or gone does not; one that is in an endless loop is at another
@@ -17,13 +17,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+
+import torch.distributed as dist
+from torch._C import _distributed_c10d
 
 from stagecraft.contract.errors import EXIT_USER_ERROR
 
 EXIT_HANG = 75  # EX_TEMPFAIL of sysexits.h: start again
 assert EXIT_HANG != EXIT_USER_ERROR
 _GROUPS = 4  # of ranks that are at the same line: so many are told of
+_RECORDER = 20.0  # seconds that the flight recorder has
+_OURS = str(Path(__file__).parents[2])  # where components and stagecraft lie
 
 
 def patience(seconds: float) -> timedelta:
@@ -45,13 +50,15 @@ class Watchdog:
     """Watches this rank inside a `with` block.
 
     Args:
-        directory: shared by the ranks, for `heartbeat-N` and, when a step hangs, `stack-N.txt`.
+        directory: shared by the ranks, for `heartbeat-N` and, when a step hangs, `stack-N.txt` and what PyTorch's flight recorder has
+            of collectives, `collectives_N`.
         ranks: how many there are; what an earlier attempt with more of them left is none of ours.
         seconds: from one `beat` to the next, at most; 0 turns it off. A time in which this process was itself stopped does not count.
     """
 
     def __init__(self, directory: Path, rank: int, ranks: int, seconds: float):
         self.directory, self.rank, self.ranks, self.seconds = directory, rank, ranks, seconds
+        self._collectives = directory / f"collectives_{rank}"
         self._tick = min(5.0, max(0.2, seconds / 8))
         self._done = threading.Event()
         self._last = (0, time.monotonic())
@@ -90,8 +97,7 @@ class Watchdog:
                 self._end(step, now - since)
 
     def _alive(self) -> None:
-        frame = sys._current_frames()[threading.main_thread().ident]
-        place = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+        place = _place(sys._current_frames()[threading.main_thread().ident])
         path = self.directory / f"heartbeat-{self.rank}"
         temporary = self.directory / f".{path.name}"
         with suppress(OSError):  # as on a full disk: this rank then looks silent, but goes on watching
@@ -100,11 +106,22 @@ class Watchdog:
 
     def _end(self, step: int, waited: float) -> None:
         path = self.directory / f"stack-{self.rank}.txt"
+        self._collectives.unlink(missing_ok=True)
         with suppress(OSError), path.open("w") as stream:
             faulthandler.dump_traceback(stream, all_threads=True)
+        recorder = threading.Thread(target=self._write_collectives, daemon=True)  # which may itself wait for a GPU that hangs
+        recorder.start()
+        recorder.join(_RECORDER)
+        beside = f", its last collectives are in {self._collectives.name}" if self._collectives.exists() else ""
         print(f"error: rank {self.rank} has waited {waited:.0f} s in step {step + 1}: {self._waited_for()}; "
-              f"its stack is in {path} - start it again: it goes on from the last checkpoint", file=sys.stderr, flush=True)
+              f"its stack is in {path}{beside} - start it again: it goes on from the last checkpoint", file=sys.stderr, flush=True)
         os._exit(EXIT_HANG)
+
+    def _write_collectives(self) -> None:
+        if dist.is_initialized():
+            dump = getattr(_distributed_c10d, "_dump_nccl_trace", None) or _distributed_c10d._dump_fr_trace
+            with suppress(OSError):
+                self._collectives.write_bytes(dump())
 
     def _waited_for(self) -> str:
         beats = self._beats()
@@ -127,3 +144,16 @@ class Watchdog:
                 step, place = json.loads(path.read_text())
                 found[int(path.name.rpartition("-")[2])] = _Beat(now - path.stat().st_mtime, step, place)
         return dict(sorted(found.items()))
+
+
+def _place(frame: FrameType) -> str:
+    """The line that a thread is at and, if that is a library's, the one of ours that called it."""
+    last, ours = _line(frame), frame
+    while not ours.f_code.co_filename.startswith((f"{_OURS}/components/", f"{_OURS}/stagecraft/")):
+        if (ours := ours.f_back) is None:
+            return last
+    return last if ours is frame else f"{last}, called from {_line(ours)}"
+
+
+def _line(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"

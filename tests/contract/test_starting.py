@@ -33,11 +33,12 @@ def test_they_wait_longer_than_their_patience_for_one_that_works(tmp_path):
     assert waits(path) < time.monotonic() + 0.1  # who comes later need not wait
 
 
-def test_what_an_earlier_attempt_said_does_not_count(tmp_path, monkeypatch):
+@pytest.mark.parametrize("told", ["MASTER_PORT", "STAGECRAFT_ATTEMPT"])
+def test_what_an_earlier_attempt_said_does_not_count(tmp_path, monkeypatch, told):
     path = tmp_path / "begun.json"
     with starting.others_wait(path):
         pass
-    monkeypatch.setenv("MASTER_PORT", "1235")
+    monkeypatch.setenv(told, "1235")
     begun = time.monotonic()
     assert waits(path) - begun > 0.5
 

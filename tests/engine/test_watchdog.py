@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import resource
 import signal
@@ -91,6 +92,32 @@ def test_a_rank_that_was_itself_stopped_goes_on(tmp_path):
     finally:
         for rank in ranks:
             rank.kill()
+
+
+TOGETHER = """
+import sys, pathlib
+import torch, torch.distributed as dist
+from stagecraft.engine.watchdog import Watchdog, patience
+rank, directory = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+dist.init_process_group("gloo", f"file://{directory}/store", timeout=patience(20), rank=rank, world_size=2)
+with Watchdog(directory / "ranks", rank, 2, 20 if rank else 10) as watchdog:
+    for step in range(1, 1000):
+        dist.all_reduce(torch.ones(100 + step))
+        while (rank, step) == (1, 5):
+            pass
+        watchdog.beat(step)
+"""
+
+
+def test_what_the_ranks_leave_of_their_collectives_says_who_did_not_come(tmp_path):
+    ranks = [subprocess.Popen([sys.executable, "-c", TOGETHER, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}) for rank in range(2)]
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], said
+    assert "its last collectives are in collectives_0" in said[0] and re.search(r"rank 1 .*at <string>:\d+ \(<module>\)", said[0])
+    left = [pickle.loads((tmp_path / "ranks" / f"collectives_{rank}").read_bytes())["entries"] for rank in range(2)]
+    sums = [[entry["input_sizes"][0] for entry in each if entry["profiling_name"] == "gloo:all_reduce"] for each in left]
+    assert sums == [[[100 + step] for step in range(1, last + 1)] for last in (6, 5)]
 
 
 @pytest.mark.parametrize("beats, said", [

@@ -1,8 +1,11 @@
 """The stage in turn and beside: killed while it generates or updates it keeps what was drawn, and ends with the bits of an unbroken run."""
 
 import json
+import re
+import signal
 from collections import Counter
 
+import psutil
 import pytest
 
 from tests.processes import named
@@ -69,6 +72,19 @@ def test_a_lost_generator_is_one_line(tuned, tmp_path):
         generator.kill()
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 2 and "error: rl: the generator was lost (exit code -9)" in output and "Traceback" not in output
+
+
+def test_a_generator_that_hangs_ends_the_stage_and_leaves_no_process(tuned, tmp_path):
+    where = copy(tuned, tmp_path / "hung", steps=200, hang_seconds=40)
+    process = start("rl", where)
+    wait_for(process, where, "rl/*/stages/*/rollouts/*.jsonl")
+    generators = named(process.pid, "spawn_main")
+    for generator in generators:
+        generator.send_signal(signal.SIGSTOP)
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 75, output[-3000:]
+    assert re.search(r"rank 0 at .*, called from \S+/components/rl/processes.py:\d+ \(hear\)", output), output[-3000:]
+    assert psutil.wait_procs(generators, timeout=10)[1] == []
 
 
 def test_a_curriculum_is_measured_once(tuned, tmp_path):

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from components.rl.params import Stage
@@ -22,6 +23,7 @@ from stagecraft.engine import parallel
 from stagecraft.engine.first import FirstRank
 from stagecraft.engine.packs import own_packs, packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
+from stagecraft.engine.watchdog import Watchdog, patience
 from stagecraft.model.config import Architecture
 
 REWARD_MODEL = "reward_model"  # in the work directory
@@ -40,7 +42,7 @@ def train_reward_model(params: Stage, architecture: Architecture, weights: Mappi
     asked, final = params.preferences, work / REWARD_MODEL
     if first.tells(final.exists()):
         return
-    parallel.initialize(params.seed, params.layout)
+    parallel.initialize(params.seed, params.layout, patience(params.hang_seconds))
     trainer = Trainer(architecture, Optimization(lr=asked.lr, steps=asked.steps, decay_steps=asked.steps, clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, dtype=getattr(torch, params.dtype),
                       expert_bias_rate=0.0, aux_loss=0.0, recompute=params.layout.recompute)
@@ -54,12 +56,14 @@ def train_reward_model(params: Stage, architecture: Architecture, weights: Mappi
         order = list(range(len(rows)))
         random.Random(f"{params.seed}/reward model/{len(packs)}").shuffle(order)
         packs += [pack for (pack,) in pack_stream(lengths, order, params.pack_tokens, 1)] or [order]
-    with log.bar("reward model", asked.steps) if log else nullcontext() as bar:
+    with (Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds) as watchdog,
+          log.bar("reward model", asked.steps) if log else nullcontext() as bar):
         for step, pack in enumerate(packs[:asked.steps], 1):
             result = trainer.step([packed_batch([rows[index] for index in own]) for own in own_packs([pack])])
             if log:
                 log.step(step, "reward_model", loss=result.loss, grad_norm=result.grad_norm)
                 bar.advance(loss=result.loss)
+            watchdog.beat(step)
     trained = {**weights, **trainer.weights()}
     if first.here:
         temporary = final.with_name(f".{final.name}.tmp")
