@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from stagecraft.contract import code, runner
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, params
 from stagecraft.contract.runner import _work_key, run_stage
+from stagecraft.contract.starting import wait_for_first
 
 
 @params
@@ -109,3 +111,13 @@ def test_the_code_of_a_stage_is_what_it_reaches(tmp_path, monkeypatch):
         after = code.code_digest("curate")
         assert after != before, name
         before = after
+
+
+@pytest.mark.parametrize("mistake", ["true", "false"])
+def test_a_rank_that_is_late_does_not_wait_for_the_first_that_has_ended(run, monkeypatch, mistake):
+    for name, value in (("RANK", "0"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1234")):
+        monkeypatch.setenv(name, value)
+    run(UserError if mistake == "true" else None, steps=1, mistake=mistake)
+    started = time.monotonic()
+    wait_for_first(runner._begun("curate"))
+    assert time.monotonic() - started < 5
