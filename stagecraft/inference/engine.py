@@ -24,7 +24,7 @@ from torch import Tensor
 from stagecraft.contract.errors import UserError
 from stagecraft.inference import guest
 from stagecraft.inference.hardware import OF_MANY
-from stagecraft.inference.imports import without_scikit_learn
+from stagecraft.inference.imports import without_scientific_libraries
 from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, read_config
 
 ENVIRONMENT = {
@@ -90,7 +90,7 @@ class Engine:
             os.environ.update(OF_MANY)
         self._threads, self._group_was_there = threads, torch.distributed.is_initialized()
         with guest.at_work(threads), guest.arrival():
-            without_scikit_learn()
+            without_scientific_libraries()
             from safetensors import SafetensorError
             from vllm import LLM
 

@@ -13,7 +13,7 @@ import signal
 import sys
 from threading import Thread
 
-from stagecraft.inference.imports import without_scikit_learn
+from stagecraft.inference.imports import without_scientific_libraries
 
 
 def hold() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     Thread(target=hold, name="tether", daemon=True).start()
     sys.argv = sys.argv[1:]
     if sys.argv[0].startswith("vllm."):
-        without_scikit_learn()
+        without_scientific_libraries()
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 

@@ -32,6 +32,7 @@ def test_two_ranks_draw_what_one_draws_and_a_kill_changes_no_bit(tuned, unbroken
     broken = copy(tuned, tmp_path / "broken", **TWO)
     for place in ("verified/rollouts/00000002.jsonl", "held/rollouts/00000001.jsonl"):
         kill_when("rl", broken, f"rl/*/stages/{place}")
+    assert list((broken / ".work/rl").glob("*/stages/verified/policy/model.safetensors"))
     run("rl", broken)
     for name in ("model.safetensors", "rollouts.jsonl"):
         assert (broken / "artifacts/aligned" / name).read_bytes() == (straight / "artifacts/aligned" / name).read_bytes(), name
