@@ -75,13 +75,13 @@ def test_a_lost_generator_is_one_line(tuned, tmp_path):
 
 
 def test_a_generator_that_hangs_ends_the_stage_and_leaves_no_process(tuned, tmp_path):
-    where = copy(tuned, tmp_path / "hung", steps=200, hang_seconds=40)
+    where = copy(tuned, tmp_path / "hung", steps=200, hang_seconds=90)
     process = start("rl", where)
     wait_for(process, where, "rl/*/stages/*/rollouts/*.jsonl")
     generators = named(process.pid, "spawn_main")
     for generator in generators:
         generator.send_signal(signal.SIGSTOP)
-    output = process.communicate(timeout=200)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 75, output[-3000:]
     assert re.search(r"rank 0 at .*, called from \S+/components/rl/processes.py:\d+ \(hear\)", output), output[-3000:]
     assert psutil.wait_procs(generators, timeout=10)[1] == []
