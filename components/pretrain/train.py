@@ -22,7 +22,7 @@ from stagecraft.engine.merging import Merger
 from stagecraft.engine.phases import rows_read
 from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
-from stagecraft.engine.watchdog import Watchdog, patience
+from stagecraft.engine.watchdog import of_this_rank, patience
 from stagecraft.model.hardware import Hardware
 from stagecraft.model.ladder import check, ladder, refuse_emulation, resolve
 from stagecraft.model.precision import as_yaml
@@ -48,7 +48,7 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
     files = TokenFiles(corpus, work / "index")
     trainer = built(params, params.layout)
     announce(params, trainer, log)
-    watchdog = Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds)
+    watchdog = of_this_rank(work, params.hang_seconds)
     first = dist.get_rank() == 0
     together((lambda: row_order.unseal(files.cache)) if first else None)
     rows, heldout_rows = PhaseRows(files, params.phases, params.seed), Heldout(files, params)

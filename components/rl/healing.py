@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from components.rl.acceptance import Acceptance, Answer, acceptance
@@ -20,7 +19,7 @@ from stagecraft.data.packing import pack_stream
 from stagecraft.engine import checkpoints, parallel
 from stagecraft.engine.packs import own_packs, packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
-from stagecraft.engine.watchdog import Watchdog, patience
+from stagecraft.engine.watchdog import of_this_rank, patience
 from stagecraft.model.config import Architecture
 
 FROZEN = ("embedding.", "decoder.", "output_layer.")  # Megatron's names of all that is not the MTP block
@@ -58,7 +57,7 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
     if log:
         log.rewind(trainer.steps_done, "healing")
     packs = _packs(last_rollouts(kept, params), params)
-    with (Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds) as watchdog,
+    with (of_this_rank(work, params.hang_seconds) as watchdog,
           log.bar("healing", asked.steps, done=trainer.steps_done) if log else nullcontext() as bar):
         for pack in packs[trainer.steps_done:]:
             result = trainer.step([packed_batch([each.sequence for each in own]) for own in own_packs([pack])])

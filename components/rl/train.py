@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from components.rl.generator import Job
@@ -20,7 +19,7 @@ from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints, parallel
 from stagecraft.engine.first import FirstRank
 from stagecraft.engine.trainer import Optimization, Trainer
-from stagecraft.engine.watchdog import Watchdog, patience
+from stagecraft.engine.watchdog import Watchdog, of_this_rank, patience
 from stagecraft.model.config import Architecture
 
 # The router keeps its values: a router that moves while the generator samples breaks the agreement of the two.
@@ -55,7 +54,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
         now = trainer.weights()
         with Lead(replace(job, first=trainer.steps_done), now, work, before, kept, log) if log else nullcontext() as lead:
             first.tells()  # that the prompts were tried, if the curriculum wants it: a watchdog may have less patience than that takes
-            with Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds) as watchdog:
+            with of_this_rank(work, params.hang_seconds) as watchdog:
                 _train(trainer, params, reference, work, first, lead, watchdog)
         del reference
     trained = {**weights, **trainer.weights()}

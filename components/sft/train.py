@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from components.sft.conversations import Conversation, Encoded, encode
@@ -23,7 +22,7 @@ from stagecraft.engine.batch import Batch
 from stagecraft.engine.first import FirstRank
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
-from stagecraft.engine.watchdog import Watchdog, patience
+from stagecraft.engine.watchdog import of_this_rank, patience
 from stagecraft.model.config import Architecture
 
 
@@ -115,7 +114,7 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
         result = trainer.step([packs.batch(pack) for pack in packs[at][begin:begin + share]])
         return replace(result, tokens=packs.spoken(at))
 
-    with Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds) as watchdog:
+    with of_this_rank(work, params.hang_seconds) as watchdog:
         loop.run(trainer, step, name="sft", work=work, checkpoint_every=params.checkpoint_every, log=log, keep=params.keep_checkpoints,
                  max_skipped=params.max_skipped_steps, beat=watchdog.beat)
     # An MTP block that the trainer did not build is taken over unchanged.

@@ -27,7 +27,7 @@ from stagecraft.contract.errors import EXIT_USER_ERROR
 EXIT_HANG = 75  # EX_TEMPFAIL of sysexits.h: start again
 assert EXIT_HANG != EXIT_USER_ERROR
 _GROUPS = 4  # of ranks that are at the same line: so many are told of
-_RECORDER = 20.0  # seconds that the flight recorder has
+_RECORDER = 10.0  # seconds that the flight recorder has
 _OURS = str(Path(__file__).parents[2])  # where components and stagecraft lie
 
 
@@ -35,6 +35,11 @@ def patience(seconds: float) -> timedelta:
     """With which the process group's ranks wait for each other where a watchdog of so many seconds ends one that waits, and names whom for:
     longer than that."""
     return timedelta(seconds=2 * seconds) if seconds else timedelta(days=365)
+
+
+def of_this_rank(work: Path, seconds: float) -> Watchdog:
+    """A watchdog of this rank of the process group, beside the others in the work directory's `ranks`."""
+    return Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), seconds)
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Watchdog:
             temporary.replace(path)
 
     def _end(self, step: int, waited: float) -> None:
+        waited_for = self._waited_for()
         path = self.directory / f"stack-{self.rank}.txt"
         self._collectives.unlink(missing_ok=True)
         with suppress(OSError), path.open("w") as stream:
@@ -113,7 +119,7 @@ class Watchdog:
         recorder.start()
         recorder.join(_RECORDER)
         beside = f", its last collectives are in {self._collectives.name}" if self._collectives.exists() else ""
-        print(f"error: rank {self.rank} has waited {waited:.0f} s in step {step + 1}: {self._waited_for()}; "
+        print(f"error: rank {self.rank} has waited {waited:.0f} s in step {step + 1}: {waited_for}; "
               f"its stack is in {path}{beside} - start it again: it goes on from the last checkpoint", file=sys.stderr, flush=True)
         os._exit(EXIT_HANG)
 
@@ -121,7 +127,11 @@ class Watchdog:
         if dist.is_initialized():
             dump = getattr(_distributed_c10d, "_dump_nccl_trace", None) or _distributed_c10d._dump_fr_trace
             with suppress(OSError):
-                self._collectives.write_bytes(dump())
+                self._collectives.write_bytes(dump(includeStackTraces=False))
+                # Where each was begun; for it PyTorch imports TorchInductor, which takes long beside a busy main thread.
+                traced = self._collectives.with_name(f".{self._collectives.name}")
+                traced.write_bytes(dump())
+                traced.replace(self._collectives)
 
     def _waited_for(self) -> str:
         beats = self._beats()

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from components.rl.params import Stage
@@ -23,7 +22,7 @@ from stagecraft.engine import parallel
 from stagecraft.engine.first import FirstRank
 from stagecraft.engine.packs import own_packs, packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
-from stagecraft.engine.watchdog import Watchdog, patience
+from stagecraft.engine.watchdog import of_this_rank, patience
 from stagecraft.model.config import Architecture
 
 REWARD_MODEL = "reward_model"  # in the work directory
@@ -56,7 +55,7 @@ def train_reward_model(params: Stage, architecture: Architecture, weights: Mappi
         order = list(range(len(rows)))
         random.Random(f"{params.seed}/reward model/{len(packs)}").shuffle(order)
         packs += [pack for (pack,) in pack_stream(lengths, order, params.pack_tokens, 1)] or [order]
-    with (Watchdog(work / "ranks", dist.get_rank(), dist.get_world_size(), params.hang_seconds) as watchdog,
+    with (of_this_rank(work, params.hang_seconds) as watchdog,
           log.bar("reward model", asked.steps) if log else nullcontext() as bar):
         for step, pack in enumerate(packs[:asked.steps], 1):
             result = trainer.step([packed_batch([rows[index] for index in own]) for own in own_packs([pack])])
