@@ -11,7 +11,7 @@ def without_scientific_libraries() -> None:
     before anything else of vLLM is imported, and once its variables are set.
 
     They import them for a threshold of assisted generation, a loss of object detection and the resampling of sound, which nobody asks for
-    here: about a quarter of the time that a process takes to import vLLM.
+    here, and which take a good part of an engine's start.
     """
     import transformers.utils
 

@@ -169,7 +169,7 @@ def test_equal_seeds_draw_equal_rows_and_an_unknown_environment_is_one_line():
 
 @pytest.mark.slow
 def test_a_kill_amid_conversations_changes_no_bit(player, tmp_path):
-    """Two environments and the task families together, one step stale; killed with a step drawn."""
+    """Two environments and the task families together, one step stale; killed with a step drawn, and again while the MTP block heals."""
     changes = {"environments": {"warehouse": 1.0, "guess": 1.0}, "environment_prompts": 12, "max_prompt_tokens": 420, "max_new_tokens": 90,
                "prompts_per_step": 6, "checkpoint_every": 2,
                "healing": {"steps": 6, "lr": 1.0e-3, "depths": 2, "rollouts": 2, "heldout": 12}}
@@ -191,6 +191,7 @@ def test_a_kill_amid_conversations_changes_no_bit(player, tmp_path):
         turns = [message["content"] for message in sample.messages if message["role"] == "assistant"] or [sample.text]
         own = tokenizer.decode([token for token, mine in zip(sample.tokens, sample.mask) if mine]).split("<|im_end|>")
         assert own == turns + [""] * (own[-1] == "")
+    kill_when("rl", broken, "rl/*/healing/step-*")
     run("rl", broken)
     for name in ("model.safetensors", "rollouts.jsonl", "episodes.jsonl"):
         assert (broken / "artifacts/aligned" / name).read_bytes() == (straight / "artifacts/aligned" / name).read_bytes(), name

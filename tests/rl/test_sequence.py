@@ -15,7 +15,7 @@ from stagecraft.engine.layout import Layout
 from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
 from tests.rl.test_staleness import curve
-from tests.stages.commands import ROOT, run
+from tests.stages.commands import ROOT, kill_when, run
 
 
 def test_a_stage_differs_in_what_it_says_alone():
@@ -79,8 +79,7 @@ def test_the_recipes_profile_divides_the_model_as_the_report_does():
 
 
 @pytest.mark.slow
-def test_a_second_stage_goes_on_from_the_policy_of_the_first(tuned, unbroken, tmp_path):
-    """That a kill in it changes no bit: test_ranks.py."""
+def test_a_second_stage_goes_on_from_the_policy_of_the_first_and_a_kill_in_it_changes_no_bit(tuned, unbroken, tmp_path):
     alone = unbroken(0)
     changes = {"staleness": 0, "stages": {"first": {}, "second": {"steps": 3, "kl": 0.01, "lr": 2.0e-4}}}
     straight = copy(tuned, tmp_path / "straight", **changes)
@@ -96,3 +95,10 @@ def test_a_second_stage_goes_on_from_the_policy_of_the_first(tuned, unbroken, tm
     assert {json.loads(line)["step"] for line in rollouts.splitlines()} == set(range(7))
     assert metrics["first_reward_first"] == metrics["reward_first"] and metrics["second_reward_last"] == rows[6]["reward"]
     assert metrics["completions"] == 7 * 16 and metrics["accepted_length_healed"] >= 1
+
+    broken = copy(tuned, tmp_path / "broken", **changes)
+    kill_when("rl", broken, "rl/*/stages/second/rollouts/00000001.jsonl")
+    assert list((broken / ".work/rl").glob("*/stages/first/policy/model.safetensors"))
+    run("rl", broken)
+    for name in ("model.safetensors", "rollouts.jsonl"):
+        assert (broken / "artifacts/aligned" / name).read_bytes() == (straight / "artifacts/aligned" / name).read_bytes(), name
