@@ -43,6 +43,7 @@ from benchmarks.schedules import shortened
 from components.evaluate.statistics import geometric, t_interval
 from components.pretrain.params import Params
 from stagecraft.contract.errors import exit_on_user_error
+from stagecraft.contract.figures import write_svg
 from stagecraft.contract.params import load
 from stagecraft.model.config import Architecture
 from stagecraft.planning.architecture import nemotron_h
@@ -214,7 +215,7 @@ def main() -> int:
                   f"{CONFIDENCE:.0%} intervals")
     console.print(table_of(architectures, bits, rates, options.lengths))
     if options.svg:
-        figure_of(bits, rates, options.lengths).savefig(options.svg, metadata={"Date": None})
+        write_svg(figure_of(bits, rates, options.lengths), options.svg)
     return 0
 
 

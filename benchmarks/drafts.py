@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stagecraft.contract.errors import exit_on_user_error
+from stagecraft.contract.figures import write_svg
 from stagecraft.inference.memory import weight_bytes
 from tests.checkpoints import ARCHITECTURE, PATTERN, VOCABULARY
 from tests.inference.foresight import foreseeing_checkpoint
@@ -193,7 +194,7 @@ def main() -> int:
             cells += race(model, width, len(pattern), options)
         Console(width=140).print(table_of(cells))
     if options.svg:
-        figure_of(cells, options.draft_tokens).savefig(options.svg, metadata={"Date": None})
+        write_svg(figure_of(cells, options.draft_tokens), options.svg)
     return 0
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.estimates import shown
 from benchmarks.schedules import shortened
 from components.pretrain.params import Params
 from components.pretrain.rows import PhaseRows, TokenFiles
@@ -129,12 +129,6 @@ def compare(params: Params, corpus: Path, base: Path | None, rows: int) -> tuple
         weights = {name: tensor.clone() for name, tensor in weights.items()}
         before = measure(weights, params, corpus, rows)
         return before, measure(go_on(weights, params, corpus, Path(directory)), params, corpus, rows)
-
-
-def shown(values: Sequence[float], form: str) -> str:
-    """Mean and standard error."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.fmean(values):{form}} ± {error:{form}}"
 
 
 def main() -> int:

@@ -28,11 +28,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.estimates import shown
 from benchmarks.schedules import shortened
 from components.pretrain.params import Params
 from components.pretrain.rows import Heldout, PhaseRows, TokenFiles
 from components.pretrain.train import built
 from stagecraft.contract.errors import UserError, exit_on_user_error
+from stagecraft.contract.figures import write_svg
 from stagecraft.contract.params import load
 from stagecraft.engine import parallel
 from stagecraft.engine.merging import Merger
@@ -73,12 +75,6 @@ def gains(seeds: Sequence[Curve], step: int, window: str) -> list[float]:
     return [curve[step][window] - curve[step]["last"] for curve in seeds if window in curve[step]]
 
 
-def shown(values: Sequence[float], form: str) -> str:
-    """Mean and standard error."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.fmean(values):{form}} ± {error:.4f}" if values else ""
-
-
 def table_of(seeds: Sequence[Curve], windows: Sequence[int], title: str) -> Table:
     """Ten of the steps, evenly; a column per window."""
     table = Table(title=title)
@@ -87,7 +83,7 @@ def table_of(seeds: Sequence[Curve], windows: Sequence[int], title: str) -> Tabl
     steps = sorted(seeds[0])
     for step in steps[::-max(1, len(steps) // 10)][::-1]:
         table.add_row(str(step), shown([curve[step]["last"] for curve in seeds], ".4f"),
-                      *(shown(gains(seeds, step, str(window)), "+.4f") for window in windows))
+                      *(shown(values, "+.4f") if (values := gains(seeds, step, str(window))) else "" for window in windows))
     return table
 
 
@@ -130,7 +126,7 @@ def main() -> int:
     title = f"{args.steps} steps of {tokens} tokens, weights every {args.every} steps, {args.seeds} seeds: mean ± standard error"
     Console(width=140).print(table_of(seeds, windows, title))
     if args.svg:
-        figure_of(seeds, windows).savefig(args.svg, bbox_inches="tight", metadata={"Date": None})
+        write_svg(figure_of(seeds, windows), args.svg)
     return 0
 
 

@@ -31,10 +31,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.estimates import shown
 from benchmarks.schedules import shortened
 from components.pretrain.params import Params
 from components.pretrain.rows import Heldout, PhaseRows, TokenFiles
 from stagecraft.contract.errors import exit_on_user_error
+from stagecraft.contract.figures import write_svg
 from stagecraft.contract.params import load
 from stagecraft.engine import parallel
 from stagecraft.engine.trainer import Optimization, Trainer
@@ -89,13 +91,6 @@ def _train(params: Params, corpus: Path, work: Path) -> dict[str, Run]:
     return runs
 
 
-def spread(values: Sequence[float], percent: bool = False) -> str:
-    """Mean and standard error over seeds."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    mean = statistics.fmean(values)
-    return f"{100 * mean:+.2f}% ± {100 * error:.2f}" if percent else f"{mean:.4f} ± {error:.4f}"
-
-
 def table_of(seeds: Sequence[dict[str, Run]], title: str) -> Table:
     """Losses, relative gaps to the unquantised model of the same seed, and times."""
     table = Table(title=title)
@@ -107,11 +102,11 @@ def table_of(seeds: Sequence[dict[str, Run]], title: str) -> Table:
         return [second for runs in seeds for second in runs[name].seconds[skip:]]
 
     for name in RECIPES:
-        gaps = [spread([getattr(runs[name], key) / getattr(runs[BASE], key) - 1 for runs in seeds], percent=True)
+        gaps = [shown([getattr(runs[name], key) / getattr(runs[BASE], key) - 1 for runs in seeds], "+.2%")
                 if name != BASE else "" for key in ("last", "heldout")]
         ratio = statistics.median(a / b for a, b in zip(times(name), times(BASE)))
-        table.add_row(NAMES[name], spread([runs[name].last for runs in seeds]), gaps[0], spread([runs[name].heldout for runs in seeds]),
-                      gaps[1], f"{statistics.median(times(name)):.3f}", f"{ratio:.2f}")
+        last, heldout = (shown([getattr(runs[name], key) for runs in seeds], ".4f") for key in ("last", "heldout"))
+        table.add_row(NAMES[name], last, gaps[0], heldout, gaps[1], f"{statistics.median(times(name)):.3f}", f"{ratio:.2f}")
     return table
 
 
@@ -161,7 +156,7 @@ def main() -> int:
     tokens = params.global_batch * params.sequence_length
     console.print(table_of(seeds, f"{args.steps} steps of {tokens} tokens, {args.seeds} seeds: mean ± standard error"))
     if args.svg:
-        figure_of(seeds).savefig(args.svg, bbox_inches="tight", metadata={"Date": None})
+        write_svg(figure_of(seeds), args.svg)
     return 0
 
 

@@ -18,14 +18,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from matplotlib import rc_context
 from rich.console import Console
 from rich.table import Table
 
 from components.quantize import stage
-from components.quantize.decision import STYLE, frontier_figure
+from components.quantize.decision import frontier_figure
 from components.quantize.params import Params
 from stagecraft.contract.errors import exit_on_user_error
+from stagecraft.contract.figures import write_svg
 from stagecraft.contract.params import load
 from stagecraft.contract.runlog import RunLog
 from stagecraft.contract.terminal import terminal_sink
@@ -51,8 +51,7 @@ def frontier(args: argparse.Namespace) -> int:
     Console(width=110).print(table)
     print(f"{time.perf_counter() - started:.1f} s: " + ", ".join(f"{step} {value:.1f}" for step, value in setting.seconds.items()))
     if args.svg:
-        with rc_context(STYLE):
-            frontier_figure(points).savefig(args.svg, bbox_inches="tight", metadata={"Date": None})
+        write_svg(frontier_figure(points), args.svg)
     return 0
 
 

@@ -32,7 +32,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 from benchmarks import stages
-from benchmarks.stages import ROOT, exact_match, greedy_answers, shown
+from benchmarks.estimates import shown
+from benchmarks.stages import ROOT, exact_match, greedy_answers
 from components.rl.params import Params
 from components.rl.rlhf.judge import Judge
 from components.rl.rlhf.serving import NAME, settings

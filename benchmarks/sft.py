@@ -39,12 +39,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.stages import mean_and_error, shown
+from benchmarks.estimates import mean_and_error, shown
 from components.pretrain.rows import TokenFiles
 from components.sft.params import Data, Modes, Params, Stage
 from components.sft.train import Conversation, train
 from stagecraft.checkpoint.canonical import read_checkpoint
 from stagecraft.contract.errors import exit_on_user_error
+from stagecraft.contract.figures import write_svg
 from stagecraft.contract.params import load
 from stagecraft.data.conversations import encode_conversation
 from stagecraft.data.tokenizer import load_tokenizer
@@ -195,7 +196,7 @@ def main() -> int:
     console.print(table_of(found, f"{args.steps} steps, the last {args.second} of them in the second stage; {args.heldout} held-out "
                                   f"conversations of each family, {args.seeds} seeds: mean ± standard error"))
     if args.svg:
-        figure_of(found).savefig(args.svg, bbox_inches="tight", metadata={"Date": None})
+        write_svg(figure_of(found), args.svg)
     return 0
 
 

@@ -28,6 +28,7 @@ from rich.table import Table
 from scipy import stats
 from torch import Tensor
 
+from stagecraft.contract.figures import write_svg
 from stagecraft.data.blend import read_blend
 from stagecraft.data.chat import encode_prompt
 from stagecraft.data.indexed import read_indexed
@@ -174,7 +175,7 @@ def _plus_minus(values: Tensor) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    write_svg(figure, path)
     print(path)
 
 

@@ -64,14 +64,3 @@ def exact_match(model: Path, corpus: Path, rows: Sequence[dict[str, Any]]) -> di
         for key in ("all", row["family"]):
             scores.setdefault(key, []).append(verify(row, text, finished=finished).score)
     return {key: statistics.fmean(values) for key, values in scores.items()}
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error over runs; the error of a single run is not a number."""
-    return statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-
-
-def shown(values: Sequence[float], form: str) -> str:
-    """Mean and standard error over runs, in a format such as "+.1%"; of a single run its value."""
-    mean, error = mean_and_error(values)
-    return f"{mean:{form}} ± {error:{form.lstrip('+')}}" if len(values) > 1 else f"{mean:{form}}"

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from stagecraft.contract.figures import write_svg
 from stagecraft.contract.page import inline_svg
 
 _BLUE = "#4c78a8"
@@ -42,7 +43,7 @@ def report_figures(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _bars(names: list[str], values: list[float], labels: list[str] | None, axis: str, title: str) -> Figure:
-    figure = _figure(7, 0.35 * len(names) + 1)
+    figure = Figure(figsize=(7, 0.35 * len(names) + 1), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(names, values, color=_BLUE)
     axes.bar_label(bars, labels, padding=4)
@@ -54,7 +55,7 @@ def _bars(names: list[str], values: list[float], labels: list[str] | None, axis:
 
 
 def _lengths(histogram: Mapping[str, list[float]]) -> Figure:
-    figure = _figure(7, 3)
+    figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     axes.stairs(histogram["documents"], histogram["edges"], fill=True, color=_BLUE)
     axes.set(xscale="log", xlabel="bytes of the document", ylabel="documents", title="Lengths")
@@ -67,7 +68,7 @@ def _pie(portions: list[dict[str, Any]], title: str) -> Figure:
     for portion in portions:
         weights[portion["category"]] = weights.get(portion["category"], 0) + portion["weight"]
     weights = dict(sorted(weights.items(), key=lambda item: -item[1]))
-    figure = _figure(7, 4)
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     colours = matplotlib.colormaps["tab20"].colors  # at least as many as there are categories
     wedges, _ = axes.pie(weights.values(), colors=colours, startangle=90, counterclock=False)
@@ -78,12 +79,7 @@ def _pie(portions: list[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    matplotlib.rcParams["svg.hashsalt"] = "curate"  # equal runs draw equal files
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _svg(figure: Figure, prefix: str, title: str) -> str:
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
+    write_svg(figure, stream)
     return inline_svg(stream.getvalue(), prefix, title)

@@ -14,7 +14,7 @@ COLOURS = {"base": "#8a8f98", "sft": "#4477aa", "aligned": "#228833", "fp8": "#c
 """After Paul Tol's bright scheme: told apart by readers with any kind of colour vision; hatches and labels say the same."""
 HATCHES = {"base": "", "sft": "", "aligned": "", "fp8": "//", "nvfp4": "xx"}
 STYLE = {
-    "svg.hashsalt": "stagecraft", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "hatch.linewidth": 0.6,
+    "font.family": "sans-serif", "font.size": 10, "hatch.linewidth": 0.6,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e6ea",
     "axes.edgecolor": "#8a8f98",
 }
@@ -22,7 +22,7 @@ STYLE = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Settings under which figures are made and saved: selectable text, and the same bytes every time."""
+    """Settings under which figures are made and saved."""
     with matplotlib.rc_context(STYLE):
         yield
 

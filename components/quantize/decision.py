@@ -17,8 +17,6 @@ from components.quantize.operators import FORMATS
 from components.quantize.search import Problem
 from stagecraft.contract.files import write_atomic
 
-STYLE = {"svg.hashsalt": "stagecraft", "svg.fonttype": "none"}
-"""Settings to save the figures under: the same bytes every time, and selectable text."""
 COLOURS = {"nvfp4": "#aa3377", "fp8": "#ccbb44", "bf16": "#8a8f98"}
 ORDER = ("in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "fc1_latent_proj", "experts", "fc2_latent_proj",
          "shared_experts.up_proj", "shared_experts.down_proj")

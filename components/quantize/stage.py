@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import rc_context
 from torch import Tensor
 
 from components.quantize import modelopt_cpu
 from components.quantize.calibrate import calibration_windows
-from components.quantize.decision import STYLE, Point, decision_figure, frontier_figure, rows, write_csv
+from components.quantize.decision import Point, decision_figure, frontier_figure, rows, write_csv
 from components.quantize.distil import distil
 from components.quantize.divergence import kl_divergence, log_probabilities
 from components.quantize.export import effective_bits, export
@@ -96,8 +95,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         if params.search.frontier:
             points = measure_frontier(setting, problem)
             log.attach(write_csv(log.plots / "frontier.csv", [vars(point) for point in points]))
-            with rc_context(STYLE):
-                log.figure("frontier", frontier_figure(points))
+            log.figure("frontier", frontier_figure(points))
     for name in FORMATS:
         # Not moved: what a kill leaves half handed over is whole in the work directory.
         shutil.copytree(log.work / name, outputs[name], copy_function=link_or_copy, dirs_exist_ok=True)
@@ -130,8 +128,7 @@ def search(setting: Setting) -> tuple[Problem, dict[str, str]]:
     problem = pose(read_header(setting.source), setting.config, json.loads(path.read_text()), params.search)
     choice = problem.programme.solve(params.search.effective_bits)
     log.attach(write_csv(log.plots / "decision.csv", rows(problem, choice)))
-    with rc_context(STYLE):
-        log.figure("decision", decision_figure(problem, choice))
+    log.figure("decision", decision_figure(problem, choice))
     found = summary(problem, choice)
     log.note(f"search: {problem.effective_bits(choice):.3f} effective bits, sensitivity {found['search_sensitivity']:.4f} nats/token, "
              + ", ".join(f"{found[f'search_operators_{fmt}']} operators {fmt}" for fmt in problem.programme.formats))

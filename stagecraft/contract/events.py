@@ -42,7 +42,7 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]
     return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
 
 
-class EventSink:
+class EventSink(Sink):
     """Writes every call as an event; `replay` makes the same call on another sink."""
 
     def __init__(self, stage: str):
@@ -62,16 +62,8 @@ class EventSink:
         self._flush()
         emit("bar_end")
 
-    def step(self, curve: str, step: int, values: dict[str, float]) -> None: ...
-
     def note(self, message: str) -> None:
         emit("note", message=message)
-
-    def record(self, facts: dict[str, Any]) -> None: ...
-
-    def figure(self, path: Path) -> None: ...
-
-    def table(self, name: str, rows: list[dict[str, Any]]) -> None: ...
 
     def close(self, status: str, metrics: dict[str, Any]) -> None:
         emit("close", stage=self._stage, status=status)

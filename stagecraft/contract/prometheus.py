@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from stagecraft.contract.errors import UserError
+from stagecraft.contract.runlog import Sink
 
 VARIABLE = "STAGECRAFT_METRICS_PORT"
 PROGRESS = "progress"
@@ -27,7 +27,7 @@ def metrics_port() -> int | None:
     return int(text)
 
 
-class PrometheusSink:
+class PrometheusSink(Sink):
     """Serves http://0.0.0.0:PORT/metrics while the stage runs.
 
     `stagecraft_value{stage,curve,key}` is the newest point of a curve, or a figure beside a bar (curve `progress`);
@@ -64,16 +64,9 @@ class PrometheusSink:
         self._done.labels(self._stage, self._work).set(done)
         self._set(PROGRESS, fields)
 
-    def bar_end(self) -> None: ...
-
     def step(self, curve: str, step: int, values: dict[str, float]) -> None:
         self._step.labels(self._stage, curve).set(step)
         self._set(curve, values)
-
-    def note(self, message: str) -> None: ...
-    def record(self, facts: dict[str, Any]) -> None: ...
-    def figure(self, path: Path) -> None: ...
-    def table(self, name: str, rows: list[dict[str, Any]]) -> None: ...
 
     def close(self, status: str, metrics: dict[str, Any]) -> None:
         self._server.shutdown()

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
+from stagecraft.contract.figures import write_svg
 from stagecraft.contract.files import write_atomic
 
 
-class Sink(Protocol):
-    """Somewhere a run's story is told (terminal, event file, MLflow)."""
+class Sink:
+    """Somewhere a run's story is told (terminal, event file, MLflow); each tells the parts that it overrides."""
 
     def bar_start(self, description: str, total: int, unit: str, done: int) -> None: ...
     def bar_advance(self, done: int, fields: dict[str, float]) -> None: ...
@@ -122,7 +123,7 @@ class RunLog:
         """Save a matplotlib figure as plots/<stage>/<name>.svg and hand it to the sinks."""
         path = self.plots / f"{name}.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+        write_svg(figure, path)
         for sink in self._sinks:
             sink.figure(path)
         return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -72,7 +71,7 @@ def _shown(fields: dict[str, float]) -> str:
     return "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in fields.items())
 
 
-class PlainSink:
+class PlainSink(Sink):
     """Plain lines: one every few seconds of a bar, and its last state."""
 
     def __init__(self, head: str, stream: TextIO | None = None):
@@ -91,18 +90,8 @@ class PlainSink:
     def bar_end(self) -> None:
         self._flush()
 
-    def step(self, curve: str, step: int, values: dict[str, float]) -> None: ...
-
     def note(self, message: str) -> None:
         self._print(message)
-
-    def record(self, facts: dict[str, Any]) -> None: ...
-
-    def figure(self, path: Path) -> None: ...
-
-    def table(self, name: str, rows: list[dict[str, Any]]) -> None: ...
-
-    def close(self, status: str, metrics: dict[str, Any]) -> None: ...
 
     def _flush(self) -> None:
         if self._pending is None:
@@ -120,7 +109,7 @@ class PlainSink:
         self._stream.flush()
 
 
-class LiveSink:
+class LiveSink(Sink):
     """A bar that moves: description, count, the stage's own figures, rate and time left. Notes scroll by above it."""
 
     def __init__(self, head: str, console: Console, redirect: bool):
@@ -150,16 +139,8 @@ class LiveSink:
             self._progress.stop()
             self._progress = None
 
-    def step(self, curve: str, step: int, values: dict[str, float]) -> None: ...
-
     def note(self, message: str) -> None:
         self._console.print(f"[dim]{escape(self._head)} | {escape(message)}[/]", highlight=False)
-
-    def record(self, facts: dict[str, Any]) -> None: ...
-
-    def figure(self, path: Path) -> None: ...
-
-    def table(self, name: str, rows: list[dict[str, Any]]) -> None: ...
 
     def close(self, status: str, metrics: dict[str, Any]) -> None:
         self.bar_end()

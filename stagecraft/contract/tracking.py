@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from stagecraft.contract.environment import describe_environment
 from stagecraft.contract.repository import locked_md5
+from stagecraft.contract.runlog import Sink
 from stagecraft.contract.stages import PATHS
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def log_cached(client: MlflowClient, stage: str, params: Mapping[str, Any], inpu
         client.set_terminated(run)
 
 
-class MlflowSink:
+class MlflowSink(Sink):
     """Hands everything to a thread of its own, which writes in batches.
 
     What goes wrong there (a locked database, a server that is away) costs the record, never the run: it is said once, at the end.
@@ -130,17 +131,9 @@ class MlflowSink:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def bar_start(self, description: str, total: int, unit: str, done: int) -> None: ...
-
-    def bar_advance(self, done: int, fields: dict[str, float]) -> None: ...
-
-    def bar_end(self) -> None: ...
-
     def step(self, curve: str, step: int, values: dict[str, float]) -> None:
         now = int(time.time() * 1000)
         self._queue.put(("metrics", [(f"{curve}/{key}", float(value), now, step) for key, value in values.items()]))
-
-    def note(self, message: str) -> None: ...
 
     def record(self, facts: dict[str, Any]) -> None:
         self._facts.update(facts)

@@ -7,6 +7,7 @@ from lxml import etree
 
 from components.evaluate import gate, plots, report, summary
 from components.evaluate.contamination import Overlap
+from stagecraft.contract.figures import write_svg
 from tests.evaluate.made import GATE, five
 
 NAMESPACE = {"h": "http://www.w3.org/1999/xhtml", "s": "http://www.w3.org/2000/svg"}
@@ -22,7 +23,7 @@ def page(tmp_path, results, curation=CURATION):
     figures = {}
     with plots.style():
         for title, figure in (("Exact match", plots.exact_match(scores)), ("Bits per byte", plots.bits_per_byte(scores))):
-            figure.savefig(tmp_path / "figure.svg", metadata={"Date": None})
+            write_svg(figure, tmp_path / "figure.svg")
             figures[title] = (tmp_path / "figure.svg").read_text()
     return report.render(scores=scores, comparisons=comparisons, verdict=gate.decide(scores, comparisons, GATE), results=results,
                          rows=rows, manifests={name: {"metrics": {"loss_last": 1.25, "seconds": 3.0}} for name in results},
