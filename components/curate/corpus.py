@@ -43,6 +43,7 @@ class TokenFiles:
     def __init__(self, directory: Path, tokenizer: Tokenizer):
         self._directory, self._tokenizer = directory, tokenizer
         self._end = tokenizer.token_to_id(EOD)
+        tokenizer.encode_special_tokens = True  # a text may quote what a tokenizer from elsewhere has for special tokens
         self.files: dict[str, TokenFile] = {}
 
     def add(self, documents: Iterable[dict[str, Any]], where: Callable[[dict[str, Any]], str]) -> None:

@@ -84,7 +84,8 @@ class Evaluator:
         start = self.tokenizer.convert_tokens_to_ids(EOD)
         read = []
         for part in _parts(self.documents, 8):
-            encoded = [self.tokenizer.encode(document["text"], add_special_tokens=False) + [start] * document["whole"] for document in part]
+            encoded = [self.tokenizer.encode(document["text"], add_special_tokens=False, split_special_tokens=True)
+                       + [start] * document["whole"] for document in part]
             cut = [windows(tokens, start, self.params.text.window, self.params.text.overlap) for tokens in encoded]
             logprobs = iter(self.engine.logprobs([window.tokens for several in cut for window in several]))
             for document, tokens, several in zip(part, encoded, cut):

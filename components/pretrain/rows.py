@@ -32,7 +32,7 @@ class TokenFiles:
     def __init__(self, corpus: Path, cache: Path):
         tokenizer = load_tokenizer(corpus / "tokenizer")
         self.corpus, self.cache = corpus, cache
-        self._ids = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+        self._ids = {"eod": tokenizer.convert_tokens_to_ids("</s>"), "vocab_size": len(tokenizer)}
 
     def open(self, blend: str, *, rows: int, length: int, seed: int) -> Any:
         """A dataset of `rows` rows of `length` tokens of a blend, in an order fixed by `seed`."""

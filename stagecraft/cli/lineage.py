@@ -60,7 +60,7 @@ def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
         phase = phase_of(options.row, of_training)
         return locate(read_blend(options.corpus, phase.blend), options.row - phase.first, options.position,
                       samples=phase.rows, sequence_length=phase.length, seed=params["seed"] + phase.number,
-                      eod=tokenizer.convert_tokens_to_ids("</s>"), pad=tokenizer.pad_token_id, vocab_size=len(tokenizer))
+                      eod=tokenizer.convert_tokens_to_ids("</s>"), vocab_size=len(tokenizer))
     except IndexError as error:
         raise UserError(str(error), where="--row, --position", mend="both count from 0") from None
 

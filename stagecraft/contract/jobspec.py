@@ -28,7 +28,8 @@ ASKED = "stagecraft.dev/asked"  # annotation: digest of what the job was asked t
 _HANDED_ON = (EVENTS_VARIABLE, "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "STAGECRAFT_PARENT_RUN")
 
 
-def wanted(name: str, stage: str, job: Job, task: Mapping[str, Any], runtime: Mapping[str, Any], tree: Path) -> dict[str, Any]:
+def wanted(name: str, stage: str, job: Job, task: Mapping[str, Any], runtime: Mapping[str, Any], tree: Path,
+           params: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for the kubeflow SDK's `train`, `runtime` apart.
 
     Args:
@@ -36,6 +37,8 @@ def wanted(name: str, stage: str, job: Job, task: Mapping[str, Any], runtime: Ma
         task: KFP's TaskConfig as plain data.
         runtime: the TrainingRuntime as plain data.
         tree: the task's clone, at the same path on every node.
+        params: the stage's section of the profile. Not all of it is in the clone's name: a job that runs with another watchdog or another
+            layout is another job, which goes on with the same work.
 
     Raises:
         UserError: the task and the runtime do not fit together.
@@ -47,7 +50,7 @@ def wanted(name: str, stage: str, job: Job, task: Mapping[str, Any], runtime: Ma
     labels = {"kueue.x-k8s.io/queue-name": QUEUE, "kueue.x-k8s.io/priority-class": job.priority, "stagecraft.dev/stage": stage}
     command = ["env", "-C", str(tree), "python", "-m", "stagecraft.engine.torchrun", "-m", f"components.{stage}"]
     # The diary's run is another one for every try; it does not make the job another.
-    asked = digest_of([trainer | {"env": {}}, asdict(spec), job.timeout_seconds, command])
+    asked = digest_of([trainer | {"env": {}}, asdict(spec), job.timeout_seconds, command, params])
     return {
         "trainer": CustomTrainerContainer(**trainer),
         "options": [

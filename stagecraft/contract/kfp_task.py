@@ -7,6 +7,7 @@ metadata of its input artifacts, DVC pulls what they name from the remote, and w
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -23,13 +24,13 @@ from stagecraft.contract.clone import clone
 from stagecraft.contract.cluster import TASK_VARIABLE
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
 from stagecraft.contract.events import VARIABLE, emit, events_file, read_events
-from stagecraft.contract.files import digest_of
-from stagecraft.contract.params import PROFILE, params_path, read_profile
+from stagecraft.contract.params import PROFILE, params_path, parse, read_profile
 from stagecraft.contract.profile import replace_section
 from stagecraft.contract.registry import promote, read_promotion
 from stagecraft.contract.repository import dvc, has_remote, locked_md5, merge_lock, read_lock
 from stagecraft.contract.stages import PATHS, STAGES
 from stagecraft.contract.tracking import DEFAULT_URI, PARENT_VARIABLE, connect, log_cached, numbers
+from stagecraft.contract.work import work_key
 
 ROOT_VARIABLE = "STAGECRAFT_ROOT"
 RUNNER_VARIABLE = "STAGECRAFT_RUNNER"
@@ -62,32 +63,34 @@ def run_task(stage: str, params: str, *, inputs: Mapping[str, Any] | None = None
     """
     if is_dataclass(task_config):
         os.environ[TASK_VARIABLE] = json.dumps(asdict(task_config))
-    with _tree(stage, params, inputs or {}):
-        try:
+    try:
+        with _tree(stage, json.loads(params), inputs or {}):
             figures = _run(stage, json.loads(params), inputs or {})
-        except UserError as error:
-            emit("error", message=str(error))
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(EXIT_USER_ERROR)
-        lock = read_lock()
-        known = {name: lock[name] for name in list(STAGES)[: list(STAGES).index(stage) + 1] if name in lock}
-        for name, artifact in (outputs or {}).items():
-            artifact.metadata.update(dvc_path=PATHS[name].as_posix(), dvc_md5=locked_md5(PATHS[name]) or "",
-                                     digest=manifest.read(PATHS[name])["digest"], dvc_lock=json.dumps(known))
-            _hand_over(PATHS[name], artifact)
+            lock = read_lock()
+            known = {name: lock[name] for name in list(STAGES)[: list(STAGES).index(stage) + 1] if name in lock}
+            for name, artifact in (outputs or {}).items():
+                artifact.metadata.update(dvc_path=PATHS[name].as_posix(), dvc_md5=locked_md5(PATHS[name]) or "",
+                                         digest=manifest.read(PATHS[name])["digest"], dvc_lock=json.dumps(known))
+                _hand_over(PATHS[name], artifact)
+    except UserError as error:
+        emit("error", message=str(error))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     if metrics is not None:
         for key, value in numbers(figures).items():
             metrics.log_metric(key, value)
 
 
-def _tree(stage: str, params: str, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
-    """Where the task works: the project itself, or a clone that is found again by the same work (parameters and inputs)."""
+def _tree(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    """Where the task works: the project itself, or a clone that is found again by the same work: parameters, but for what one may change
+    after a kill, and inputs."""
     root, shared = project_root(), os.environ.get(SHARED_VARIABLE)
     if os.environ.get(RUNNER_VARIABLE) == "local" or (not shared and os.access(root, os.W_OK)):
         return chdir(root)
     known = {name: artifact.metadata.get("digest") or artifact.uri for name, artifact in inputs.items()}
     place = Path(shared or tempfile.mkdtemp(prefix="stagecraft-"))
-    return clone(root, place, f"{stage}-{digest_of([json.loads(params), known])[:16]}")
+    asked = parse(importlib.import_module(f"components.{stage}.params").Params, params, stage)
+    return clone(root, place, f"{stage}-{work_key(asked, known)[:16]}")
 
 
 def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from stagecraft.contract.code import code_digest
 from stagecraft.contract.environment import describe_environment
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.events import emit
-from stagecraft.contract.files import digest_of, write_json
+from stagecraft.contract.files import write_json
 from stagecraft.contract.lock import alone
 from stagecraft.contract.params import load, params_path, refuse_another_profile
 from stagecraft.contract.repository import STAGE_VARIABLE
@@ -31,6 +31,7 @@ from stagecraft.contract.sinks import open_sinks
 from stagecraft.contract.stages import PATHS, STAGES, Stage
 from stagecraft.contract.starting import others_wait, wait_for_first
 from stagecraft.contract.verified import Verified
+from stagecraft.contract.work import work_key
 
 WORK = Path(".work")
 _LONG_BYTES = 2**34  # several seconds' reading
@@ -60,7 +61,7 @@ def _run(name: str) -> dict[str, Any]:
     plain = asdict(params)
     inputs = {key: manifest.read(PATHS[key])["digest"] for key in stage.inputs}
     code = code_digest(name)
-    work, other = _work_directory(stage, _work_key(params, inputs, code))
+    work, other = _work_directory(stage, work_key(params, inputs, code))
     log = RunLog(name, stage.plots_path, work, open_sinks(stage, plain, inputs))
     if other and not any(work.iterdir()):
         log.note(f"begins anew: parameters, inputs or code are not those of {other}, which is kept until this is done")
@@ -110,7 +111,7 @@ def follow_stage(name: str) -> None:
         raise UserError(f"{name} runs as one process", where="torchrun", mend=f"start it as python -m components.{name}")
     params = load(importlib.import_module(f"components.{name}.stage").Params, name)
     inputs = {key: manifest.read(PATHS[key])["digest"] for key in stage.inputs}
-    work = _work_path(stage, _work_key(params, inputs, code_digest(name)))
+    work = _work_path(stage, work_key(params, inputs, code_digest(name)))
     wait_for_first(_begun(name))
     sys.argv = [worker, str(work), *(str(PATHS[key]) for key in stage.inputs)]
     runpy.run_module(worker, run_name="__main__")
@@ -143,23 +144,6 @@ def _run_and_tell(name: str) -> None:
     except UserError as error:
         emit("error", message=str(error))
         raise
-
-
-def _work_key(params: Any, inputs: dict[str, str], code: str) -> str:
-    """Digest of what makes two attempts the same work: all but where it is done and how safely (`PLACEMENT` of the parameters and of
-    their groups)."""
-    return digest_of([_work(params, asdict(params)), inputs, code])
-
-
-def _work(params: Any, values: dict[str, Any]) -> dict[str, Any]:
-    placement = getattr(params, "PLACEMENT", ())
-    return {name: _work(getattr(params, name), value) if is_dataclass(getattr(params, name)) else _without(value, placement)
-            for name, value in values.items() if name not in placement}
-
-
-def _without(value: Any, placement: Sequence[str]) -> Any:
-    """What a mapping says that overrides parameters, as a part of a run does."""
-    return {key: _without(each, placement) for key, each in value.items() if key not in placement} if isinstance(value, dict) else value
 
 
 def _work_directory(stage: Stage, key: str) -> tuple[Path, Path | None]:

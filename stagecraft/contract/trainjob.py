@@ -28,7 +28,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.contract.events import emit
 from stagecraft.contract.following import Follower, JobError, trainjobs, wait_until_gone
 from stagecraft.contract.jobspec import ASKED, wanted
-from stagecraft.contract.params import parse
+from stagecraft.contract.params import parse, read_profile
 from stagecraft.contract.stages import STAGES
 from stagecraft.contract.watching import patiently
 
@@ -62,7 +62,8 @@ def run_on_nodes(stage: str) -> None:
     emit("open", stage=stage)
     with _told_to_end():
         try:
-            attached = _start(backend, name, wanted(name, stage, job, task, _runtime(backend), tree), tree / STAGES[stage].metrics_path)
+            asked = wanted(name, stage, job, task, _runtime(backend), tree, read_profile()[stage])
+            attached = _start(backend, name, asked, tree / STAGES[stage].metrics_path)
             Follower(backend, name, attached, _say).run()
             _delete(backend, name)
         except Cancelled:
@@ -106,8 +107,8 @@ def _runtime(backend: KubernetesBackend) -> dict[str, Any]:
 def _start(backend: KubernetesBackend, name: str, asked: dict[str, Any], made: Path) -> bool:
     """Have the job under way; says whether it was already.
 
-    A job of the same name that has failed, or was asked to be another (nodes, image, sizes), makes room first; so does one that is complete
-    though nothing of what it made (`made`) is there any more.
+    A job of the same name that has failed, or was asked to be another (nodes, image, sizes, parameters), makes room first; so does one
+    that is complete though nothing of what it made (`made`) is there any more.
     """
     digest = next(option.annotations[ASKED] for option in asked["options"] if hasattr(option, "annotations"))
     for _ in range(_TRIES):

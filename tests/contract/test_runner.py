@@ -12,8 +12,9 @@ from components.pretrain.params import Params as PretrainParams
 from stagecraft.contract import code, runner
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, params
-from stagecraft.contract.runner import _work_key, run_stage
+from stagecraft.contract.runner import run_stage
 from stagecraft.contract.starting import wait_for_first
+from stagecraft.contract.work import work_key
 
 
 @params
@@ -87,7 +88,7 @@ def test_patience_and_watching_are_not_what_makes_a_training_another(monkeypatch
     asked = load(PretrainParams, "pretrain")
     more = replace(asked, max_skipped_steps=asked.max_skipped_steps + 5, diagnose_every=asked.diagnose_every + 1, keep_checkpoints=9,
                    checkpoint_every=1)
-    assert _work_key(more, {}, "code") == _work_key(asked, {}, "code") != _work_key(replace(asked, seed=asked.seed + 1), {}, "code")
+    assert work_key(more, {}, "code") == work_key(asked, {}, "code") != work_key(replace(asked, seed=asked.seed + 1), {}, "code")
 
 
 def test_the_code_of_a_stage_is_what_it_reaches(tmp_path, monkeypatch):

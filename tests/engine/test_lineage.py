@@ -9,7 +9,7 @@ from stagecraft.data.indexed import read_indexed, write_indexed
 from stagecraft.engine.datasets import open_blend
 from stagecraft.engine.lineage import locate
 
-DATASET = {"samples": 24, "sequence_length": 32, "seed": 3, "eod": 2, "pad": 0, "vocab_size": 100}
+DATASET = {"samples": 24, "sequence_length": 32, "seed": 3, "eod": 2, "vocab_size": 100}
 
 
 @pytest.mark.parametrize("files", [1, 3])

@@ -22,6 +22,8 @@ CHAMPION = ("champion.py", "protocol.py", "statistics.py")  # the rule that the 
 
 PARAMS = '''"""Parameters of a quick substitute."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from stagecraft.contract.params import params
@@ -29,9 +31,12 @@ from stagecraft.contract.params import params
 
 @params
 class Params:
+    PLACEMENT: ClassVar = ("hang_seconds",)
+
     amount: int = Field(gt=0)
     rate: float
     fail: str = ""
+    hang_seconds: int = 600
 '''
 
 STAGE = '''"""A quick substitute for the {name} stage."""

@@ -238,7 +238,7 @@ def run_on_shared(pod, stage, directory, **environment):
 
 
 def test_another_pod_goes_on_where_one_was_lost(fresh_project, tmp_path):
-    """The clone outlives the pod, checkpoints in it; once its work is pushed it goes."""
+    """The clone outlives the pod, checkpoints in it, and what one changes after a kill is no other work; once it is pushed it goes."""
     (tmp_path / "store").mkdir()
     lost, second = copy(fresh_project, tmp_path / "lost"), copy(fresh_project, tmp_path / "second")
     for pod in (lost, second):
@@ -247,6 +247,7 @@ def test_another_pod_goes_on_where_one_was_lost(fresh_project, tmp_path):
     (clone,) = (tmp_path / "shared").glob("curate-*")
     (clone / ".dvc" / "tmp").mkdir(exist_ok=True)
     (clone / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({str(clone / "artifacts" / "corpus"): {"write": {"pid": 1, "cmd": "dvc"}}}))
+    second.edit("params.yaml", "fail: kill", "fail: kill\n  hang_seconds: 1200")
     done = run_on_shared(second, "curate", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resuming at 5" in done.stdout + done.stderr

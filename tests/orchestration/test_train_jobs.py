@@ -39,6 +39,7 @@ def deployed(kind, name, overlay="blackwell"):
 def cluster(tmp_path, monkeypatch):
     """A server with the training runtime, and a task's clone as the current directory."""
     (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / "params.yaml").write_text("pretrain: {steps: 100, hang_seconds: 600}\n")
     monkeypatch.chdir(tmp_path / NAME)
     monkeypatch.setattr(watching, "_LONGEST_PAUSE", 0.5)
     with fake_kubernetes(deployed("TrainingRuntime", "stagecraft-train"), deployed("Role", "pipelines"), tmp_path) as (made, config):
@@ -207,7 +208,7 @@ def test_a_task_that_is_started_again_follows_the_job_that_runs(cluster, monkeyp
     assert len(created(cluster)) == 2  # tries; the server refused the second
 
 
-@pytest.mark.parametrize("why", ["failed", "other image", "being deleted", "complete, and its outputs gone"])
+@pytest.mark.parametrize("why", ["failed", "other image", "other parameters", "being deleted", "complete, and its outputs gone"])
 def test_a_job_that_is_of_no_use_makes_room_first(cluster, monkeypatch, why):
     leave_a_job_behind(cluster, monkeypatch)
     before = cluster.job()["metadata"]["uid"]
@@ -216,6 +217,8 @@ def test_a_job_that_is_of_no_use_makes_room_first(cluster, monkeypatch, why):
         cluster.condition(NAME, "Failed")
     elif why == "other image":
         monkeypatch.setenv(TRAINJOB_VARIABLE, json.dumps(JOB | {"image": "registry.example.com/stagecraft/stagecraft-pretrain:0.2.0"}))
+    elif why == "other parameters":
+        Path("params.yaml").write_text("pretrain: {steps: 100, hang_seconds: 1200}\n")
     elif why == "being deleted":
         cluster.delete(NAME, "Foreground")
     else:

@@ -10,7 +10,7 @@ from components.rl.params import Params, Stage
 from stagecraft.contract.cluster import read_cluster
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, parse, read_profile
-from stagecraft.contract.runner import _work_key
+from stagecraft.contract.work import work_key
 from stagecraft.engine.layout import Layout
 from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
@@ -30,7 +30,7 @@ def test_a_stage_differs_in_what_it_says_alone():
 def test_where_it_is_done_is_no_part_of_what_is_done():
     """A killed run goes on under another layout, also one that a stage says."""
     def key(**changes):
-        return _work_key(replace(PARAMS, **changes), {}, "")
+        return work_key(replace(PARAMS, **changes), {}, "")
 
     stages, layout = {"one": {}, "two": {"lr": 1e-5}}, Layout(tensor=1, pipeline=1, context=2, expert=1)
     divided = {"one": {"layout": {"context": 2}}, "two": {"layout": {"expert": 2}, "lr": 1e-5}}
