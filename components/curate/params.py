@@ -10,7 +10,7 @@ from pydantic import Field
 from components.curate.categories import CATEGORIES
 from components.curate.rules.bounds import RuleBounds
 from components.curate.synthetic.families import FAMILIES as SYNTHETIC_FAMILIES
-from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive, Share
+from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive, Seed, Share
 from stagecraft.contract.params import params
 from stagecraft.data.tasks import check_families
 from stagecraft.data.tokenizer import SMALLEST_VOCABULARY
@@ -179,7 +179,7 @@ class Params:
         reserved_tokens: special tokens without a meaning yet, of a trained tokenizer; `vocab_size` counts them.
     """
 
-    seed: int
+    seed: Seed
     input: Annotated[str, Field(min_length=1)]
     sample_bytes: Positive
     shards: Positive

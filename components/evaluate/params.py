@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stagecraft.contract.bounded import AboveZero, Count, Positive, Share
+from stagecraft.contract.bounded import AboveZero, Count, Positive, Seed, Share
 from stagecraft.contract.params import params
 
 TASKS = Path(__file__).with_name("tasks")
@@ -149,7 +149,7 @@ class Params:
         contamination: look for the prompts and documents of all tasks in the text that was trained on.
     """
 
-    seed: int
+    seed: Seed
     processes: Positive
     tensor: Positive
     threads: Positive

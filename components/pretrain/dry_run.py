@@ -119,7 +119,8 @@ def resolved(params: Params, family: str) -> tuple[Hardware, list[Resolved]]:
     mtp, dtype = bool(params.mtp_depths), getattr(torch, params.dtype)
     formats = StageRecipe(params.architecture, params.precision).formats(mtp=mtp)
     hardware = Hardware.planned(None if family == "cpu" else family, formats, dtype)
-    layers = list(resolve(params.architecture, params.precision, hardware, mtp=mtp, dtype=dtype, tensor=params.layout.tensor))
+    layers, *_ = [list(resolve(params.architecture, params.precision, hardware, mtp=mtp, dtype=dtype, tensor=layout.tensor))
+                  for layout in params.layouts]
     if not params.emulate:
         refuse_emulation(ladder(layers), hardware)
     return hardware, layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from stagecraft.contract.bounded import Count, NonNegative, Positive
+from stagecraft.contract.bounded import Count, NonNegative, Positive, Seed
 from stagecraft.contract.params import params
 from stagecraft.engine.layout import Layout, divide
 from stagecraft.engine.merge_params import Merging
@@ -24,7 +24,7 @@ class Params(Schedule):
     # How closely the run is watched: nothing of this changes a bit of what is trained.
     PLACEMENT: ClassVar = (*Schedule.PLACEMENT, "diagnose_every", "heldout_every", "heldout_look_rows")
 
-    seed: Count
+    seed: Seed
     processes: Positive
     layout: Layout
     architecture: Architecture
@@ -56,6 +56,11 @@ class Params(Schedule):
         """How the ranks divide the model and the rows of a phase."""
         return self.long_context.layout if phase.start >= self.steps else self.layout
 
+    @property
+    def layouts(self) -> list[Layout]:
+        """Those that the phases have, each once."""
+        return list({self.layout_of(phase): None for phase in self.phases})
+
     def section_of(self, phase: Phase) -> str:
         """The section of the profile that says the layout and the rows of a phase."""
         return "pretrain.long_context" if phase.start >= self.steps else "pretrain"
@@ -81,6 +86,9 @@ class Params(Schedule):
         Schedule.__post_init__(self)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        if bool(self.mtp_depths) != bool(self.architecture.num_nextn_predict_layers):
+            raise ValueError(f"mtp_depths {self.mtp_depths} does not go with architecture.num_nextn_predict_layers "
+                             f"{self.architecture.num_nextn_predict_layers}: set both above 0, or both to 0")
         self.batch_ramp.check(self.global_batch, self.steps - self.decay_steps)
         if self.long_context.steps:  # held-out text is read in rows of the usual length
             self.long_context.layout.check(self.architecture, self.sequence_length, self.optimizer, "long_context.layout")

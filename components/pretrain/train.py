@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from components.pretrain.params import Params
 from components.pretrain.rows import Heldout, PhaseRows, TokenFiles
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import loop, parallel, row_order
+from stagecraft.engine.computes import record, rungs_of
 from stagecraft.engine.launch import world_size
 from stagecraft.engine.layout import Layout
 from stagecraft.engine.merging import Merger
@@ -24,7 +25,7 @@ from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.engine.watchdog import of_this_rank, patience
 from stagecraft.model.hardware import Hardware
-from stagecraft.model.ladder import check, ladder, refuse_emulation, resolve
+from stagecraft.model.ladder import check, refuse_emulation
 from stagecraft.model.precision import as_yaml
 
 
@@ -88,6 +89,7 @@ def train(params: Params, corpus: Path, work: Path, log: RunLog | None) -> Resul
         if merger.merged:
             trainer.optimizer.reload_model_params()
         if merged and log:
+            log.rewind(params.steps - 1, "merged")  # a run that failed after this has told it
             log.step(params.steps, curve="merged", heldout_loss_last=last, heldout_loss_merged=merged, merged=merger.merged)
         return merged if merger.merged else last
 
@@ -133,17 +135,15 @@ def announce(params: Params, trainer: Trainer, log: RunLog | None) -> None:
     """Say and record what was asked for and what computes, per class of layer; refuse what `emulate: false` rules out.
 
     Raises:
-        UserError: a format would be emulated.
+        UserError: a format would be emulated, or does not take a size that a layer has on a rank in any of the phases.
     """
     hardware = Hardware.of(trainer.config)
-    rungs = ladder(resolve(params.architecture, params.precision, hardware, mtp=trainer.mtp, dtype=trainer.config.params_dtype,
-                           tensor=params.layout.tensor))
+    rungs, *_ = [rungs_of(trainer, layout.tensor) for layout in params.layouts]  # a later phase's layers have other sizes on a rank
     if not params.emulate:
         refuse_emulation(rungs, hardware)
     if log:
         log.note(f"precision {params.precision} on {hardware.name}; class of layers, how many: requested -> actual")
         for rung in rungs:
             log.note(f"  {rung}")
-        log.record(precision_requested=params.precision, precision_actual="; ".join(sorted({rung.actual for rung in rungs})),
-                   precision_ladder=[asdict(rung) for rung in rungs], precision_recipe=as_yaml(trainer.config.quant_recipe.resolved),
-                   device=hardware.name, processes=dist.get_world_size())
+        record(log, trainer, params.precision, rungs)
+        log.record(precision_recipe=as_yaml(trainer.config.quant_recipe.resolved))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stagecraft.contract.bounded import AboveZero, Count, Positive, Share
+from stagecraft.contract.bounded import AboveZero, Count, Positive, Seed, Share
 from stagecraft.contract.params import params
 
 
@@ -19,7 +19,7 @@ class Calibration:
     length: Annotated[int, Field(gt=1)]
     batch: Positive
     conversations: Share
-    seed: Count
+    seed: Seed
 
 
 @params
@@ -57,7 +57,7 @@ class Distillation:
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
     prompts: Annotated[int, Field(gt=1)]
     max_new_tokens: Positive
-    seed: Count
+    seed: Seed
 
 
 @params

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive, Share
+from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive, Seed, Share
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params, parse
 from stagecraft.engine.layout import Layout
@@ -83,7 +83,7 @@ class Stage:
 
     PLACEMENT: ClassVar = ("layout", "hang_seconds")
 
-    seed: Count
+    seed: Seed
     layout: Layout
     dtype: Literal["float32", "bfloat16"]
     threads: Positive

@@ -17,6 +17,7 @@ from components.rl.reference import Reference
 from components.rl.rollouts import Sample, batches
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine.computes import record
 from stagecraft.engine.first import FirstRank
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.engine.watchdog import Watchdog, of_this_rank, patience
@@ -46,6 +47,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
     checkpoints.resume(work / "checkpoints", trainer, log.note if log else lambda _: None)
     kept = 0
     if log:
+        record(log, trainer, params.dtype)
         log.rewind(before + trainer.steps_done, "train")
         kept = sum(rewind_rollouts(work / name, before + trainer.steps_done) for name in KEPT)
     if trainer.steps_done < params.steps:  # else it was killed after its last step

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stagecraft.contract.bounded import Count, NonNegative, Positive
+from stagecraft.contract.bounded import Count, NonNegative, Positive, Seed
 from stagecraft.contract.params import params
 from stagecraft.data.tasks import check_families
 from stagecraft.inference.server_settings import Settings
@@ -117,7 +117,7 @@ class Params:
         deployment: what is written for a cluster.
     """
 
-    seed: Count
+    seed: Seed
     server: Settings
     check: Check
     modes: Modes

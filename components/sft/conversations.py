@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from components.sft.params import Params, Stage
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.files import write_json
+from stagecraft.contract.files import sha256, write_json
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.conversations import MEND, encode_conversation, lines_of, parse_conversation
 from stagecraft.data.modes import draw_mode, in_mode
@@ -34,11 +35,13 @@ class Encoded(Sequence[Conversation]):
     """What `encode` has left in a directory; ids are int32, masks uint8, both views of memory maps.
 
     Attributes:
+        files: SHA-256 of the files of conversations they come from, the corpus's apart.
         skipped: the bad rows that were left out, as "file:line: reason".
     """
 
     def __init__(self, directory: Path):
-        parts = [directory / part for part in json.loads((directory / _PARTS).read_text())]
+        made = json.loads((directory / _PARTS).read_text())
+        self.files, parts = made["files"], [directory / part for part in made["parts"]]
         self._ids, self._masks, lengths = ([np.asarray(np.load(part / f"{name}.npy", mmap_mode="r")) for part in parts]
                                            for name in ("ids", "mask", "lengths"))
         self.skipped = [row for part in parts for row in json.loads((part / "skipped.json").read_text())]
@@ -58,15 +61,23 @@ class Encoded(Sequence[Conversation]):
 def encode(corpus: Path, params: Params, stage: Stage, directory: Path, first: FirstRank, log: RunLog | None) -> Encoded:
     """Every conversation in the stage's modes, in the order of the rows, whatever the number of ranks. All ranks call it.
 
-    What a start before has finished in `directory` is taken from there.
+    What a start before has finished in `directory` is taken from there, if the files of conversations are what they were then.
 
     Args:
         log: of the first rank.
 
     Raises:
-        UserError: there are no conversations, or a bad row is not to be skipped: the first of them, on every rank.
+        UserError: there are no conversations, or a bad row is not to be skipped: the first of them, on every rank; or a training has begun
+            with other contents of a file.
     """
-    if not first.tells(first.here and (directory / _PARTS).is_file()):
+    digests, known, begun = first.tells(first.here and (
+        {name: _digest(Path(name)) for name in params.data.files}, _known(directory / _PARTS),
+        any(directory.parent.glob("checkpoints/step-*"))))
+    changed = [] if known is None else [name for name, digest in digests.items() if digest and digest != known[name]]
+    if changed and begun:
+        raise UserError("the file is not what it was when this training began", where=f"sft.data.files: {changed[0]}",
+                        mend=f"put it back as it was, or delete {directory.parent} to begin anew with what it is now")
+    if known is None or changed:
         part = directory / f"part-{first.rank:05d}"
         conversations, skipped, fault = _encode(corpus, params, stage, first.rank, first.ranks, log)
         if not fault:
@@ -75,13 +86,28 @@ def encode(corpus: Path, params: Params, stage: Stage, directory: Path, first: F
             _, what, where, mend = min(faults)
             raise UserError(what, where=where, mend=mend)
         if first.here:
-            write_json(directory / _PARTS, [f"part-{rank:05d}" for rank in range(first.ranks)])
+            write_json(directory / _PARTS, {"files": digests, "parts": [f"part-{rank:05d}" for rank in range(first.ranks)]})
         first.tells()
     encoded = Encoded(directory)
+    if log and encoded.files:
+        log.record(files=encoded.files)
     if not encoded:
         raise UserError("no conversations", where=str(corpus / "tasks" / "sft.jsonl"),
                         mend="raise curate.tasks.sft_rows, or name sft.data.files")
     return encoded
+
+
+def _digest(path: Path) -> str:
+    """SHA-256; "" of what cannot be read, which nobody needs any more or whose lines will tell."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ""
+
+
+def _known(parts: Path) -> dict[str, str] | None:
+    """Digests of the files that all parts were made of; None if not all parts are there."""
+    return json.loads(parts.read_text())["files"] if parts.is_file() else None
 
 
 def _encode(corpus: Path, params: Params, stage: Stage, rank: int, ranks: int,
@@ -95,7 +121,10 @@ def _encode(corpus: Path, params: Params, stage: Stage, rank: int, ranks: int,
         for number, (place, line) in enumerate(islice(_rows(corpus, params), begin, end), begin):
             try:
                 row = parse_conversation(line) if place else _demonstrated(line, corpus)
-                ids, mask = encode_conversation(tokenizer, *in_mode(row, draw_mode(params.seed, number, shares), params.seed + number))
+                try:
+                    ids, mask = encode_conversation(tokenizer, *in_mode(row, draw_mode(params.seed, number, shares), params.seed + number))
+                except (TemplateError, TypeError, ValueError) as error:  # what a tokenizer's own template makes of a row
+                    raise UserError(f"the chat template cannot write it: {error}") from error
                 if place and len(ids) - 1 > stage.pack_tokens:
                     raise UserError(f"{len(ids) - 1} tokens do not fit into a pack of {stage.pack_tokens}")
             except UserError as error:

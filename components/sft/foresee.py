@@ -25,7 +25,7 @@ def foresee(profile: Profile, pod: Pod | None) -> None:
         params.check_ranks(ranks)
     if "pretrain" in profile:
         architecture = profile["pretrain"].architecture
-        check_layout(params, architecture)
+        check_model(params, architecture)
         if pod and ranks:
             refuse_too_large(trainings(params, architecture, ranks), pod)
     for name in () if pod else params.data.files:
@@ -33,12 +33,14 @@ def foresee(profile: Profile, pod: Pod | None) -> None:
             raise UserError("no such file of conversations", where=f"sft.data.files: {name}", mend="name a JSONL file, or none")
 
 
-def check_layout(params: Params, architecture: Architecture) -> None:
-    """Refuse a layout that cannot divide the model or the packs.
+def check_model(params: Params, architecture: Architecture) -> None:
+    """Refuse what cannot be done with the model.
 
     Raises:
-        UserError: the first mistake found.
+        UserError: it has no MTP block to train, or a layout cannot divide it or the packs.
     """
+    if params.mtp_depths and not architecture.num_nextn_predict_layers:
+        raise UserError("the model has no MTP block to train", where="sft.mtp_depths", mend="set it to 0")
     try:
         for stage in params.stages:
             params.layout.check(architecture, stage.pack_tokens, params.optimizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from stagecraft.contract.bounded import Count, Positive, Share
+from stagecraft.contract.bounded import Positive, Seed, Share
 from stagecraft.contract.params import params
 from stagecraft.engine.layout import Layout, divide
 from stagecraft.engine.schedule import Schedule
@@ -47,7 +47,7 @@ class Stage:
 class Params(Schedule):
     """Sizes in tokens or packs. No defaults: the profile must set every value. `later_stages` are the last steps, in their order."""
 
-    seed: Count
+    seed: Seed
     data: Data
     modes: Modes
     processes: Positive

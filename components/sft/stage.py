@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from components.sft.foresee import check_layout
+from components.sft.foresee import check_model
 from components.sft.params import Params
 from stagecraft.contract.runlog import RunLog
 
@@ -18,7 +18,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     from stagecraft.engine.loop import tokens_per_second
 
     architecture, weights = read_checkpoint(inputs["base"])
-    check_layout(params, architecture)
+    check_model(params, architecture)
     command = ["components.sft.worker", str(log.work), str(inputs["corpus"]), str(inputs["base"])]
     with ranks(params.processes, command, log.work / "ranks"):
         from components.sft.train import train

@@ -19,6 +19,7 @@ from stagecraft.contract.runlog import RunLog
 from stagecraft.data.packing import pack_stream
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.batch import Batch
+from stagecraft.engine.computes import record
 from stagecraft.engine.first import FirstRank
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
@@ -98,8 +99,10 @@ def train(params: Params, architecture: Architecture, weights: dict[str, Tensor]
     shares = [parallel.share(stage.packs_per_step, "sft: packs_per_step") for stage in stages]
     trainer = Trainer(architecture, Optimization.of(params), max_sequence_length=max(stage.pack_tokens for stage in stages),
                       weights=weights, dtype=getattr(torch, params.dtype), mtp_depths=params.mtp_depths,
-                      mtp_loss_scale=params.mtp_loss_scale, recompute=params.layout.recompute)
+                      mtp_loss_scale=params.mtp_loss_scale, recompute=params.layout.recompute,
+                      expert_bias_rate=0.0, aux_loss=0.0)  # the routers' balance is pre-training's; a pack is no batch to balance over
     if log:
+        record(log, trainer, params.dtype)
         if skipped:
             log.note(f"{len(skipped)} bad rows skipped, the first: {skipped[0]}")
         for part in parts:

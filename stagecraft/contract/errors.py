@@ -53,7 +53,7 @@ def exit_on_user_error(main: Callable[[], int | None], interrupted: str = "inter
             sys.exit(_EXIT_UNREAD)
         if error.errno not in _REFUSALS:
             raise
-        refused = UserError(error.strerror, where=str(error.filename or ""), mend=_REFUSALS[error.errno])
+        refused = UserError(error.strerror or str(error), where=str(error.filename or ""), mend=_REFUSALS[error.errno])
         _say_and_exit(f"error: {refused}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         _say_and_exit(interrupted, EXIT_INTERRUPTED)

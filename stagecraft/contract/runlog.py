@@ -25,6 +25,7 @@ class Sink:
     def bar_advance(self, done: int, fields: dict[str, float]) -> None: ...
     def bar_end(self) -> None: ...
     def step(self, curve: str, step: int, values: dict[str, float]) -> None: ...
+    def earlier(self, curve: str, rows: list[dict[str, float]]) -> None: ...
     def note(self, message: str) -> None: ...
     def record(self, facts: dict[str, Any]) -> None: ...
     def figure(self, path: Path) -> None: ...
@@ -61,6 +62,7 @@ class RunLog:
         self.environment: dict[str, Any] = {}
         self._rows: dict[str, list[dict[str, float]]] = {}
         self._load_curves()
+        self._untold = set(self._rows)  # curves of an attempt before, of which a sink that begins anew knows nothing
 
     @property
     def cache(self) -> Path:
@@ -83,6 +85,7 @@ class RunLog:
     def step(self, step: int, curve: str = "train", **values: float) -> None:
         """Record one point of a curve (plots/<stage>/<curve>.csv, and MLflow)."""
         row = {"step": step, **{key: float(value) for key, value in values.items()}}
+        self._tell_earlier(curve)
         self._rows.setdefault(curve, []).append(row)
         with open(self.work / f"{curve}.curve.jsonl", "a") as stream:
             stream.write(json.dumps(row) + "\n")
@@ -94,6 +97,7 @@ class RunLog:
         for curve in curves or self._rows:
             self._rows[curve] = [row for row in self._rows.get(curve, ()) if row["step"] <= step]
             write_atomic(self.work / f"{curve}.curve.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows[curve]))
+            self._tell_earlier(curve)
 
     def curve(self, curve: str = "train") -> list[dict[str, float]]:
         """The points recorded so far, oldest first, those before a resume included."""
@@ -140,11 +144,20 @@ class RunLog:
 
     def close(self, status: str, metrics: dict[str, Any]) -> None:
         """Write the curves where `dvc plots` finds them and end every sink. `status`: FINISHED, FAILED or KILLED."""
+        for curve in sorted(self._untold):
+            self._tell_earlier(curve)
         if status == "FINISHED":
             for curve, rows in self._rows.items():
                 self._write_csv(self.plots / f"{curve}.csv", rows)
         for sink in self._sinks:
             sink.close(status, metrics)
+
+    def _tell_earlier(self, curve: str) -> None:
+        """Once it is known which of the points of attempts before count."""
+        if curve in self._untold:
+            self._untold.remove(curve)
+            for sink in self._sinks:
+                sink.earlier(curve, self._rows[curve])
 
     def _load_curves(self) -> None:
         for path in sorted(self.work.glob("*.curve.jsonl")):

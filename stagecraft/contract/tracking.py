@@ -132,8 +132,10 @@ class MlflowSink(Sink):
         self._thread.start()
 
     def step(self, curve: str, step: int, values: dict[str, float]) -> None:
-        now = int(time.time() * 1000)
-        self._queue.put(("metrics", [(f"{curve}/{key}", float(value), now, step) for key, value in values.items()]))
+        self._queue.put(("metrics", _points(curve, {"step": step, **values})))
+
+    def earlier(self, curve: str, rows: list[dict[str, float]]) -> None:
+        self._queue.put(("earlier", curve, [point for row in rows for point in _points(curve, row)]))
 
     def record(self, facts: dict[str, Any]) -> None:
         self._facts.update(facts)
@@ -177,6 +179,10 @@ class MlflowSink(Sink):
                 item = ("tick",)
             if item[0] == "metrics":
                 waiting += [Metric(*point) for point in item[1]]
+            elif item[0] == "earlier":
+                # A run that was given may have them of the attempt itself, as where the ranks of a job are started again.
+                there = {key.partition("/")[0] for key in client.get_run(run).data.metrics}
+                waiting += [Metric(*point) for point in item[2] if item[1] not in there]
             elif item[0] == "figure":
                 client.log_artifact(run, str(item[1]), "plots")
             elif item[0] == "table" and item[2]:
@@ -198,6 +204,12 @@ class MlflowSink(Sink):
         log_metrics(client, run, metrics)
         if not os.environ.get("MLFLOW_RUN_ID"):
             client.set_terminated(run, status)
+
+
+def _points(curve: str, row: Mapping[str, float]) -> list[tuple[str, float, int, int]]:
+    """MLflow's metrics of a point of a curve: key, value, time in milliseconds, step."""
+    now = int(time.time() * 1000)
+    return [(f"{curve}/{key}", float(value), now, int(row["step"])) for key, value in row.items() if key != "step"]
 
 
 def _cell(value: Any) -> Any:

@@ -44,15 +44,30 @@ def parse_conversation(line: str) -> dict[str, Any]:
         raise UserError(f"not JSON: {error}") from None
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
         raise UserError("no conversation: an object with a list 'messages' is needed")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError("a text has half of a surrogate pair, as of an emoji that was cut") from None
     messages = [plain(message) if isinstance(message, dict) else message for message in row["messages"]]
     for place, message in enumerate(messages):
         if reason := _fault(message, place):
             raise UserError(f"message {place + 1}: {reason}")
+    if messages[0]["role"] == "assistant":
+        raise UserError("the first message is the assistant's, who has nothing to answer")
     if messages[-1]["role"] != "assistant":
         raise UserError("the last message is not the assistant's")
-    if not isinstance(row.get("tools") or [], list):
-        raise UserError("'tools' is no list")
+    tools = row.get("tools") or []
+    if not isinstance(tools, list) or not all(_is_tool(tool) for tool in tools):
+        raise UserError("'tools' is no list of functions, each with a name and its parameters as a JSON schema")
     return {"messages": messages, "tools": row.get("tools") or []}
+
+
+def _is_tool(tool: Any) -> bool:
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return False
+    parameters = function.get("parameters") or {}
+    return isinstance(parameters, dict) and isinstance(parameters.get("properties") or {}, dict)
 
 
 def _fault(message: Any, place: int) -> str:

@@ -13,6 +13,7 @@ import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
+from stagecraft.contract.errors import UserError
 from stagecraft.engine.batch import Batch
 
 
@@ -37,6 +38,9 @@ def open_blend(files: Sequence[tuple[Path, float]], *, samples: int, sequence_le
     Args:
         files: token files without suffix, and their weights.
         cache: where the shuffled index is kept between attempts.
+
+    Raises:
+        UserError: it cannot be written there, as on a full disk.
     """
     config = GPTDatasetConfig(
         blend=([str(prefix) for prefix, _ in files], [weight for _, weight in files]), split="1,0,0", random_seed=seed,
@@ -44,7 +48,13 @@ def open_blend(files: Sequence[tuple[Path, float]], *, samples: int, sequence_le
         reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
         # Of each file the blend takes its share to within a row or two, which Megatron's half per cent of a few rows does not hold.
         mid_level_dataset_surplus=max(0.005, (len(files) + 2) / samples))
-    return BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config).build()[0]
+    try:
+        return BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config).build()[0]
+    except Exception as error:  # Megatron's own, which names neither file nor reason
+        if isinstance(error.__cause__, OSError):
+            raise UserError(f"the order of the rows cannot be written: {error.__cause__}", where=str(cache),
+                            mend="make room and start again") from error
+        raise
 
 
 def batch_of(dataset: Any, indices: range) -> Batch:

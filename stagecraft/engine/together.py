@@ -17,26 +17,29 @@ def together(work: Callable[[], Any] | None) -> list[Any]:
     """What `work` returned on every rank, after all have done it.
 
     Raises:
-        OSError: it failed on a rank, with the reason of the first.
+        OSError: it failed on a rank, with the reason and the errno of the first.
     """
-    outcome: tuple[Any, str] = (None, "")
+    outcome: tuple[Any, str, int | None] = (None, "", None)
     try:
-        outcome = (work() if work else None, "")
+        outcome = (work() if work else None, "", None)
     except FAILURES as error:
-        outcome = (None, _reason(error))
-    outcomes: list[tuple[Any, str]] = [(None, "")] * dist.get_world_size()
+        met = _met(error)
+        outcome = (None, f"{type(met).__name__}: {met}"[:300], getattr(met, "errno", None))
+    outcomes: list[tuple[Any, str, int | None]] = [(None, "", None)] * dist.get_world_size()
     dist.all_gather_object(outcomes, outcome)
-    for rank, (_, failure) in enumerate(outcomes):
+    for rank, (_, failure, number) in enumerate(outcomes):
         if failure:
-            raise OSError(f"rank {rank}: {failure}")
-    return [result for result, _ in outcomes]
+            failed = OSError(f"rank {rank}: {failure}")
+            failed.errno = number
+            raise failed
+    return [result for result, _, _ in outcomes]
 
 
-def _reason(error: BaseException) -> str:
-    """The line of an error that says what happened: torch wraps what a rank's writer met in its own traceback."""
+def _met(error: BaseException) -> BaseException:
+    """The error that says what happened: torch wraps what a rank's writer met in its own traceback."""
     failures = getattr(error, "failures", None)
     if failures:
         error = next(iter(failures.values()))[0]
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {error}"[:300]
+    return error

@@ -10,6 +10,7 @@ import pytest
 from components.sft.conversations import Encoded, encode
 from components.sft.params import Data
 from stagecraft.contract.errors import UserError
+from stagecraft.contract.files import sha256
 from stagecraft.data.conversations import encode_conversation, parse_conversation
 from stagecraft.data.tokenizer import load_tokenizer
 from tests.checkpoints import tiny_tokenizer
@@ -97,3 +98,60 @@ def test_bad_rows_are_skipped_and_named_or_fatal_on_every_rank(corpus, tmp_path)
     path.write_text(said(None))
     (error,) = encode_on(1, corpus, tmp_path / "none", data, stage)
     assert str(error).startswith(f"{corpus}/tasks/sft.jsonl: no conversations - raise curate.tasks.sft_rows")
+
+
+def test_a_file_that_was_mended_is_read_anew_unless_a_training_has_begun_with_it(corpus, tmp_path):
+    path, work = tmp_path / "mine.jsonl", tmp_path / "work"
+    path.write_text(said("yes") + "\n" + said("no"))
+    data = Data(tasks=False, files=[str(path)], bad_rows="fail")
+    (before,) = encode_on(1, corpus, work / "conversations-0", data)
+    for ranks in (2, 1):
+        path.write_text(said("yes") + "\n" + said(f"no, after {ranks}"))
+        for after in encode_on(ranks, corpus, work / "conversations-0", data):
+            assert plain(after)[0] == plain(before)[0] and plain(after)[1] != plain(before)[1]
+            assert after.files == {str(path): sha256(path)}
+    (work / "checkpoints" / "step-00000010").mkdir(parents=True)
+    assert len(encode_on(1, corpus, work / "conversations-0", data)[0]) == 2
+    path.write_text(said("no"))
+    told = {str(error) for error in encode_on(2, corpus, work / "conversations-0", data)}
+    assert told == {f"sft.data.files: {path}: the file is not what it was when this training began - put it back as it was, "
+                    f"or delete {work} to begin anew with what it is now"}
+
+
+USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+
+
+def function(**changes):
+    return {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}} | changes}
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ({"messages": [USER, ASSISTANT], "tools": ["f"]}, "'tools' is no list of functions"),
+    ({"messages": [USER, ASSISTANT], "tools": [1]}, "'tools' is no list of functions"),
+    ({"messages": [USER, ASSISTANT], "tools": [{}]}, "'tools' is no list of functions"),
+    ({"messages": [USER, ASSISTANT], "tools": [function(name=5)]}, "'tools' is no list of functions"),
+    ({"messages": [USER, ASSISTANT], "tools": [function(parameters="a")]}, "'tools' is no list of functions"),
+    ({"messages": [USER, ASSISTANT], "tools": [function(parameters={"properties": ["a"]})]}, "'tools' is no list of functions"),
+    ({"messages": [USER, {"role": "assistant", "content": "a\ud83d"}]}, "half of a surrogate pair"),
+    ({"messages": [ASSISTANT]}, "the first message is the assistant's"),
+    ({"messages": [ASSISTANT, USER, ASSISTANT]}, "the first message is the assistant's"),
+])
+def test_a_row_that_no_template_can_write_is_named(corpus, tmp_path, row, message):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(said("yes") + "\n" + json.dumps(row) + "\n" + said("no"))
+    stage = replace(PLAIN, modes=replace(PLAIN.modes, low=1.0))
+    for each in (PLAIN, stage):
+        (encoded,) = encode_on(1, corpus, tmp_path / "skip", Data(tasks=False, files=[str(path)], bad_rows="skip"), each)
+        assert len(encoded) == 2 and encoded.skipped[0].startswith(f"{path}:2: ") and message in encoded.skipped[0]
+        (error,) = encode_on(1, corpus, tmp_path / "fail", Data(tasks=False, files=[str(path)], bad_rows="fail"), each)
+        assert str(error).startswith(f"{path}:2: ") and message in str(error)
+
+
+def test_what_a_tokenizers_own_template_refuses_is_a_bad_row(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') if messages | length > 2 }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    path = tmp_path / "mine.jsonl"
+    path.write_text(said("yes") + "\n" + json.dumps({"messages": [USER, ASSISTANT, USER, ASSISTANT]}))
+    (encoded,) = encode_on(1, tmp_path, tmp_path / "work", Data(tasks=False, files=[str(path)], bad_rows="skip"))
+    assert len(encoded) == 1 and encoded.skipped == [f"{path}:2: the chat template cannot write it: roles must alternate"]

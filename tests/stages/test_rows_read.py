@@ -48,7 +48,8 @@ def small(tmp_path, monkeypatch):
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
     params = load(Params, "pretrain", ROOT / "params.yaml")
     params = replace(
-        params, architecture=tiny(vocab_size=2048), precision="bf16", processes=1, mtp_depths=0, steps=6, warmup_steps=1, decay_steps=2,
+        params, architecture=tiny(vocab_size=2048, num_nextn_predict_layers=0), precision="bf16", processes=1, mtp_depths=0, steps=6,
+        warmup_steps=1, decay_steps=2,
         blend="phase1", decay_blend="phase2", sequence_length=16, global_batch=4, micro_batch=2, heldout_rows=3, checkpoint_every=100,
         batch_ramp=replace(params.batch_ramp, steps=2, start=2, increment=2), merge=replace(params.merge, every=0), seed=5,
         heldout_every=0, heldout_look_rows=1,
@@ -75,7 +76,7 @@ def test_every_step_reads_the_next_rows_of_its_phase(small):
 def test_a_look_at_held_out_text_changes_nothing_that_is_trained(small, tmp_path):
     """Through all phases, and with what a forward pass of training draws or counts: rounding, MTP, the experts' balance."""
     params, _, train = small
-    params = replace(params, precision="nvfp4", mtp_depths=2)
+    params = replace(params, architecture=tiny(vocab_size=2048), precision="nvfp4", mtp_depths=2)
     without = train(params)
     (tmp_path / "looked").mkdir()
     log = RunLog("pretrain", tmp_path / "plots", tmp_path / "looked")
