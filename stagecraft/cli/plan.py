@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
 def _training(options: argparse.Namespace, machines: Cluster, efficiency: Efficiencies) -> dict[str, Any]:
     section, where = _section(options.profile, "pretrain")
     architecture = parse(Architecture, section["architecture"], f"{where}.architecture")
-    work = Workload(section["sequence_length"], section["global_batch"], section["mtp_depths"])
+    work = Workload(section["sequence_length"], section["global_batch"], section["mtp_depths"], section["optimizer"])
     recipe = formats("training", options.precision or section["precision"])
     run = Run(work, options.tokens or work.tokens * section["steps"], options.mtbf_hours, options.price or machines.gpu.price)
     layout = parse_layout(options.layout, machines.count) if options.layout else None
