@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.gpus is not None:
         node = share(node, chosen.gpus)
     if chosen.env:
-        print(environment(node, chosen.env), end="")
+        print(environment(name, node, chosen.env), end="")
         return 0
     if not chosen.work.is_dir():
         raise UserError("no such directory", where=f"--work {chosen.work}", mend="make it, or name another")
@@ -85,9 +85,9 @@ def report(name: str, node: Node, checks: list[Check], seconds: float) -> dict[s
     }
 
 
-def environment(node: Node, form: str) -> str:
+def environment(name: str, node: Node, form: str) -> str:
     """The profile's environment: `export` lines, or an env file as containers read it; the reason and source above each line."""
-    lines = [f"# {node.title}"]
+    lines = [f"# {node.title}, as `stagecraft doctor --profile {name} --env {form}` prints it"]
     for line in node.environment:
         lines.append(f"# {line.reason} ({line.source})")
         lines.append(f"export {line.name}={shlex.quote(line.value)}" if form == "export" else f"{line.name}={line.value}")

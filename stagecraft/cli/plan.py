@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.params import parse, read_profile
+from stagecraft.contract.params import parse, read_profile, section_of
 from stagecraft.model.config import Architecture
 from stagecraft.planning.architecture import nemotron_h
 from stagecraft.planning.formats import formats
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
 def _training(options: argparse.Namespace, machines: Cluster, efficiency: Efficiencies) -> dict[str, Any]:
     section, where = _section(options.profile, "pretrain")
     architecture = parse(Architecture, section["architecture"], f"{where}.architecture")
-    work = Workload(section["sequence_length"], section["global_batch"], section["mtp_depths"])
+    work = Workload(section["sequence_length"], section["global_batch"], section["mtp_depths"], section["optimizer"])
     recipe = formats("training", options.precision or section["precision"])
     run = Run(work, options.tokens or work.tokens * section["steps"], options.mtbf_hours, options.price or machines.gpu.price)
     layout = parse_layout(options.layout, machines.count) if options.layout else None
@@ -106,10 +106,7 @@ def _section(profile: str, name: str) -> tuple[dict[str, Any], str]:
     path = named.get(profile, Path(profile))
     if not path.is_file():
         raise UserError(f"no profile {profile!r}", where="stagecraft plan", mend=f"give a path, or one of {', '.join(named)}")
-    data = read_profile(path)
-    if name not in data:
-        raise UserError(f"no section {name!r}", where=str(path), mend="start from the params.yaml of the repository")
-    return data[name], f"{path}: {name}"
+    return section_of(read_profile(path), name, str(path)), f"{path}: {name}"
 
 
 def _positive(text: str) -> float:

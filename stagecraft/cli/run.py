@@ -137,9 +137,8 @@ def check_params(root: Path, source: Path, shown: str, overrides: Sequence[str],
     """
     text = read_text(source, shown)
     text, changes = override(text, overrides, shown) if overrides else (text, [])
-    environment = {**os.environ, "STAGECRAFT_SHOWN": shown,
-                   "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "stagecraft.contract.preflight", *(["--local"] if local else []), *stages]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "stagecraft.contract.preflight", f"--shown={shown}", *(["--local"] if local else []), *stages]
     checked = subprocess.run(command, input=text, text=True, env=environment, capture_output=True, cwd=root, check=False)
     if checked.returncode == EXIT_USER_ERROR:
         lines = [line for line in checked.stderr.splitlines() if line.startswith("error: ")]

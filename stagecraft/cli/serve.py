@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stagecraft.cli.model import find
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.params import params_path, parse, read_profile
+from stagecraft.contract.params import params_path, parse, read_profile, section_of
 from stagecraft.inference.hardware import detect
 from stagecraft.inference.keeper import keep_up
 from stagecraft.inference.server import Server, ServerDiedError, check_checkpoint
@@ -71,11 +71,9 @@ def settings(draft_tokens: int | None) -> Settings:
     Raises:
         UserError: the profile cannot be read, or a value in it or the given number is impossible.
     """
-    where = f"{params_path()}: serve.server"
-    section = (read_profile().get("serve") or {}).get("server")
-    if not isinstance(section, dict):
-        raise UserError("no such section", where=where, mend="add it; the repository's params.yaml shows every key")
-    chosen = parse(Settings, section, where)
+    shown = str(params_path())
+    section = section_of(section_of(read_profile(), "serve", shown), "server", f"{shown}: serve")
+    chosen = parse(Settings, section, f"{shown}: serve.server")
     if draft_tokens is None:
         return chosen
     try:

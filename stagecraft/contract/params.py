@@ -83,6 +83,17 @@ def parse_profile(text: str, shown: str) -> dict[str, Any]:
     return data
 
 
+def section_of(data: Any, name: str, shown: str) -> Any:
+    """The section of a profile, or of a section of one, that goes by the name `shown`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not isinstance(data, dict) or name not in data:
+        raise UserError(f"no section {name!r}", where=shown, mend="add it; the repository's params.yaml shows every key")
+    return data[name]
+
+
 def parse(cls: type[Params], data: dict[str, Any], where: str) -> Params:
     """Check plain data against a params dataclass.
 
@@ -114,7 +125,4 @@ def parse(cls: type[Params], data: dict[str, Any], where: str) -> Params:
 def load(cls: type[Params], section: str, path: Path | None = None) -> Params:
     """Read one stage's section of the profile into its dataclass."""
     path = path or params_path()
-    profile = read_profile(path)
-    if section not in profile:
-        raise UserError(f"no section {section!r}", where=str(path), mend="add it; the repository's params.yaml shows every key")
-    return parse(cls, profile[section] or {}, f"{path}: {section}")
+    return parse(cls, section_of(read_profile(path), section, str(path)) or {}, f"{path}: {section}")

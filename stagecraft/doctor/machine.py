@@ -11,12 +11,10 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-import psutil
-
+from stagecraft.contract.container import cores, free_memory, memory
 from stagecraft.doctor.node import Node
 from stagecraft.doctor.verdict import Check, attempt
 
-CGROUP = Path("/sys/fs/cgroup")
 SHARED = Path("/dev/shm")
 LOCK = Path("requirements/laptop.lock")
 OLDEST_PYTHON = (3, 11)
@@ -42,33 +40,15 @@ def machine_checks(node: Node, work: Path) -> list[Check]:
     ]
 
 
-def cores() -> float:
-    """Cores this process may use: its affinity, less if its control group is given less."""
-    allowed = float(len(os.sched_getaffinity(0)))
-    quota, _, period = _control("cpu.max").partition(" ")
-    return min(allowed, int(quota) / int(period)) if quota.isdigit() and period.isdigit() else allowed
-
-
-def _control(name: str) -> str:
-    """A limit of this process's control group (cgroup v2), as a container sees it; empty where there is none."""
-    try:
-        return (CGROUP / name).read_text().strip()
-    except OSError:
-        return ""
-
-
 def _cores(node: Node) -> Check:
     found = cores()
     return node.judge("machine.cores", "cores", found, "give the container or the machine more cores", f"{found:g} of {os.cpu_count()}")
 
 
 def _memory(node: Node) -> Check:
-    memory = psutil.virtual_memory()
-    limit = _control("memory.max")
-    total = min(memory.total, int(limit)) if limit.isdigit() else memory.total
-    free = min(memory.available, total)
+    free = free_memory()
     return node.judge("machine.memory", "memory", free / 1e9, "end other programs, or use a larger machine",
-                      f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB")
+                      f"{free / 1e9:.1f} GB free of {memory() / 1e9:.1f} GB")
 
 
 def _disk(node: Node, work: Path) -> Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stagecraft.contract.bounded import Positive
+from stagecraft.contract.division import multiple, refusals
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
 from stagecraft.model.config import Architecture
@@ -49,8 +50,8 @@ class Layout:
 
     @property
     def multiple(self) -> int:
-        """The tokens of a row are a multiple of this: of its chunks, and of what sequence parallelism divides each of them into."""
-        return self.tensor * (2 * self.context if self.context > 1 else 1)
+        """The tokens of a row are a multiple of this."""
+        return multiple(self.tensor, self.context)
 
     def data(self, ranks: int, where: str = "layout") -> int:
         """Data-parallel ranks out of `ranks`.
@@ -75,23 +76,6 @@ class Layout:
         Raises:
             ValueError: a size that does not divide, or a combination that nothing computes.
         """
-        divided = {"num_attention_heads": a.num_attention_heads, "mamba_num_heads": a.mamba_num_heads, "n_groups": a.n_groups,
-                   "vocab_size": a.vocab_size, "moe_shared_expert_intermediate_size": a.moe_shared_expert_intermediate_size,
-                   "the row's tokens": tokens}
-        for name, size in divided.items():
-            if size % self.tensor:
-                raise ValueError(f"{where}.tensor {self.tensor} does not divide {name} {size}")
-        if self.tensor % a.num_key_value_heads and a.num_key_value_heads % self.tensor:
-            raise ValueError(f"{where}.tensor {self.tensor} neither divides num_key_value_heads {a.num_key_value_heads} nor is a multiple")
-        heads, groups = a.mamba_num_heads // self.tensor, a.n_groups // self.tensor
-        if tokens % self.multiple:
-            raise ValueError(f"{where}.context {self.context} needs rows of a multiple of {self.multiple} tokens, not {tokens}")
-        if heads % self.context or (groups % self.context and self.context % groups):
-            raise ValueError(f"{where}.context {self.context} does not divide the {heads} Mamba heads of a tensor-parallel rank, "
-                             f"which are in {groups} groups")
-        if self.pipeline > len(a.hybrid_override_pattern):
-            raise ValueError(f"{where}.pipeline {self.pipeline} is more than the {len(a.hybrid_override_pattern)} layers")
-        if a.n_routed_experts % self.expert:
-            raise ValueError(f"{where}.expert {self.expert} does not divide n_routed_experts {a.n_routed_experts}")
-        if optimizer == "muon" and self.tensor > 1:
-            raise ValueError(f"muon needs whole matrices: set {where}.tensor to 1, or optimizer to adamw")
+        for problem in refusals(a, tokens, optimizer, tensor=self.tensor, pipeline=self.pipeline, context=self.context, expert=self.expert,
+                                where=where):
+            raise ValueError(problem)

@@ -6,15 +6,14 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 import psutil
 
+from stagecraft.contract.container import free_memory
 from stagecraft.contract.errors import UserError
 
 # Where several processes divide a model they inherit this; nothing is compiled in them.
 OF_MANY = {"TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-_CONTROL = Path("/sys/fs/cgroup")
 _PATIENCE_SECONDS = 30.0
 _QUERY = ["--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
 
@@ -46,7 +45,7 @@ def detect() -> Hardware:
     if gpus:
         alike = [free for name, free in gpus if name == gpus[0][0]]
         return Hardware("cuda", gpus[0][0], len(alike), min(alike))
-    return Hardware("cpu", "CPU", psutil.cpu_count(logical=False) or 1, _free_memory())
+    return Hardware("cpu", "CPU", psutil.cpu_count(logical=False) or 1, free_memory())
 
 
 def built_for_gpus() -> bool:
@@ -68,19 +67,3 @@ def _gpus() -> list[tuple[str, int]]:
                         mend="see to the GPU's driver: dmesg | grep NVRM") from None
     rows = [line.rpartition(",") for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
     return [(name.strip(), int(free) << 20) for name, _, free in rows if free.strip().isdigit()]
-
-
-def _free_memory() -> int:
-    """Bytes, within the limit of this control group (v2) where there is one.
-
-    Cached files that are not in use, such as weights that were just verified, make room when it is needed: they are no part of what
-    Kubernetes calls the working set, and none here.
-    """
-    free = psutil.virtual_memory().available
-    try:
-        limit = (_CONTROL / "memory.max").read_text().strip()
-        used = int((_CONTROL / "memory.current").read_text())
-        counted = dict(line.split() for line in (_CONTROL / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return free
-    return min(free, max(0, int(limit) - max(0, used - int(counted["inactive_file"])))) if limit.isdigit() else free

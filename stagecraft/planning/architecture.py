@@ -6,29 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from stagecraft.contract.division import Parts
 
-class Shapes(Protocol):
-    """What is read of a Nemotron-H architecture; the names are the keys of the Hugging Face `nemotron_h` configuration."""
 
-    hybrid_override_pattern: str
+class Shapes(Parts, Protocol):
+    """What is read of a Nemotron-H architecture, besides its parts that are divided."""
+
     mtp_hybrid_override_pattern: str
     num_nextn_predict_layers: int
     hidden_size: int
-    vocab_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
     head_dim: int
-    mamba_num_heads: int
     mamba_head_dim: int
     ssm_state_size: int
-    n_groups: int
     conv_kernel: int
     chunk_size: int
-    n_routed_experts: int
     num_experts_per_tok: int
     moe_intermediate_size: int
     moe_latent_size: int | None
-    moe_shared_expert_intermediate_size: int
 
 
 @dataclass(frozen=True)
@@ -127,7 +121,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Model:
-    """`layers` of the backbone; `mtp` is one multi-token prediction block, empty if there is none.
+    """`layers` of the backbone; `mtp` is one multi-token prediction block, empty if there is none; `parts` None: not our engine's family.
 
     An embedding table, a final norm and a head, not tied to the table, come besides.
     """
@@ -137,6 +131,7 @@ class Model:
     vocabulary: int
     layers: tuple[Layer, ...]
     mtp: tuple[Layer, ...] = ()
+    parts: Parts | None = None
 
     @property
     def embedding(self) -> int:
@@ -165,7 +160,7 @@ def nemotron_h(shapes: Shapes, name: str = "nemotron_h") -> Model:
     if shapes.num_nextn_predict_layers:
         joint = Layer("join", (Product("mtp join", 2 * shapes.hidden_size, shapes.hidden_size),), 3 * shapes.hidden_size)
         mtp = (joint, *(_layer(letter, shapes) for letter in shapes.mtp_hybrid_override_pattern))
-    return Model(name, shapes.hidden_size, shapes.vocab_size, layers, mtp)
+    return Model(name, shapes.hidden_size, shapes.vocab_size, layers, mtp, shapes)
 
 
 def _layer(letter: str, shapes: Shapes) -> Layer:

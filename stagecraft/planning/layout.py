@@ -6,19 +6,21 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from stagecraft.contract.division import refusals
 from stagecraft.contract.errors import UserError
-from stagecraft.planning.architecture import Attention, Model, Scan
+from stagecraft.planning.architecture import Model
 
 RECOMPUTE = ("none", "moe", "full")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One optimizer step: sequences of `length` tokens, `batch` of them over all GPUs; prediction depths of MTP."""
+    """One step of an optimizer: sequences of `length` tokens, `batch` of them over all GPUs; prediction depths of MTP."""
 
     length: int
     batch: int
     mtp_depths: int = 0
+    optimizer: str = "adamw"
 
     @property
     def tokens(self) -> int:
@@ -64,7 +66,10 @@ class Layout:
 
 
 def problems(layout: Layout, model: Model, work: Workload, gpus: int) -> Iterator[str]:
-    """Why the layout cannot be, one sentence each; nothing if it can."""
+    """Why the layout cannot be, one sentence each; nothing if it can.
+
+    A model of our engine's family is divided by the engine's rules; of others, only the GPUs and the batch are looked at.
+    """
     if gpus % (layout.tp * layout.cp * layout.pp):
         yield f"tp x cp x pp = {layout.tp * layout.cp * layout.pp} does not divide the {gpus} GPUs"
     elif layout.gpus != gpus:
@@ -72,23 +77,9 @@ def problems(layout: Layout, model: Model, work: Workload, gpus: int) -> Iterato
     ranks = layout.tp * layout.cp * layout.dp
     if ranks % layout.ep:
         yield f"ep {layout.ep} does not divide the {ranks} ranks of a pipeline stage"
-    for layer in dict.fromkeys((*model.layers, *model.mtp)):
-        core = layer.core
-        if isinstance(core, Attention):
-            if core.heads % layout.tp:
-                yield f"tp {layout.tp} does not divide the {core.heads} attention heads"
-            if core.kv_heads % layout.tp and layout.tp % core.kv_heads:  # fewer heads than ranks are replicated
-                yield f"tp {layout.tp} and the {core.kv_heads} key-value heads do not divide each other"
-        if isinstance(core, Scan) and (core.heads % layout.tp or core.groups % layout.tp):
-            yield f"tp {layout.tp} does not divide the {core.heads} Mamba heads in {core.groups} groups"
-        yield from (f"ep {layout.ep} does not divide the {product.copies} experts"
-                    for product in layer.named("expert")[:1] if product.copies % layout.ep)
-    if layout.pp > len(model.layers):
-        yield f"pp {layout.pp} is more than the {len(model.layers)} layers"
-    if layout.cp > 1 and work.length % (2 * layout.cp):
-        yield f"cp {layout.cp} needs sequences that are a multiple of {2 * layout.cp} tokens, not {work.length}"
-    if work.length % layout.tp:
-        yield f"tp {layout.tp} does not divide the {work.length} tokens of a sequence"
+    if model.parts:
+        yield from refusals(model.parts, work.length, work.optimizer, tensor=layout.tp, pipeline=layout.pp, context=layout.cp,
+                            expert=layout.ep)
     if work.batch % (layout.dp * layout.micro):
         yield f"dp {layout.dp} x micro-batch {layout.micro} does not divide the global batch of {work.batch}"
 

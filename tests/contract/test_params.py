@@ -6,8 +6,11 @@ from hypothesis import strategies as st
 from pydantic import Field
 from ruamel.yaml import YAML
 
+from stagecraft.cli import plan, serve
+from stagecraft.contract.cluster import read_cluster
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, params, parse, read_profile
+from stagecraft.contract.preflight import check
 from stagecraft.contract.profile import override, replace_section
 
 
@@ -80,6 +83,28 @@ def test_an_unusable_profile_is_one_line(tmp_path, text, expected):
     with pytest.raises(UserError, match=expected) as caught:
         load(Example, "example", path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("reader", "name"), [
+    (lambda path: load(Example, "example", path), "example"), (read_cluster, "cluster"),
+    (lambda path: check(path.read_text(), str(path)), "curate"), (lambda path: plan.main([str(path)]), "pretrain"),
+    (lambda path: serve.settings(None), "serve")], ids=["load", "cluster", "preflight", "plan", "serve"])
+def test_whoever_reads_a_profile_tells_alike_of_a_section_that_is_missing(tmp_path, monkeypatch, reader, name):
+    path = tmp_path / "mine.yaml"
+    path.write_text("rl: {}\n")
+    monkeypatch.setenv("STAGECRAFT_PARAMS", str(path))
+    with pytest.raises(UserError) as caught:
+        reader(path)
+    assert str(caught.value) == f"{path}: no section '{name}' - add it; the repository's params.yaml shows every key"
+
+
+@pytest.mark.parametrize("text", ["serve: {}", "serve:", "serve: 3"])
+def test_a_section_within_a_section_is_told_of_too(tmp_path, monkeypatch, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    monkeypatch.setenv("STAGECRAFT_PARAMS", str(path))
+    with pytest.raises(UserError, match=r"mine\.yaml: serve: no section 'server' - add it"):
+        serve.settings(None)
 
 
 def test_a_profile_in_another_encoding(tmp_path):

@@ -5,10 +5,13 @@ import socket
 import subprocess
 import time
 from importlib import metadata
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from stagecraft.contract import container
+from stagecraft.contract.environment import describe_environment
 from stagecraft.doctor import machine, network, process, speed
 from stagecraft.doctor.node import Bound, load
 from stagecraft.doctor.verdict import Check, attempt, verdict
@@ -32,13 +35,22 @@ def test_this_machine_as_other_programs_see_it(tmp_path):
 def test_a_container_gets_less_than_the_machine_has(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "memory.max").write_text("2000000000\n")
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(container, "CGROUP", tmp_path)
     checks = named(machine.machine_checks(LAPTOP, tmp_path))
     assert checks["machine.cores"].status == ("warn" if len(os.sched_getaffinity(0)) > 1 else checks["machine.cores"].status)
     assert machine.cores() == min(1.5, len(os.sched_getaffinity(0)))
     assert checks["machine.memory"].status == "warn" and "of 2.0 GB" in checks["machine.memory"].found
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert machine.cores() == len(os.sched_getaffinity(0))
+
+
+def test_what_a_container_uses_already_is_not_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(container, "CGROUP", tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64_000_000_000, available=60_000_000_000))
+    for name, text in (("memory.max", "16000000000\n"), ("memory.current", "12000000000\n"), ("memory.stat", "inactive_file 3000000000\n")):
+        (tmp_path / name).write_text(text)
+    assert machine._memory(LAPTOP).found == "7.0 GB free of 16.0 GB"
+    assert describe_environment()["memory_gb"] == 16.0
 
 
 def test_a_clock_that_is_behind(monkeypatch, tmp_path):

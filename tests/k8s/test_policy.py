@@ -8,6 +8,7 @@ import pytest
 # What a volume may be backed by.
 VOLUMES = {"emptyDir", "persistentVolumeClaim", "configMap", "secret", "name"}
 PLAIN_SECRET = re.compile(r"(?i)(password|secret|token|api[-_]?key|access[-_]?key)")
+COUNTED = {"NUM_OF_TOKENS_PER_CHUNK_COMBINE_API"}  # tokens of text
 
 
 def pods(objects: list[dict]) -> Iterator[tuple[str, dict]]:
@@ -99,7 +100,7 @@ def test_no_secret_is_in_a_manifest(objects, containers):
     for item in objects:
         if item["kind"] == "ConfigMap":
             for key, value in item["data"].items():
-                assert not PLAIN_SECRET.search(key), key
+                assert not PLAIN_SECRET.search(key) or (key in COUNTED and value.isdigit()), key
                 assert not re.search(r"://[^/\s]+:[^/\s]+@", value), f"credentials in an address: {key}"
 
 

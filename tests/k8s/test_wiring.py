@@ -245,18 +245,15 @@ def test_mlflow_is_the_clients_version_and_knows_its_flags(objects):
     assert settings["mlflow"]["database_uri"] in " ".join(container["args"])
 
 
-def test_node_environment_gives_a_reason_for_every_line(overlay, objects):
-    """Data with comments: a value that nobody can explain is not set."""
+def test_node_environment_is_what_the_doctor_wants(overlay, objects):
+    """As its first line says it was written; every line's reason and source are the node's file's. Pods get the whole of it."""
+    kinds = {"hopper": ("h100", "h200"), "blackwell": ("gb300",)}[overlay]
     text = (ROOT / "k8s" / "overlays" / overlay / "node-env.env").read_text()
-    reason = False
-    for line in text.splitlines():
-        if line.startswith("#"):
-            reason = True
-        else:
-            assert reason, line
-    body = text.split("\n#\n")[1]
-    comments = re.findall(r"((?:^#.*\n)+)((?:^[A-Z].*\n)+)", body, re.MULTILINE)
-    assert comments and all(re.search(r"\[\d\]", comment) for comment, _ in comments), "every value names its source"
+    command = re.search(r"`stagecraft doctor (.*)`", text.splitlines()[0])[1]
+    asked = doctor.parser().parse_args(command.split())
+    assert asked.profile == kinds[0] and text == doctor.environment(asked.profile, load_node(asked.profile), asked.env)
+    for kind in kinds:
+        assert only(objects, "ConfigMap", "node-env")["data"] == {line.name: line.value for line in load_node(kind).environment}
     assert only(objects, "ConfigMap", "node-env")["data"]["USE_MNNVL"] == {"hopper": "0", "blackwell": "1"}[overlay]
     assert int(only(objects, "ConfigMap", "node-env")["data"]["NVLINK_DOMAIN_SIZE"]) in (8, 72)
 

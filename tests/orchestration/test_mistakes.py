@@ -2,9 +2,12 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
+from stagecraft.cli.run import check_params
+from stagecraft.contract.errors import UserError
 from tests.orchestration.project import Project
 
 
@@ -56,6 +59,12 @@ def test_a_refused_run_with_another_profile_changes_nothing(fresh, tmp_path):
     assert "nope.x=1: unknown parameter" in one_line(done)
     assert "params.yaml:" not in done.stdout
     assert (fresh.root / "params.yaml").read_text() == before
+
+
+def test_a_mistake_in_another_profile_is_told_under_its_name(tmp_path):
+    (tmp_path / "mine.yaml").write_text("rl: {}\n")
+    with pytest.raises(UserError, match=r"^-mine/mine\.yaml: no section 'curate' - add it"):
+        check_params(Path(__file__).parents[2], tmp_path / "mine.yaml", "-mine/mine.yaml", [], [], local=True)
 
 
 def test_without_git_nothing_begins(fresh):

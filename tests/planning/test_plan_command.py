@@ -18,7 +18,10 @@ MISTAKES = {
     ("super-120b", "--layout", "tp=3"):
         "error: --layout: tp x cp x pp = 3 does not divide the 64 GPUs - leave --layout out to search for one",
     ("super-120b", "--layout", "tp=64"):
-        "error: --layout: tp 64 does not divide the 128 Mamba heads in 8 groups - leave --layout out to search for one",
+        "error: --layout: layout.tensor 64 does not divide num_attention_heads 32 - leave --layout out to search for one",
+    ("super-120b", "--gpus", "512xB200", "--layout", "tp=8,cp=64,ep=64"):
+        "error: --layout: layout.context 64 does not divide the 16 Mamba heads of a tensor-parallel rank, which are in 1 groups - leave "
+        "--layout out to search for one",
     ("super-120b", "--layout", "ep=64,dp=32"):
         "error: --layout: tp x cp x pp x dp = 32 is not the 64 GPUs there are - leave --layout out to search for one",
     ("super-120b", "--layout", "experts=8"):
@@ -66,6 +69,14 @@ def test_a_mistake_is_one_line_and_exit_code_two(arguments, capsys):
     printed = capsys.readouterr()
     assert end.value.code == 2 and not printed.out
     assert printed.err.count("\n") == 1 and printed.err.startswith(MISTAKES[arguments])
+
+
+def test_the_optimizer_of_the_profile_counts(tmp_path, capsys):
+    text = (ROOT / "params" / "super-120b.yaml").read_text()
+    (profile := tmp_path / "mine.yaml").write_text(text.replace("optimizer: adamw", "optimizer: muon"))
+    with pytest.raises(SystemExit):
+        exit_on_user_error(lambda: command.main([str(profile), "--layout", "tp=2,ep=64"]))
+    assert "--layout: muon needs whole matrices: set layout.tensor to 1" in capsys.readouterr().err
 
 
 def test_eight_gpus_are_too_few_and_it_says_by_how_much(capsys):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from stagecraft.contract import container
 from stagecraft.contract.errors import UserError
 from stagecraft.inference import hardware, keeper
 from stagecraft.inference import server as servers
@@ -140,7 +141,7 @@ def test_a_driver_that_hangs_is_one_line(driver, monkeypatch):
 
 
 def test_cached_files_do_not_count_as_used_in_a_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "_CONTROL", tmp_path)
+    monkeypatch.setattr(container, "CGROUP", tmp_path)
     for name, text in (("memory.max", "1000000\n"), ("memory.current", "900000\n"),
                        ("memory.stat", "anon 150000\nactive_file 50000\ninactive_file 700000\n")):
         (tmp_path / name).write_text(text)
