@@ -78,9 +78,10 @@ def distil(teacher: torch.nn.Module, student: torch.nn.Module, calibrate: Callab
 
 
 def learn(teacher: torch.nn.Module, student: torch.nn.Module, windows: Tensor, params: Distillation, log: RunLog) -> None:
-    """Train `student` in place on `windows`, `params.batch` at a step, by AdamW with a learning rate that falls to zero.
+    """Train `student` in place on `windows`, `params.batch` at a step and `params.micro_batch` at a time, by AdamW.
 
-    The optimizer works on float32 copies: in bfloat16 a step of 1e-5 would be lost in the rounding of most weights.
+    The learning rate falls to zero. The optimizer works on float32 copies: in bfloat16 a step of 1e-5 would be lost in the rounding of most
+    weights.
     """
     log.rewind(-1)  # a stage that was killed starts over, its curve too
     learning = trainable(student)
@@ -89,19 +90,29 @@ def learn(teacher: torch.nn.Module, student: torch.nn.Module, windows: Tensor, p
     with log.bar("distilling", total=params.steps) as bar:
         for step, rows in enumerate(windows.to(student.device).split(params.batch), 1):
             optimizer.param_groups[0]["lr"] = rate = params.lr * (1 - (step - 1) / params.steps)
-            with torch.no_grad():
-                target = teacher(rows, use_cache=False).logits.float().log_softmax(-1)
-            predicted = student(rows, use_cache=False).logits.float().log_softmax(-1)
-            loss = F.kl_div(predicted.flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="batchmean")
-            for master, gradient in zip(masters, torch.autograd.grad(loss, learning, allow_unused=True)):
-                master.grad = None if gradient is None else gradient.float()
+            optimizer.zero_grad()
+            loss = sum(_learn_part(teacher, student, part, learning, masters, len(part) / len(rows))
+                       for part in rows.split(params.micro_batch))
             norm = torch.nn.utils.clip_grad_norm_(masters, params.clip)
             optimizer.step()
             with torch.no_grad():
                 for parameter, master in zip(learning, masters):
                     parameter.copy_(master)
-            log.step(step, "distil", kl=loss.item(), lr=rate, gradient_norm=norm.item())
-            bar.advance(kl=loss.item())
+            log.step(step, "distil", kl=loss, lr=rate, gradient_norm=norm.item())
+            bar.advance(kl=loss)
+
+
+def _learn_part(teacher: torch.nn.Module, student: torch.nn.Module, rows: Tensor, learning: list[torch.nn.Parameter],
+                masters: list[Tensor], weight: float) -> float:
+    """Add to the masters' gradients those of the divergence on `rows`, times `weight`; returns it, so weighted."""
+    with torch.no_grad():
+        target = teacher(rows, use_cache=False).logits.float().log_softmax(-1)
+    predicted = student(rows, use_cache=False).logits.float().log_softmax(-1)
+    loss = weight * F.kl_div(predicted.flatten(0, 1), target.flatten(0, 1), log_target=True, reduction="batchmean")
+    for master, gradient in zip(masters, torch.autograd.grad(loss, learning, allow_unused=True)):
+        if gradient is not None:
+            master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+    return loss.item()
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:

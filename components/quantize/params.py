@@ -51,6 +51,7 @@ class Distillation:
     steps: Count
     lr: AboveZero
     batch: Positive
+    micro_batch: Positive
     rollouts_share: Share
     clip: AboveZero
     heldout: Annotated[int, Field(gt=1)]

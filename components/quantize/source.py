@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,10 @@ def load_model(directory: Path) -> NemotronHForCausalLM:
     from transformers import NemotronHForCausalLM
     from transformers.utils import logging
 
+    # A model that ModelOpt searched or that computes with rounded inputs refers back to itself: only the garbage collector frees it, and
+    # a second one does not fit beside it where the model is large.
+    gc.collect()
+    torch.cuda.empty_cache()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

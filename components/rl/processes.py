@@ -21,6 +21,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.engine.launch import die_with_parent, local_world_size
 
 _Weights = dict[str, Tensor]
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Processes:
@@ -44,8 +45,8 @@ class Processes:
         self._pipes, self._processes = [], []
         for worker in range(asked.count):
             pipe, other = context.Pipe()
-            process = context.Process(target=_run, args=(other, self._slots, job, worker, gpus[worker]), daemon=True)
-            _start(process)
+            process = context.Process(target=_run, args=(other, self._slots, job, worker), daemon=True)
+            _start(process, gpus[worker])
             other.close()
             self._pipes.append(pipe)
             self._processes.append(process)
@@ -95,13 +96,21 @@ class _Pipe:
         self._pipe.send(message)
 
 
-def _start(process: BaseProcess) -> None:
-    """Start a worker that ignores Ctrl-C, from its first import on: when the trainer ends, so does the worker."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start(process: BaseProcess, gpus: Sequence[str]) -> None:
+    """Start a worker that has, from its first import on, these GPUs and no ear for Ctrl-C: when the trainer ends, so does the worker.
+
+    Its imports look for GPUs already, and CUDA looks at CUDA_VISIBLE_DEVICES once; this process has looked.
+    """
+    before, visible = signal.signal(signal.SIGINT, signal.SIG_IGN), os.environ.get(_VISIBLE)
     try:
+        if gpus:
+            os.environ[_VISIBLE] = ",".join(gpus)
         process.start()
     finally:
         signal.signal(signal.SIGINT, before)
+        os.environ.pop(_VISIBLE, None)
+        if visible is not None:
+            os.environ[_VISIBLE] = visible
 
 
 def own_gpus(worker: int, tensor: int, visible: Sequence[str], trainers: int) -> list[str]:
@@ -126,13 +135,11 @@ def own_gpus(worker: int, tensor: int, visible: Sequence[str], trainers: int) ->
 
 def _visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
-    return os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
+    return os.environ.get(_VISIBLE, ",".join(map(str, range(count)))).split(",")[:count]
 
 
-def _run(pipe: Connection, slots: list[_Weights], job: Job, worker: int, gpus: Sequence[str]) -> None:
+def _run(pipe: Connection, slots: list[_Weights], job: Job, worker: int) -> None:
     die_with_parent()  # else one that hangs, or is amid a step, would keep its memory from the worker of the next attempt
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     current_process()._config["daemon"] = False  # it ends with the trainer, and may have the children that divide its model
     with suppress(BrokenPipeError, ConnectionResetError):  # the trainer has ended: not even an error gets through
         work(_Pipe(pipe, slots), job, worker)

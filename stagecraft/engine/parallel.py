@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import suppress
 from datetime import timedelta
 from math import ceil
 from typing import Any
@@ -106,7 +107,11 @@ def leave_groups() -> None:
     """
     destroy_moe_metrics_tracker()
     if parallel_state.is_initialized():
+        groups = parallel_state._global_process_group_list[1:]  # the first stands for that of all ranks
         parallel_state.destroy_model_parallel()
+        for group in groups:  # megatron-core leaves those of NCCL to themselves, with what buffers they have on the GPU
+            with suppress(ValueError):  # those of gloo it has destroyed
+                dist.destroy_process_group(group)
     for _ in range(2):  # the second frees what was still held by objects that the first one frees
         gc.collect()
     torch.cuda.empty_cache()

@@ -6,6 +6,7 @@ Engine's does so too where flash-attn is not installed.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import stagecraft.megatron_cpu  # noqa: F401
@@ -15,12 +16,14 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stagecraft.model.attend import Stretch, attend, in_one_call
 from stagecraft.model.packing import Packed
 
 # Places per token up to which PyTorch's kernel gets a row's sequences at once, filled up to the longest; else one after the other.
 FILLED_UP = 2
+_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class ScaledDotProductAttention(MegatronModule):
@@ -35,6 +38,11 @@ class ScaledDotProductAttention(MegatronModule):
                 packed_seq_params: Packed | None = None, **unused: Any) -> Tensor:
         """[s, b, heads, d] -> [s, b, heads * d]; packed: [t, heads, d] -> [t, heads * d]."""
         packed = packed_seq_params
+        # cuDNN, which PyTorch tries first on Hopper and Blackwell, makes a plan for every size that it has not seen; packs bring new ones.
+        with sdpa_kernel(_WITHOUT_PLANS) if packed is not None and query.is_cuda else nullcontext():
+            return self._attend(query, key, value, packed)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, packed: Packed | None) -> Tensor:
         if self.config.context_parallel_size > 1:
             key, value = self._whole_row(key, value)
         elif packed is not None and not in_one_call(query) and packed.padded.numel() <= FILLED_UP * len(query):

@@ -57,4 +57,5 @@ def test_a_trainer_that_was_left_is_gone():
     del trainer
     parallel.leave_groups()
     assert left() is None
+    assert list(distributed_c10d._world.pg_map) == [distributed_c10d.group.WORLD]  # each of the others would keep buffers there
     parallel.shutdown()

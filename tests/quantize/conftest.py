@@ -26,8 +26,8 @@ SEARCH = Search(enabled=True, effective_bits=4.75, formats=["nvfp4", "fp8", "bf1
                 frontier=0)
 PARAMS = Params(calibration=Calibration(samples=16, heldout_samples=8, length=64, batch=8, conversations=0.5, seed=0),
                 nvfp4_scales="least_squares", search=SEARCH,
-                distil=Distillation(steps=0, lr=1e-4, batch=16, rollouts_share=0.4, clip=1.0, heldout=80, confidence=0.95, prompts=4,
-                                    max_new_tokens=4, seed=0))
+                distil=Distillation(steps=0, lr=1e-4, batch=16, micro_batch=16, rollouts_share=0.4, clip=1.0, heldout=80, confidence=0.95,
+                                    prompts=4, max_new_tokens=4, seed=0))
 
 
 @dataclass

@@ -146,6 +146,21 @@ def test_loss_is_the_divergence_of_the_first_batch(inputs, tmp_path):
     assert log.curve("distil")[0]["kl"] == pytest.approx(float(expected.mean()), rel=1e-3)
 
 
+def test_windows_in_parts_teach_what_they_teach_at_once(inputs, tmp_path):
+    windows, _ = calibration_windows(inputs / "corpus", PARAMS.calibration, 2048)
+    found = []
+    for micro in (8, 3):
+        teacher, student = load_model(inputs / "aligned"), load_model(inputs / "aligned")
+        with torch.no_grad():
+            for name, value in student.named_parameters():
+                value.mul_(1.01 if ".mixer." in name else 1.0)
+        log = RunLog("quantize", tmp_path, tmp_path)
+        distil.learn(teacher, student, windows[:8], replace(PARAMS.distil, steps=1, batch=8, micro_batch=micro, lr=1e-3), log)
+        (row,) = log.curve("distil")
+        found.append((row["kl"], row["gradient_norm"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
 def test_windows_are_60_to_40_and_apart(inputs):
     params = replace(PARAMS.distil, steps=5, batch=8)
     data = mixture(inputs / "corpus", inputs / "aligned", params, PARAMS.calibration)

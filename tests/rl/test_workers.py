@@ -1,6 +1,7 @@
 """Several generation workers: how prompts are shared, and the stage with two of them, as processes and as Ray's actors."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -81,13 +82,21 @@ def job(tmp_path, **changes):
     return Job(replace(PARAMS, generators=Generators(launcher="ray", count=2, tensor=1), **changes), tmp_path, tmp_path, None, tmp_path, ())
 
 
-def test_workers_are_started_deaf_to_ctrl_c_which_is_the_trainers(tmp_path, monkeypatch):
-    heard = []
-    process = SimpleNamespace(start=lambda: heard.append(signal.getsignal(signal.SIGINT)))
+def test_workers_are_started_with_their_gpus_and_deaf_to_ctrl_c_which_is_the_trainers(tmp_path, monkeypatch):
+    heard, seen = [], []
+    monkeypatch.setattr("components.rl.processes._visible_gpus", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+
+    def start():  # what a process of its own is started with, and looks at in its imports
+        heard.append(signal.getsignal(signal.SIGINT))
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+
+    process = SimpleNamespace(start=start)
     context = SimpleNamespace(Pipe=lambda: (SimpleNamespace(), SimpleNamespace(close=lambda: None)), Process=lambda **_: process)
     monkeypatch.setattr("torch.multiprocessing.get_context", lambda _: context)
     before = signal.getsignal(signal.SIGINT)
     Processes(job(tmp_path), {})
+    assert seen == ["1", "2"] and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
     assert heard == [signal.SIG_IGN] * 2 and signal.getsignal(signal.SIGINT) == before != signal.SIG_IGN
 
 
