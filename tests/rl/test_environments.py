@@ -17,8 +17,8 @@ from stagecraft.data.conversations import encode_conversation
 from stagecraft.data.tasks import FAMILIES, draw_splits, write_rows
 from stagecraft.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from stagecraft.engine import parallel
-from stagecraft.environments.items import write_call
 from stagecraft.environments.library import ENVIRONMENTS
+from stagecraft.environments.written import write_call
 from stagecraft.inference.engine import Completion
 from tests.environments.test_http import ours, small
 from tests.rl.conftest import copy
