@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from components.rl.loss import kl_estimate
 from components.rl.params import Params
 from components.rl.rlhf.comparisons import BEST, WORST, comparisons, question, verdict
 from components.rl.rlhf.judge import Judge, length_bonus
+from components.rl.rlhf.serving import served
 from components.rl.rollouts import Sample
+from components.rl.stage import main
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, parse, read_profile
 from stagecraft.data.tasks import FAMILIES
@@ -30,7 +33,7 @@ class Ranking(Judge):
     """Scores an answer by the number it is, whatever its place; `place` adds to whoever stands first."""
 
     def __init__(self, place=0):
-        super().__init__(PARAMS.preferences, "", "")
+        super().__init__(PARAMS.preferences)
         self.place, self.asked = place, []
 
     def scores(self, pairs):
@@ -107,9 +110,21 @@ def test_the_kl_estimate_is_unbiased_and_never_negative():
 
 
 def test_an_endpoint_that_does_not_answer_is_one_line():
-    preferences = parse(type(PARAMS.preferences), read_profile(PROFILE)["rl"]["preferences"] | {"timeout_seconds": 0.2}, "rl")
-    with pytest.raises(UserError, match=r"http://127.0.0.1:9/v1: the reward model does not answer: .* - check rl.preferences.url"):
-        Judge(preferences, "http://127.0.0.1:9/v1", "none").scores([("a", "b", "c")])
+    preferences = replace(PARAMS.preferences, url="http://127.0.0.1:9/v1", model="none", timeout_seconds=0.2)
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9/v1: the endpoint cannot be reached: .* - correct rl.preferences.url, or"):
+        Judge(preferences).scores([("a", "b", "c")])
+
+
+def test_a_key_that_is_not_set_is_told_of_before_any_work_but_for_our_own_server(monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    preferences = replace(PARAMS.preferences, enabled=True, url="http://127.0.0.1:9/v1", model="judge", key_variable="JUDGE_KEY")
+    for begin in (lambda: Judge(preferences), lambda: main(replace(PARAMS, environments={}, preferences=preferences), {}, {}, None)):
+        with pytest.raises(UserError, match=r"rl.preferences.key_variable: the environment variable JUDGE_KEY is not set"):
+            begin()
+    ours = served(replace(preferences, url="", model=""), SimpleNamespace(url="http://127.0.0.1:8"))
+    assert Judge(ours)._endpoint.client.items() >= {"base_url": "http://127.0.0.1:8/v1", "api_key": "none"}.items()
+    monkeypatch.setenv("JUDGE_KEY", "sesame")
+    assert Judge(preferences)._endpoint.client["api_key"] == "sesame"
 
 
 def test_half_an_endpoint_and_conversations_are_refused():
