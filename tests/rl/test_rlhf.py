@@ -24,7 +24,7 @@ from stagecraft.data.tasks import FAMILIES
 from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
 from tests.rl.test_staleness import curve
-from tests.stages.commands import kill_when, run
+from tests.stages.commands import begun_at, kill_when, run
 
 PROFILE = Path(__file__).parents[2] / "params.yaml"
 
@@ -151,10 +151,13 @@ def test_the_stage_trains_and_serves_its_own_reward_model_and_a_kill_changes_no_
     assert {"verified", "verdict"} <= rollout["parts"].keys()
 
     broken = copy(tuned, tmp_path / "broken", **changes)
+    kill_when("rl", broken, "rl/*/reward_model_training/checkpoints/step-*")
     kill_when("rl", broken, "rl/*/stages/*/rollouts/00000001.jsonl")
-    kill_when("rl", broken, "rl/*/healing/step-*")
+    kill_when("rl", broken, "rl/*/healing_training/checkpoints/step-*")
     (left,) = (broken / ".work/rl").glob("*/reward_model/config.json")
     left.unlink()  # what is only to be healed needs no judge: this one cannot be served
     assert run("rl", broken)["reward_model_accuracy"] == metrics["reward_model_accuracy"]
+    # From a checkpoint each, which is whole while the training goes on, and each but once: its model outlives the other kills.
+    assert [[min(done, 1) for done in begun_at(broken, name)] for name in ("reward model", "healing")] == [[0, 1], [0, 1]]
     for name in ("model.safetensors", "rollouts.jsonl", "reward_model/model.safetensors"):
         assert (broken / "artifacts/aligned" / name).read_bytes() == (where / "artifacts/aligned" / name).read_bytes(), name
