@@ -36,7 +36,7 @@ from benchmarks.estimates import shown
 from benchmarks.stages import ROOT, exact_match, greedy_answers
 from components.rl.params import Params
 from components.rl.rlhf.judge import Judge
-from components.rl.rlhf.serving import NAME, settings
+from components.rl.rlhf.serving import served, settings
 from stagecraft.contract.params import load
 from stagecraft.data.chat import encode_prompt
 from stagecraft.data.tasks import read_rows
@@ -173,7 +173,7 @@ def rlhf(given: Benchmark) -> None:
         after = [text for text, _ in greedy_answers(aligned, given.corpus, rows)]
         asked = [row["messages"][-1]["content"] for row in rows]
         with Server(aligned / "reward_model", settings(params), where / "server.log") as server:
-            judge = Judge(params.preferences, f"{server.url}/v1", NAME)
+            judge = Judge(served(params.preferences, server))
             scores = judge.scores([*zip(asked, after, before), *zip(asked, before, after)])
         ahead = [(each[0] - each[1]) * (1 if at < len(rows) else -1) if each else 0 for at, each in enumerate(scores)]
         wins = sum(0.5 + 0.5 * ((each > 0) - (each < 0)) for each in ahead) / len(ahead)

@@ -14,6 +14,7 @@ from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive,
 from stagecraft.contract.params import params
 from stagecraft.data.tasks import check_families
 from stagecraft.data.tokenizer import SMALLEST_VOCABULARY
+from stagecraft.endpoint import EndpointParams
 
 
 @params
@@ -95,23 +96,14 @@ class TaskParams:
 
 
 @params
-class EndpointParams:
-    """The OpenAI endpoint whose model writes the synthetic data.
+class AuthorParams(EndpointParams):
+    """The OpenAI endpoint whose model writes the synthetic data; without a url templates write them.
 
     Args:
-        url: base URL, `/v1` included; empty: templates write them, and the rest does not matter.
-        key_variable: environment variable with the key; empty: the endpoint asks for none.
-        concurrency: requests under way at a time.
         max_retries: of a request that fails with 429, 5xx or on the way, with growing pauses.
     """
 
-    url: Annotated[str, Field(pattern=r"^(https?://\S+)?$")]
-    model: str
-    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_0-9]*$")]
     temperature: Annotated[float, Field(ge=0, le=2)]
-    max_tokens: Positive
-    concurrency: Positive
-    timeout_seconds: AboveZero
     max_retries: Count
 
     def __post_init__(self) -> None:
@@ -126,7 +118,7 @@ class SyntheticParams:
     documents: dict[str, Count]
     sft_rows: Count
     rl_rows: Count
-    endpoint: EndpointParams
+    endpoint: AuthorParams
 
     def __post_init__(self) -> None:
         for family in self.documents:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,12 +12,11 @@ from torch import Tensor
 from components.rl.acceptance import Acceptance, Answer, acceptance
 from components.rl.params import Stage
 from components.rl.rollouts import Sample, draw_path, read_draw
+from components.rl.supervised import train_on
 from stagecraft.contract.runlog import RunLog
-from stagecraft.data.packing import pack_stream
-from stagecraft.engine import checkpoints, parallel
-from stagecraft.engine.packs import own_packs, packed_batch
+from stagecraft.engine import parallel
 from stagecraft.engine.trainer import Optimization, Trainer
-from stagecraft.engine.watchdog import of_this_rank, patience
+from stagecraft.engine.watchdog import patience
 from stagecraft.model.config import Architecture
 
 FROZEN = ("embedding.", "decoder.", "output_layer.")  # Megatron's names of all that is not the MTP block
@@ -53,21 +50,7 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
     worth = {"before": acceptance(trainer, read_answers(started, 0), params.pack_tokens)}
     trainer.load_weights(weights)
     worth["rl"] = acceptance(trainer, last, params.pack_tokens)
-    checkpoints.resume(work / "healing", trainer, log.note if log else lambda _: None)
-    if log:
-        log.rewind(trainer.steps_done, "healing")
-    packs = _packs(last_rollouts(kept, params), params)
-    with (of_this_rank(work, params.hang_seconds) as watchdog,
-          log.bar("healing", asked.steps, done=trainer.steps_done) if log else nullcontext() as bar):
-        for pack in packs[trainer.steps_done:]:
-            result = trainer.step([packed_batch([each.sequence for each in own]) for own in own_packs([pack])])
-            if log:
-                losses = {f"loss_{depth}": value for depth, value in enumerate(result.mtp_losses, 1)}
-                log.step(trainer.steps_done, "healing", **losses, grad_norm=result.grad_norm, lr=result.lr)
-                bar.advance(**losses)
-            if trainer.steps_done % params.checkpoint_every == 0 and trainer.steps_done < asked.steps:
-                checkpoints.save(work / "healing", trainer)
-            watchdog.beat(trainer.steps_done)
+    train_on(trainer, [sample.sequence for sample in last_rollouts(kept, params)], params, "healing", work, log)
     worth["healed"] = acceptance(trainer, last, params.pack_tokens)
     healed = {**weights, **trainer.weights()}
     del trainer
@@ -90,15 +73,3 @@ def answers_path(kept: Path, version: int) -> Path:
 def read_answers(kept: Path, version: int) -> list[Answer]:
     """Those answers: (ids of the prompt, ids of the answer)."""
     return [(prompt, answer) for prompt, answer in json.loads(answers_path(kept, version).read_text())]
-
-
-def _packs(samples: Sequence[Sample], params: Stage) -> list[list[Sample]]:
-    """One pack for every step, in as many shuffled passes as it takes."""
-    lengths = [len(sample.prompt) + len(sample.tokens) - 1 for sample in samples]
-    packs: list[list[Sample]] = []
-    while len(packs) < params.healing.steps:
-        order = list(range(len(samples)))
-        random.Random(f"{params.seed}/healing/{len(packs)}").shuffle(order)
-        full = [pack for (pack,) in pack_stream(lengths, order, params.pack_tokens, 1)] or [order]  # few rollouts do not fill one
-        packs += [[samples[index] for index in pack] for pack in full]
-    return packs[:params.healing.steps]

@@ -10,6 +10,7 @@ from pydantic import Field
 from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive, Seed, Share
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params, parse
+from stagecraft.endpoint import EndpointParams
 from stagecraft.engine.layout import Layout
 from stagecraft.model.config import Architecture
 
@@ -55,18 +56,12 @@ class Healing:
 
 
 @params
-class Preferences:
+class Preferences(EndpointParams):
     """RLHF: rewards from a generative reward model that compares answers by a principle, on an OpenAI endpoint or one trained here."""
 
     enabled: bool
-    url: str
-    model: str
-    key_variable: str
     principle: str
     length_penalty: Share
-    max_tokens: Positive
-    concurrency: Positive
-    timeout_seconds: AboveZero
     comparisons: Positive
     steps: Positive
     lr: AboveZero

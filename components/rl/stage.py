@@ -22,7 +22,11 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     from stagecraft.checkpoint.canonical import read_architecture, write_checkpoint
     from stagecraft.engine.launch import is_launched, ranks, world_size
 
-    architecture, parts = read_architecture(inputs["sft"]), params.parts
+    parts = params.parts
+    for part in parts.values():
+        if part.preferences.enabled and part.preferences.url:
+            part.preferences.key("rl.preferences")  # which a later stage would miss after hours
+    architecture = read_architecture(inputs["sft"])
     check_model(params, architecture, world_size() if is_launched() else params.processes)
     check_sandbox(params)
     command = ["components.rl.worker", str(log.work), str(inputs["corpus"]), str(inputs["sft"])]

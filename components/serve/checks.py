@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from components.serve.estimates import estimated
 from stagecraft.data.tokenizer import IM_END
 from stagecraft.environments import verify
-from stagecraft.environments.verifiers import verify_tool_call
+from stagecraft.environments.written import lone_call
 
 NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}
 SCHEMA = {
@@ -157,7 +157,8 @@ def check_answers(rows: list[dict[str, Any]], answers: list[Answer], tokenizer: 
         calls = [_read(call.function.name, call.function.arguments) for call in answer.message.tool_calls or []]
         called.append(bool(calls))
         written = text.rpartition("</think>")[2]
-        if answer.finished and verify_tool_call({"name": "", "arguments": {}}, written)["format"] and calls != [_call(written)]:
+        call = lone_call(written)
+        if answer.finished and call and calls != [call]:
             raise CheckFailedError(f"the model wrote {written!r}, the server gave the tool calls {calls}")
     return {**estimated("exact_match", correct), **estimated("tool_calls", called)}
 
@@ -167,7 +168,3 @@ def _read(name: str, arguments: str) -> dict[str, Any]:
         return {"name": name, "arguments": json.loads(arguments)}
     except ValueError:
         return {"name": name, "arguments": arguments}
-
-
-def _call(written: str) -> dict[str, Any]:
-    return json.loads(written.strip().removeprefix("<tool_call>").removesuffix("</tool_call>"))

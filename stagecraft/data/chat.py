@@ -11,21 +11,20 @@ if TYPE_CHECKING:
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], enable_thinking: bool = True) -> str:
-    """A row's messages and tools as text, up to and including the generation prompt."""
+    """A row's messages and tools as text, up to and including the generation prompt; without thinking its block is closed in there."""
     return tokenizer.apply_chat_template(
         row["messages"], tools=row.get("tools") or None, add_generation_prompt=True, tokenize=False, enable_thinking=enable_thinking,
     )
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], enable_thinking: bool = True) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
     """Token ids of a row's prompt, ending where the assistant is to speak.
 
     Args:
         tokenizer: from `load_tokenizer`.
         row: a task row (`messages`, optionally `tools`).
-        enable_thinking: False closes the think block in the prompt already.
     """
-    return tokenizer.encode(render_prompt(tokenizer, row, enable_thinking), add_special_tokens=False)
+    return tokenizer.encode(render_prompt(tokenizer, row), add_special_tokens=False)
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:

@@ -46,11 +46,6 @@ def document_at(prefix: Path, position: int) -> tuple[dict[str, Any], int]:
     return record, position - int(ends[index]) + record["tokens"]
 
 
-def record_of(prefix: Path, document: int) -> dict[str, Any]:
-    """The record of the `document`-th document of a token file, counted from 0."""
-    return _read(prefix).slice(document, 1).to_pylist()[0]
-
-
 def duplicates_of(corpus: Path, identifier: str) -> list[dict[str, Any]]:
     """The removed documents that the document `identifier` stands for: id, document, similarity.
 

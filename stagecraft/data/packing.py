@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
+from random import Random
 
 from stagecraft.contract.errors import UserError
 
@@ -58,6 +59,25 @@ def pack_stream(lengths: Sequence[int], order: Iterable[int], capacity: int, bin
             fit = room.pop(0)
         group[fit[1]].append(index)
         insort(room, (fit[0] - lengths[index], fit[1]))
+
+
+def packs_of_passes(lengths: Sequence[int], capacity: int, count: int, seed: str) -> list[list[int]]:
+    """`count` packs, as of `pack_stream` one at a time, in as many passes as it takes, each in another order; items that do not fill one
+    are one together.
+
+    Args:
+        lengths, capacity: as for `pack_bins`.
+        seed: of the orders.
+
+    Raises:
+        UserError: an item is longer than a pack.
+    """
+    packs: list[list[int]] = []
+    while len(packs) < count:
+        order = list(range(len(lengths)))
+        Random(f"{seed}/{len(packs)}").shuffle(order)
+        packs += [pack for (pack,) in pack_stream(lengths, order, capacity, 1)] or [order]
+    return packs[:count]
 
 
 def check_lengths(lengths: Sequence[int], capacity: int) -> None:

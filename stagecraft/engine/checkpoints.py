@@ -22,14 +22,14 @@ from stagecraft.engine.together import FAILURES, together
 from stagecraft.engine.trainer import Trainer
 
 
-def save(directory: Path, trainer: Trainer, extra: dict[str, Any] | None = None, keep: int = 2) -> None:
+def save(directory: Path, trainer: Trainer, keep: int = 2) -> None:
     """Save model, optimizer and schedule as `directory/step-N` and wait for it; all but the newest `keep` are removed then, not before.
 
     Raises:
         UserError: it could not be written, as on a full disk; what was there is untouched.
     """
     saver = Saver(directory, keep)
-    saver.save(trainer, extra)
+    saver.save(trainer)
     saver.finish()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import stagecraft.megatron_cpu  # noqa: F401
 
@@ -20,7 +20,7 @@ from stagecraft.model.packing import pack
 T = TypeVar("T")
 
 
-def packed_batch(sequences: Sequence[tuple[Sequence[int], Sequence[float]]], extra: Any = None) -> Batch:
+def packed_batch(sequences: Sequence[tuple[Sequence[int], Sequence[float]]]) -> Batch:
     """One row that holds every (ids, loss mask) pair; the label of a token is its successor within the same sequence.
 
     The last token of a sequence has no successor and is dropped, so a sequence of n tokens takes n - 1 places. Places without a
@@ -33,7 +33,7 @@ def packed_batch(sequences: Sequence[tuple[Sequence[int], Sequence[float]]], ext
     tokens = _row([ids[:-1] for ids, _ in sequences], np.int64).to(device)
     labels = _row([ids[1:] for ids, _ in sequences], np.int64).to(device)
     mask = _row([mask[1:] for _, mask in sequences], np.float32).to(device)
-    return Batch(tokens, labels, mask, pack([len(ids) - 1 for ids, _ in sequences]), extra)
+    return Batch(tokens, labels, mask, pack([len(ids) - 1 for ids, _ in sequences]))
 
 
 def _row(parts: Sequence[Sequence[float]], dtype: type[np.generic]) -> Tensor:

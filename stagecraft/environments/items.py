@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from stagecraft.environments.api import Item
-from stagecraft.environments.verifiers import object_without_duplicates
 from stagecraft.environments.verify import split_thinking
-
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+from stagecraft.environments.written import read_calls
 
 
 def items_of(text: str, turn: int) -> list[Item] | None:
     """An assistant's text as items; None if its thinking or a tool call is malformed.
 
-    Every `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` is a call; what stands around them is the message, which is left out
-    if it is empty and there are calls.
+    What stands around the calls, as `read_calls` reads them, is the message, which is left out if it is empty and there are calls.
     """
     halves = split_thinking(text)
     if halves is None:
         return None
     thinking, answer = halves
-    calls = []
-    for number, written in enumerate(_CALL.findall(answer)):
-        call = read_call(written)
-        if call is None:
-            return None
-        calls.append({"type": "function_call", "call_id": f"call-{turn}-{number}", "name": call["name"],
-                      "arguments": json.dumps(call["arguments"])})
-    message = _CALL.sub("", answer).strip()
-    if "<tool_call>" in message or "</tool_call>" in message:
+    found = read_calls(answer)
+    if found is None:
         return None
+    written, message = found
+    calls = [{"type": "function_call", "call_id": f"call-{turn}-{number}", "name": call["name"],
+              "arguments": json.dumps(call["arguments"])} for number, call in enumerate(written)]
     items: list[Item] = []
     if thinking:
         items.append({"type": "reasoning", "id": f"think-{turn}", "summary": [{"type": "summary_text", "text": thinking}]})
@@ -40,22 +32,6 @@ def items_of(text: str, turn: int) -> list[Item] | None:
         items.append({"type": "message", "id": f"say-{turn}", "role": "assistant", "status": "completed",
                       "content": [{"type": "output_text", "text": message, "annotations": []}]})
     return items + calls
-
-
-def read_call(written: str) -> dict[str, Any] | None:
-    """{"name": ..., "arguments": {...}} of a call as it is written; None if it is anything else."""
-    try:
-        call = json.loads(written, object_pairs_hook=object_without_duplicates)
-    except (ValueError, RecursionError):
-        return None
-    well_formed = (isinstance(call, dict) and call.keys() == {"name", "arguments"} and isinstance(call["name"], str)
-                   and isinstance(call["arguments"], dict))
-    return call if well_formed else None
-
-
-def write_call(name: str, **arguments: Any) -> str:
-    """A call as the policy is to write it."""
-    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
 def last_message(output: list[Item]) -> str:

@@ -15,6 +15,7 @@ from stagecraft.environments.api import InvalidCallError, Item, Row
 from stagecraft.environments.items import response
 from stagecraft.environments.reward import Reward
 
+SECONDS = 60.0  # to wait for an answer; verifying may run programs
 RETRIES, BACKOFF = 4, 0.5  # a server that restarts, or has too much to do
 _UNHEARD = (429, 502, 503, 504)  # from who did not handle the request
 _NOT_TAKEN = (404, 405, 422)  # no such tool; arguments that its schema does not allow (FastAPI's answer)
@@ -25,11 +26,10 @@ class RemoteEnvironment:
 
     Args:
         url: its address, without a path.
-        seconds: to wait for an answer; verifying may run programs.
     """
 
-    def __init__(self, url: str, seconds: float = 60.0):
-        self._url, self._seconds = url.rstrip("/"), seconds
+    def __init__(self, url: str):
+        self._url = url.rstrip("/")
 
     def seed(self, row: Row) -> RemoteSession:
         """Begin a conversation; the server knows it by a cookie.
@@ -37,7 +37,7 @@ class RemoteEnvironment:
         Raises:
             UserError: no answer, or one that is no success.
         """
-        session = RemoteSession(self._url, row, self._seconds)
+        session = RemoteSession(self._url, row)
         session.post("seed_session", row)
         return session
 
@@ -48,8 +48,8 @@ class RemoteSession:
     Seeding and verifying are asked again whatever went wrong; a tool, which changes the session, only where it was surely not reached.
     """
 
-    def __init__(self, url: str, row: Row, seconds: float):
-        self._url, self._row, self._seconds, self._http = url, row, seconds, requests.Session()
+    def __init__(self, url: str, row: Row):
+        self._url, self._row, self._http = url, row, requests.Session()
         again = {"total": RETRIES, "backoff_factor": BACKOFF, "allowed_methods": None, "raise_on_status": False}
         self._http.mount(url, HTTPAdapter(max_retries=Retry(**again, read=False, status_forcelist=_UNHEARD)))
         for path in ("seed_session", "verify"):
@@ -63,7 +63,7 @@ class RemoteSession:
         """
         where = f"{self._url}/{path}"
         try:
-            answer = self._http.post(where, json=body, timeout=self._seconds)
+            answer = self._http.post(where, json=body, timeout=SECONDS)
         except requests.RequestException as error:
             raise UserError(f"no answer: {type(error).__name__}", where=where, mend="start the resource server") from None
         if not answer.ok:
@@ -76,7 +76,7 @@ class RemoteSession:
         if not tool.replace("_", "").isalnum() or tool in ("verify", "seed_session"):
             raise InvalidCallError(json.dumps({"error": f"there is no tool {tool!r}"}))
         try:
-            answer = self._http.post(f"{self._url}/{tool}", json=arguments, timeout=self._seconds)
+            answer = self._http.post(f"{self._url}/{tool}", json=arguments, timeout=SECONDS)
         except requests.RequestException as error:
             return json.dumps({"error": f"no answer: {type(error).__name__}"})
         if answer.status_code in _NOT_TAKEN:

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from stagecraft.contract.errors import UserError
+from stagecraft.environments.written import lone_call
 
 Verifier = Callable[[dict[str, Any], str], dict[str, float]]
-
-_CALL = re.compile(r"\s*<tool_call>(.*)</tool_call>\s*", re.DOTALL)
 
 
 def verify_text(spec: dict[str, Any], answer: str) -> dict[str, float]:
@@ -28,19 +27,13 @@ def verify_number(spec: dict[str, Any], answer: str) -> dict[str, float]:
 
 
 def verify_tool_call(spec: dict[str, Any], answer: str) -> dict[str, float]:
-    """The answer is one tool call and nothing else: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
+    """The answer is one tool call, as `read_calls` reads it, and nothing else.
 
-    The JSON object holds exactly these two keys; arguments are compared as JSON values (1 is neither "1" nor true).
+    Arguments are compared as JSON values (1 is neither "1" nor true).
     """
     failed = {"format": 0.0, "name": 0.0, "arguments": 0.0, "correct": 0.0}
-    match = _CALL.fullmatch(answer)
-    if match is None:
-        return failed
-    try:
-        call = json.loads(match[1], object_pairs_hook=object_without_duplicates)
-    except (ValueError, RecursionError):
-        return failed
-    if not isinstance(call, dict) or call.keys() != {"name", "arguments"} or not isinstance(call["arguments"], dict):
+    call = lone_call(answer)
+    if call is None:
         return failed
     name = float(call["name"] == spec["name"])
     arguments = float(_canonical(call["arguments"]) == _canonical(spec["arguments"]))
@@ -64,11 +57,3 @@ def verifier_of(row: dict[str, Any]) -> Verifier:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: a key that stands twice makes an object ambiguous (ValueError)."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a JSON object repeats a key")
-    return members

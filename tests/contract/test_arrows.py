@@ -107,7 +107,8 @@ def test_every_package_a_stage_loads_is_a_dependency(tmp_path):
 
     code = "import sys, components.curate.stage; print(*{m.split('.')[1] for m in sys.modules if m.startswith('stagecraft.')})"
     loaded = set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
-    declared = {dep.split("/")[1] for dep in dvcfile.render(ROOT)["stages"]["curate"]["deps"] if dep.startswith("stagecraft/")}
+    declared = {Path(dep).parts[1].removesuffix(".py") for dep in dvcfile.render(ROOT)["stages"]["curate"]["deps"]
+                if dep.startswith("stagecraft/")}
     assert loaded <= declared | {"contract"}
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecraft.contract.errors import UserError
-from stagecraft.data.chat import encode_demonstration, encode_prompt
+from stagecraft.data.chat import encode_demonstration, encode_prompt, render_prompt
 from stagecraft.data.conversations import encode_conversation, lines_of, parse_conversation
 from stagecraft.data.modes import LOW_EFFORT, draw_mode, in_mode
 from stagecraft.data.tasks import FAMILIES
@@ -120,7 +120,8 @@ def test_modes(tokenizer):
     ids, mask = encode_conversation(tokenizer, *in_mode(row, "off", 0))
     said = tokenizer.decode([each for each, flag in zip(ids, mask) if flag])
     assert said == " b<|im_end|>"  # the closed block is the prompt's
-    assert [each for each, flag in zip(ids, mask) if not flag] == encode_prompt(tokenizer, {"messages": row["messages"][:1]}, False)
+    prompt = tokenizer.encode(render_prompt(tokenizer, {"messages": row["messages"][:1]}, False), add_special_tokens=False)
+    assert [each for each, flag in zip(ids, mask) if not flag] == prompt
     assert encode_conversation(tokenizer, *in_mode(LONG, "off", 0))[1].count(1)
     with pytest.raises(UserError, match="message 2 does not go on from its prompt"):
         encode_conversation(tokenizer, row, enable_thinking=False)

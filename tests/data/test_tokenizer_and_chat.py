@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stagecraft.contract.errors import UserError
-from stagecraft.data.chat import encode_demonstration, encode_prompt
+from stagecraft.data.chat import encode_demonstration, encode_prompt, render_prompt
 from stagecraft.data.tasks import FAMILIES, draw_splits
 from stagecraft.data.tokenizer import MARKERS, SPECIAL, load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -90,7 +90,7 @@ def test_demonstration_is_what_the_template_renders(tokenizer, rows):
 
 
 def test_thinking_switched_off_closes_the_block(tokenizer, rows):
-    prompt = tokenizer.decode(encode_prompt(tokenizer, rows[0], enable_thinking=False))
+    prompt = render_prompt(tokenizer, rows[0], enable_thinking=False)
     assert prompt == tokenizer.decode(encode_prompt(tokenizer, rows[0])) + "<think></think>"
     assert prompt.endswith("<|im_start|>assistant\n<think></think>")
 

@@ -24,9 +24,9 @@ import requests
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.environments import server
 from stagecraft.environments.episode import converse, script
-from stagecraft.environments.items import write_call
 from stagecraft.environments.library import ENVIRONMENTS
 from stagecraft.environments.remote import RETRIES, RemoteEnvironment
+from stagecraft.environments.written import write_call
 
 GYM = "nemo-gym==0.4.0"
 ENVIRONMENT = Path(__file__).parents[2] / ".work" / GYM

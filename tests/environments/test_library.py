@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from stagecraft.contract.errors import UserError
 from stagecraft.environments.episode import converse, script
-from stagecraft.environments.items import write_call
 from stagecraft.environments.library import ENVIRONMENTS, environment
 from stagecraft.environments.library.sql import ask
+from stagecraft.environments.written import write_call
 
 IN_SANDBOX = {"code", "software", "sql"}
 NAMES = [pytest.param(name, marks=pytest.mark.skipif(name in IN_SANDBOX and shutil.which("bwrap") is None,

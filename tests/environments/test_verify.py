@@ -3,11 +3,13 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stagecraft.contract.errors import UserError
 from stagecraft.environments import split_thinking, verify
+from stagecraft.environments.items import items_of
+from stagecraft.environments.written import code_of
 
 TEXT = {"id": "t", "verifier": {"kind": "text", "answer": "lamp cat"}}
 NUMBER = {"id": "n", "verifier": {"kind": "number", "answer": 40}}
@@ -75,6 +77,34 @@ def test_thinking_splits_exactly(thinking, answer):
     if "think>" not in thinking + answer:
         assert split_thinking(f"<think>{thinking}</think>{answer}") == (thinking, answer)
         assert split_thinking(f"<think>{thinking}{answer}") is None
+
+
+VALUES = st.recursive(st.none() | st.integers() | st.sampled_from(["pay", "<tool_call>", "</tool_call>", "é"]),
+                      lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2), max_leaves=4)
+CALLS = st.fixed_dictionaries({"name": VALUES, "arguments": VALUES}, optional={"id": VALUES}) | st.fixed_dictionaries(
+    {"name": st.text(max_size=3), "arguments": st.dictionaries(st.text(max_size=3), VALUES, max_size=2)})
+PIECES = CALLS.map(call) | st.sampled_from(["<tool_call>", "</tool_call>", " ", "\n", "ok", '{"name": "a", "arguments": {}}'])
+
+
+@given(st.lists(PIECES, max_size=3).map("".join))
+@example(call({"name": 5, "arguments": {}}))
+@example(call({"name": "pay", "arguments": {"to": "</tool_call>"}}))
+@example("\n" + call({"name": "pay", "arguments": {"to": "<tool_call>"}}) + " ")
+@example('<tool_call>{"name": "pay", "arguments": {"to": {"a": 1, "a": 1}}}</tool_call>')
+def test_a_verifier_and_an_episode_agree_on_what_is_one_tool_call(completion):
+    items = items_of(completion, 0)
+    lone = items is not None and [item["type"] for item in items] == ["function_call"]
+    assert verify(CALL, completion).parts["format"] == lone
+    if lone:
+        wanted = {"name": items[0]["name"], "arguments": json.loads(items[0]["arguments"])}
+        assert verify({"id": "c", "verifier": {"kind": "tool_call", **wanted}}, completion).score == 1
+
+
+@pytest.mark.parametrize("answer", [
+    "```python\nx = 1\n```", "Here:\n```\ny\n```\nor\n```py \t\nx = 1\n```.", "```python  \nx = 1\n```", "x = 1\n",
+])
+def test_code_is_the_last_block_in_a_fence_or_the_whole_answer(answer):
+    assert code_of(answer) == "x = 1\n"
 
 
 @given(st.sampled_from([TEXT, NUMBER, CALL]), st.text(alphabet="<think>/ol_ca{}\":4 0lamp", max_size=60))

@@ -17,8 +17,9 @@ from components.evaluate.side_by_side.endpoint import Endpoint
 from stagecraft.data.tokenizer import IM_END, load_tokenizer
 from stagecraft.environments import confinement
 from stagecraft.environments.episode import conversation
-from stagecraft.environments.items import items_of, write_call
+from stagecraft.environments.items import items_of
 from stagecraft.environments.library import ENVIRONMENTS
+from stagecraft.environments.written import write_call
 from stagecraft.inference.engine import Engine
 from tests.serve.parrot import parrot
 

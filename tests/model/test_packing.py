@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megatron.core.packed_seq_params import PackedSeqParams
 from safetensors.torch import save_file
 
-from stagecraft.data.packing import pack_bins, pack_stream
+from stagecraft.data.packing import pack_bins, pack_stream, packs_of_passes
 from stagecraft.engine import packs as packs_module
 from stagecraft.engine.batch import Batch
 from stagecraft.engine.packs import own_packs, packed_batch
@@ -144,3 +144,11 @@ def test_a_stream_is_packed_in_its_order(lengths, capacity, bins, random):
         seen += len(indices)
         assert len(group) == bins and all(sum(lengths[i] for i in bin_) <= capacity for bin_ in group)
         assert all(sum(lengths[i] for i in bin_) + lengths[order[seen]] > capacity for bin_ in group)
+
+
+def test_there_are_as_many_packs_as_steps_in_passes_of_another_order_each():
+    packs = packs_of_passes([10] * 12, 40, 5, "0")  # two of a pass, as the third is not closed
+    assert len(packs) == 5 and all(len(pack) == 4 for pack in packs)
+    assert not set(packs[0]) & set(packs[1]) and packs[:2] != packs[2:4] and packs == packs_of_passes([10] * 12, 40, 5, "0")
+    few = packs_of_passes([10] * 3, 40, 4, "0")
+    assert [sorted(pack) for pack in few] == [[0, 1, 2]] * 4 and len(set(map(tuple, few))) > 1

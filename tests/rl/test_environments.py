@@ -17,8 +17,8 @@ from stagecraft.data.conversations import encode_conversation
 from stagecraft.data.tasks import FAMILIES, draw_splits, write_rows
 from stagecraft.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from stagecraft.engine import parallel
-from stagecraft.environments.items import write_call
 from stagecraft.environments.library import ENVIRONMENTS
+from stagecraft.environments.written import write_call
 from stagecraft.inference.engine import Completion
 from tests.environments.test_http import ours, small
 from tests.rl.conftest import copy
@@ -191,7 +191,7 @@ def test_a_kill_amid_conversations_changes_no_bit(player, tmp_path):
         turns = [message["content"] for message in sample.messages if message["role"] == "assistant"] or [sample.text]
         own = tokenizer.decode([token for token, mine in zip(sample.tokens, sample.mask) if mine]).split("<|im_end|>")
         assert own == turns + [""] * (own[-1] == "")
-    kill_when("rl", broken, "rl/*/healing/step-*")
+    kill_when("rl", broken, "rl/*/healing_training/checkpoints/step-*")
     run("rl", broken)
     for name in ("model.safetensors", "rollouts.jsonl", "episodes.jsonl"):
         assert (broken / "artifacts/aligned" / name).read_bytes() == (straight / "artifacts/aligned" / name).read_bytes(), name

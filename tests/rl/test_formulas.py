@@ -166,7 +166,7 @@ def test_the_router_keeps_its_values_and_the_rest_learns():
     trainer = Trainer(tiny(), Optimization(lr=1e-2, steps=1), max_sequence_length=64, frozen=FROZEN, expert_bias_rate=0.0, aux_loss=0.0)
     before = {name: tensor.clone() for name, tensor in trainer.weights().items()}
     ids = torch.randint(0, 200, (20,)).tolist()
-    batch = packed_batch([(ids, [0] * 5 + [1] * 15)], Rollout(torch.full((19,), -5.0), torch.ones(19)))
+    batch = replace(packed_batch([(ids, [0] * 5 + [1] * 15)]), extra=Rollout(torch.full((19,), -5.0), torch.ones(19)))
     trainer.step([batch], PolicyLoss(1.0, 0.2, 0.28, 5.0, 1e9))
     moved = {name for name, tensor in trainer.weights().items() if not torch.equal(tensor, before[name])}
     routers = {name for name in before if "gate" in name}

@@ -14,6 +14,7 @@ from components.rl import train as policy
 from components.rl.acceptance import acceptance, accepted_length, agreements
 from components.rl.generator import Job
 from components.rl.healing import FROZEN
+from components.rl.supervised import training
 from stagecraft.checkpoint.canonical import read_checkpoint
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints, parallel
@@ -106,10 +107,12 @@ def test_a_damaged_checkpoint_is_told_of(tmp_path, monkeypatch):
     optimization = Optimization(lr=1e-3, steps=1, decay_steps=1)
     kinds = {"max_sequence_length": 64, "expert_bias_rate": 0.0, "aux_loss": 0.0}
     _damaged_after(tmp_path / "checkpoints", Trainer(tiny(), optimization, frozen=policy.FROZEN, **kinds), 1)
-    _damaged_after(tmp_path / "healing", whole := Trainer(tiny(), optimization, frozen=FROZEN, mtp_depths=1, **kinds), 1)
+    whole = Trainer(tiny(), optimization, frozen=FROZEN, mtp_depths=1, **kinds)
+    _damaged_after(training(tmp_path, "healing") / "checkpoints", whole, 1)
     told = []
     log = RunLog("rl", tmp_path, tmp_path)
     monkeypatch.setattr(log, "note", told.append)
+    log.step(1, "healing", loss=0.0)  # of the start that left the checkpoint
     job = Job(params, tmp_path, tmp_path, None, tmp_path, ())
     weights = whole.weights()
     policy.train(params, tiny(), weights, job, tmp_path, 0, FirstRank(), log)

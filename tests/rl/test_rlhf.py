@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,14 +15,16 @@ from components.rl.loss import kl_estimate
 from components.rl.params import Params
 from components.rl.rlhf.comparisons import BEST, WORST, comparisons, question, verdict
 from components.rl.rlhf.judge import Judge, length_bonus
+from components.rl.rlhf.serving import served
 from components.rl.rollouts import Sample
+from components.rl.stage import main
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, parse, read_profile
 from stagecraft.data.tasks import FAMILIES
 from tests.rl.conftest import copy
 from tests.rl.test_prompts import PARAMS
 from tests.rl.test_staleness import curve
-from tests.stages.commands import kill_when, run
+from tests.stages.commands import begun_at, kill_when, run
 
 PROFILE = Path(__file__).parents[2] / "params.yaml"
 
@@ -30,7 +33,7 @@ class Ranking(Judge):
     """Scores an answer by the number it is, whatever its place; `place` adds to whoever stands first."""
 
     def __init__(self, place=0):
-        super().__init__(PARAMS.preferences, "", "")
+        super().__init__(PARAMS.preferences)
         self.place, self.asked = place, []
 
     def scores(self, pairs):
@@ -107,9 +110,21 @@ def test_the_kl_estimate_is_unbiased_and_never_negative():
 
 
 def test_an_endpoint_that_does_not_answer_is_one_line():
-    preferences = parse(type(PARAMS.preferences), read_profile(PROFILE)["rl"]["preferences"] | {"timeout_seconds": 0.2}, "rl")
-    with pytest.raises(UserError, match=r"http://127.0.0.1:9/v1: the reward model does not answer: .* - check rl.preferences.url"):
-        Judge(preferences, "http://127.0.0.1:9/v1", "none").scores([("a", "b", "c")])
+    preferences = replace(PARAMS.preferences, url="http://127.0.0.1:9/v1", model="none", timeout_seconds=0.2)
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9/v1: the endpoint cannot be reached: .* - correct rl.preferences.url, or"):
+        Judge(preferences).scores([("a", "b", "c")])
+
+
+def test_a_key_that_is_not_set_is_told_of_before_any_work_but_for_our_own_server(monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    preferences = replace(PARAMS.preferences, enabled=True, url="http://127.0.0.1:9/v1", model="judge", key_variable="JUDGE_KEY")
+    for begin in (lambda: Judge(preferences), lambda: main(replace(PARAMS, environments={}, preferences=preferences), {}, {}, None)):
+        with pytest.raises(UserError, match=r"rl.preferences.key_variable: the environment variable JUDGE_KEY is not set"):
+            begin()
+    ours = served(replace(preferences, url="", model=""), SimpleNamespace(url="http://127.0.0.1:8"))
+    assert Judge(ours)._endpoint.client.items() >= {"base_url": "http://127.0.0.1:8/v1", "api_key": "none"}.items()
+    monkeypatch.setenv("JUDGE_KEY", "sesame")
+    assert Judge(preferences)._endpoint.client["api_key"] == "sesame"
 
 
 def test_half_an_endpoint_and_conversations_are_refused():
@@ -136,10 +151,13 @@ def test_the_stage_trains_and_serves_its_own_reward_model_and_a_kill_changes_no_
     assert {"verified", "verdict"} <= rollout["parts"].keys()
 
     broken = copy(tuned, tmp_path / "broken", **changes)
+    kill_when("rl", broken, "rl/*/reward_model_training/checkpoints/step-*")
     kill_when("rl", broken, "rl/*/stages/*/rollouts/00000001.jsonl")
-    kill_when("rl", broken, "rl/*/healing/step-*")
+    kill_when("rl", broken, "rl/*/healing_training/checkpoints/step-*")
     (left,) = (broken / ".work/rl").glob("*/reward_model/config.json")
     left.unlink()  # what is only to be healed needs no judge: this one cannot be served
     assert run("rl", broken)["reward_model_accuracy"] == metrics["reward_model_accuracy"]
+    # From a checkpoint each, which is whole while the training goes on, and each but once: its model outlives the other kills.
+    assert [[min(done, 1) for done in begun_at(broken, name)] for name in ("reward model", "healing")] == [[0, 1], [0, 1]]
     for name in ("model.safetensors", "rollouts.jsonl", "reward_model/model.safetensors"):
         assert (broken / "artifacts/aligned" / name).read_bytes() == (where / "artifacts/aligned" / name).read_bytes(), name

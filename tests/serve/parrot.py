@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import NemotronHForCausalLM
 
-from stagecraft.data.chat import encode_prompt
+from stagecraft.data.chat import render_prompt
 from stagecraft.data.tokenizer import CHAT_TEMPLATE, IM_END
 from tests.checkpoints import tiny_checkpoint, tiny_tokenizer
 
@@ -35,7 +35,7 @@ def parrot(directory: Path, lines: list[tuple[dict[str, Any], bool, str]]) -> Pa
     model = NemotronHForCausalLM.from_pretrained(directory).eval()
     states, logits, targets = [], [], []
     for row, thinking, answer in lines:
-        prompt = encode_prompt(tokenizer, row, thinking)
+        prompt = tokenizer.encode(render_prompt(tokenizer, row, thinking), add_special_tokens=False)
         spoken = tokenizer.encode(answer + IM_END, add_special_tokens=False)
         hidden = model.model(torch.tensor([prompt + spoken])).last_hidden_state[0, len(prompt) - 1:-1]
         states.append(hidden.double())

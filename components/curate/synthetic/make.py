@@ -14,7 +14,7 @@ from components.curate.catalogue import Catalogue
 from components.curate.params import SyntheticParams
 from components.curate.reading.listing import File
 from components.curate.synthetic import SOURCE
-from components.curate.synthetic.endpoint import Endpoint
+from components.curate.synthetic.author import Author
 from components.curate.synthetic.families import FAMILIES
 from components.curate.synthetic.item import Item, task_row
 from components.curate.synthetic.replies import BadReplyError, item_of, request
@@ -92,42 +92,42 @@ def make(params: SyntheticParams, seed: int, index: EvaluationIndex, results: Pa
     wanted = {family: count + params.rl_rows + params.sft_rows for family, count in params.documents.items()}
     if not sum(wanted.values()):
         return made
-    endpoint = Endpoint(params.endpoint, results / "synthetic-replies.jsonl") if params.endpoint.url else None
+    author = Author(params.endpoint, results / "synthetic-replies.jsonl") if params.endpoint.url else None
     with log.bar("synthesising", total=sum(wanted.values()), unit="item") as bar:
         for family, count in params.documents.items():
             account = made.accounts[family] = Account()
-            if endpoint:
-                candidates = _asked(endpoint, family, wanted[family], seed, account, bar.advance)
+            if author:
+                candidates = _asked(author, family, wanted[family], seed, account, bar.advance)
             else:
                 candidates = _drawn(family, wanted[family], seed, account)
             documents: list[Item] = []
             rows: list[dict[str, Any]] = []
-            for item in _verified(candidates, account, trusted=endpoint is None):
+            for item in _verified(candidates, account, trusted=author is None):
                 if len(documents) < count:
                     documents.append(item)
                 elif (row := _row(item, len(rows), index, account)) is not None:
                     rows.append(row)
                 else:
                     continue
-                if not endpoint:
+                if not author:
                     bar.advance()
                 if len(documents) + len(rows) == wanted[family]:
                     break
-            if not endpoint and len(documents) + len(rows) < wanted[family]:
+            if not author and len(documents) + len(rows) < wanted[family]:
                 raise UserError(f"the templates of {family} gave {len(documents) + len(rows)} of {wanted[family]} items, no prompt twice",
                                 where="curate.synthetic", mend="ask for fewer documents or rows")
             account.documents, account.rows = len(documents), len(rows)
             account.sample = documents[0].document if documents else ""
             if documents:
-                made.files.append(_write(results, family, documents, "" if endpoint else _LICENCE))
+                made.files.append(_write(results, family, documents, "" if author else _LICENCE))
             for number, row in enumerate(rows):  # RL's come first: they do not change when SFT's grow
                 if number < params.rl_rows:
                     del row["demonstration"], row["mode"]
                     made.rows["rl"].append(row)
                 else:
                     made.rows["sft"].append(row)
-    if endpoint:
-        log.note(f"{endpoint.asked} replies of {params.endpoint.model} asked for, the others were there")
+    if author:
+        log.note(f"{author.asked} replies of {params.endpoint.model} asked for, the others were there")
     return made
 
 
@@ -138,9 +138,9 @@ def _drawn(family: str, count: int, seed: int, account: Account) -> Iterator[Ite
         yield FAMILIES[family].draw(random)
 
 
-def _asked(endpoint: Endpoint, family: str, count: int, seed: int, account: Account, done: Callable[[], None]) -> Iterator[Item]:
+def _asked(author: Author, family: str, count: int, seed: int, account: Account, done: Callable[[], None]) -> Iterator[Item]:
     prompts = [request(family, number, seed) for number in range(count)]
-    for number, reply in enumerate(endpoint.replies(prompts)):
+    for number, reply in enumerate(author.replies(prompts)):
         account.generated += 1
         done()
         try:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
 from stagecraft.contract.errors import UserError
 from stagecraft.environments.sandbox import run_confined
+from stagecraft.environments.written import code_of
 
 LETTERS = "ABCDEFGHIJ"
-_FENCE = re.compile(r"```(?:python|py)?[^\S\n]*\n(.*?)```", re.DOTALL)
 _GPQA = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 
@@ -46,8 +45,7 @@ def programs(document: dict[str, Any], results: Sequence[str]) -> dict[str, floa
     Raises:
         UserError: there is no working sandbox; a model's code runs nowhere else.
     """
-    fenced = _FENCE.findall(results[0])
-    code = fenced[-1] if fenced else results[0]
+    code = code_of(results[0])
     if f"def {document['entry_point']}(" not in code:
         code = document["prompt"] + code  # the body alone, as a completion would give it
     failed = run_confined(code, [document["test"], f"check({document['entry_point']})"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections.abc import Sequence
 
 from components.rl.params import Preferences
 from components.rl.rlhf.comparisons import BEST, WORST, question, verdict
 from components.rl.rollouts import Sample
-from stagecraft.contract.errors import UserError
+from stagecraft.endpoint import Endpoint
 
+_MAX_RETRIES = 3
 Pair = tuple[str, str, str]  # request, first answer, second answer
 
 
@@ -19,21 +19,24 @@ class Judge:
     """Asks a generative reward model.
 
     Args:
-        url: of the endpoint, such as http://localhost:8000/v1.
-        model: its name there.
+        preferences: `url` and `model` are those of the model, wherever it was trained.
 
     Attributes:
         accuracy: share of held-out comparisons that it gets right; not a number before that is measured.
+
+    Raises:
+        UserError: the variable named for the key is not set.
     """
 
-    def __init__(self, preferences: Preferences, url: str, model: str):
-        self.preferences, self.url, self.model, self.accuracy = preferences, url, model, math.nan
+    def __init__(self, preferences: Preferences):
+        self.preferences, self.accuracy = preferences, math.nan
+        self._endpoint = Endpoint(preferences, "rl.preferences", "a reward model trained here", _MAX_RETRIES)
 
     def scores(self, pairs: Sequence[Pair]) -> list[tuple[int, int] | None]:
         """The scores of both answers of every pair; None where the verdict cannot be read.
 
         Raises:
-            UserError: the endpoint does not answer.
+            UserError: as `Endpoint.failures`.
         """
         return asyncio.run(self._ask(pairs))
 
@@ -60,25 +63,22 @@ class Judge:
                 sample.reward += more
 
     async def _ask(self, pairs: Sequence[Pair]) -> list[tuple[int, int] | None]:
-        from openai import AsyncOpenAI, OpenAIError
+        from openai import AsyncOpenAI
 
         asked, slots = self.preferences, asyncio.Semaphore(self.preferences.concurrency)
-        key = os.environ.get(asked.key_variable, "none") if asked.key_variable else "none"
 
         async def one(client: AsyncOpenAI, pair: Pair) -> tuple[int, int] | None:
             request, *answers = pair
             async with slots:
-                reply = await client.chat.completions.create(
-                    model=self.model, temperature=0, max_tokens=asked.max_tokens,
-                    messages=[{"role": "user", "content": question(asked.principle, request, answers)}])
-            return verdict(reply.choices[0].message.content or "")
+                with self._endpoint.failures():
+                    reply = await client.chat.completions.create(
+                        model=asked.model, temperature=0, max_tokens=asked.max_tokens,
+                        messages=[{"role": "user", "content": question(asked.principle, request, answers)}])
+                    text = reply.choices[0].message.content or ""
+            return verdict(text)
 
-        try:
-            async with AsyncOpenAI(base_url=self.url, api_key=key, timeout=asked.timeout_seconds, max_retries=3) as client:
-                return await asyncio.gather(*(one(client, pair) for pair in pairs))
-        except OpenAIError as error:
-            raise UserError(f"the reward model does not answer: {error}", where=self.url,
-                            mend="check rl.preferences.url, model and key_variable") from None
+        async with AsyncOpenAI(**self._endpoint.client) as client:
+            return await asyncio.gather(*(one(client, pair) for pair in pairs))
 
 
 def length_bonus(lengths: Sequence[int], penalty: float) -> list[float]:

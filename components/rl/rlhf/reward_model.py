@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,16 +11,15 @@ from torch import Tensor
 
 from components.rl.params import Stage
 from components.rl.rlhf.comparisons import Comparison, comparisons, question
+from components.rl.supervised import train_on, training
 from stagecraft.checkpoint.canonical import write_checkpoint
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.conversations import encode_conversation
-from stagecraft.data.packing import pack_stream
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import parallel
 from stagecraft.engine.first import FirstRank
-from stagecraft.engine.packs import own_packs, packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
-from stagecraft.engine.watchdog import of_this_rank, patience
+from stagecraft.engine.watchdog import patience
 from stagecraft.model.config import Architecture
 
 REWARD_MODEL = "reward_model"  # in the work directory
@@ -30,7 +27,8 @@ REWARD_MODEL = "reward_model"  # in the work directory
 
 def train_reward_model(params: Stage, architecture: Architecture, weights: Mapping[str, Tensor], tokenizer: Path, families: list[str],
                        work: Path, first: FirstRank, log: RunLog | None) -> None:
-    """Train it and write its checkpoint, unless a run that was killed had done so; every rank runs it.
+    """Train it and write its checkpoint, unless a run that was killed had done so; every rank runs it; resumable at every
+    checkpoint.
 
     Args:
         weights: canonical tensors of the fine-tuned model.
@@ -49,26 +47,14 @@ def train_reward_model(params: Stage, architecture: Architecture, weights: Mappi
     rows = [encode_conversation(loaded, {"messages": [
         {"role": "user", "content": question(asked.principle, each.request, each.answers)},
         {"role": "assistant", "content": f"<think></think> {each.scores[0]} {each.scores[1]}"}]}) for each in taught(params, families)]
-    lengths = [len(ids) - 1 for ids, _ in rows]
-    packs: list[list[int]] = []
-    while len(packs) < asked.steps:
-        order = list(range(len(rows)))
-        random.Random(f"{params.seed}/reward model/{len(packs)}").shuffle(order)
-        packs += [pack for (pack,) in pack_stream(lengths, order, params.pack_tokens, 1)] or [order]
-    with (of_this_rank(work, params.hang_seconds) as watchdog,
-          log.bar("reward model", asked.steps) if log else nullcontext() as bar):
-        for step, pack in enumerate(packs[:asked.steps], 1):
-            result = trainer.step([packed_batch([rows[index] for index in own]) for own in own_packs([pack])])
-            if log:
-                log.step(step, "reward_model", loss=result.loss, grad_norm=result.grad_norm)
-                bar.advance(loss=result.loss)
-            watchdog.beat(step)
+    train_on(trainer, rows, params, REWARD_MODEL, work, log)
     trained = {**weights, **trainer.weights()}
     if first.here:
         temporary = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         write_checkpoint(temporary, architecture, trained.items(), tokenizer)
         temporary.rename(final)
+        shutil.rmtree(training(work, REWARD_MODEL))  # optimizer state, of use no more
     del trainer
     parallel.leave_layout()
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from components.rl.params import Stage
+from components.rl.params import Preferences, Stage
 from components.rl.rlhf.comparisons import comparisons
 from components.rl.rlhf.judge import Judge
 from components.rl.rlhf.reward_model import REWARD_MODEL, taught, train_reward_model
@@ -44,13 +45,18 @@ def judging(params: Stage, architecture: Architecture, weights: Mapping[str, Ten
         return
     with ExitStack() as stack:
         if asked.url:
-            judge = Judge(asked, asked.url, asked.model)
+            judge = Judge(asked)
         else:
             server = stack.enter_context(Server(work / REWARD_MODEL, settings(params), work / "reward_model.log"))
-            judge = Judge(asked, f"{server.url}/v1", NAME)
+            judge = Judge(served(asked, server))
         judge.accuracy = accuracy(judge, params, families)
         log.note(f"reward model: right on {judge.accuracy:.1%} of held-out comparisons with a better answer")
         yield judge
+
+
+def served(preferences: Preferences, server: Server) -> Preferences:
+    """What asks our own, which needs no key."""
+    return replace(preferences, url=f"{server.url}/v1", model=NAME, key_variable="")
 
 
 def settings(params: Stage) -> Settings:

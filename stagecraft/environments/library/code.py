@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from random import Random
 from typing import Any
 
 from stagecraft.environments.api import Row
 from stagecraft.environments.library.single import SingleTurn
 from stagecraft.environments.sandbox import call_confined
+from stagecraft.environments.written import code_of
 
 _KEPT = {"even": "x % 2 == 0", "odd": "x % 2 != 0", "positive": "x > 0", "negative": "x < 0"}
 _MADE = {"": "x", "the squares of ": "x * x", "the doubles of ": "2 * x", "the absolute values of ": "abs(x)"}
@@ -16,7 +16,6 @@ _ENDS = {"the sum of": ("sum({})", sum), "how many different values are among": 
          "the list, in ascending order, of": ("sorted({})", sorted), "the largest, or 0 if there is none, of": (
              "max({}, default=0)", lambda values: max(values, default=0))}
 _TESTS = 6
-_FENCE = re.compile(r"```(?:python)?\n(.*?)```", re.DOTALL)
 
 
 class Code(SingleTurn):
@@ -40,8 +39,7 @@ class Code(SingleTurn):
 
     def judge(self, expected: Any, answer: str) -> dict[str, float]:
         """As in `SingleTurn`. Where there is no sandbox nothing is run and nothing scores."""
-        fenced = _FENCE.findall(answer)
-        found, reason = call_confined({"answer.py": fenced[-1] if fenced else answer}, "answer", "f", expected["calls"])
+        found, reason = call_confined({"answer.py": code_of(answer)}, "answer", "f", expected["calls"])
         passed = [each == {"value": value} and type(each["value"]) is type(value) for each, value in zip(found, expected["values"])]
         return {"ran": float(reason is None), "passed": sum(passed) / len(passed), "correct": float(all(passed))}
 

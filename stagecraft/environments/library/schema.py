@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from stagecraft.data.tasks.words import CITIES, NAMES, NOUNS
 from stagecraft.environments.api import Row
 from stagecraft.environments.library.single import SingleTurn
-from stagecraft.environments.verifiers import object_without_duplicates
+from stagecraft.environments.written import object_without_duplicates
 
 
 class Schema(SingleTurn):

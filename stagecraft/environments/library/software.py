@@ -8,9 +8,9 @@ from random import Random
 from typing import Any
 
 from stagecraft.environments.api import Environment, Item, LocalSession, Row, tool
-from stagecraft.environments.items import write_call
 from stagecraft.environments.reward import Reward
 from stagecraft.environments.sandbox import call_confined
+from stagecraft.environments.written import write_call
 
 _TESTS = 6
 

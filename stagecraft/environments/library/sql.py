@@ -9,10 +9,11 @@ from typing import Any
 
 from stagecraft.data.tasks.words import CITIES, NAMES, NOUNS
 from stagecraft.environments.api import Environment, Item, LocalSession, Row, tool
-from stagecraft.environments.items import last_message, write_call
+from stagecraft.environments.items import last_message
 from stagecraft.environments.library import queries
 from stagecraft.environments.reward import Reward
 from stagecraft.environments.sandbox import call_confined
+from stagecraft.environments.written import write_call
 
 _SCHEMA = "CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT, city TEXT, age INTEGER);\n" \
           "CREATE TABLE orders (id INTEGER PRIMARY KEY, person INTEGER REFERENCES people(id), item TEXT, amount INTEGER);"

@@ -9,8 +9,9 @@ from typing import Any
 from stagecraft.data.tasks.families import FAMILIES
 from stagecraft.data.tasks.words import NOUNS
 from stagecraft.environments.api import Environment, Item, LocalSession, Row, tool
-from stagecraft.environments.items import calls_of, last_message, write_call
+from stagecraft.environments.items import calls_of, last_message
 from stagecraft.environments.reward import Reward
+from stagecraft.environments.written import write_call
 
 
 class ToolCall(Environment):

@@ -1,0 +1,58 @@
+"""What an answer has written in it: tool calls, and code in a fence. Every verifier, episode and check reads them by these rules."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)  # ends at the first marker, as for vLLM's parser
+_FENCE = re.compile(r"```(?:python|py)?[^\S\n]*\n(.*?)```", re.DOTALL)
+
+
+def read_calls(answer: str) -> tuple[list[dict[str, Any]], str] | None:
+    """The tool calls of an answer, and what stands around them without the white space at its ends; None if one is malformed.
+
+    A call is `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: an object of these two keys, a string and an object, with no
+    key twice at any depth.
+    """
+    calls = [_read(written) for written in _CALL.findall(answer)]
+    around = _CALL.sub("", answer).strip()
+    if None in calls or "<tool_call>" in around or "</tool_call>" in around:
+        return None
+    return calls, around
+
+
+def lone_call(answer: str) -> dict[str, Any] | None:
+    """The tool call that an answer is; None if it is anything else or more."""
+    found = read_calls(answer)
+    return found[0][0] if found and len(found[0]) == 1 and not found[1] else None
+
+
+def write_call(name: str, **arguments: Any) -> str:
+    """A call as the policy is to write it."""
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+def object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: a key that stands twice makes an object ambiguous (ValueError)."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a JSON object repeats a key")
+    return members
+
+
+def code_of(answer: str) -> str:
+    """The Python code of an answer: the last block in a fence, or all of it if there is none."""
+    fenced = _FENCE.findall(answer)
+    return fenced[-1] if fenced else answer
+
+
+def _read(written: str) -> dict[str, Any] | None:
+    try:
+        call = json.loads(written, object_pairs_hook=object_without_duplicates)
+    except (ValueError, RecursionError):
+        return None
+    well_formed = (isinstance(call, dict) and call.keys() == {"name", "arguments"} and isinstance(call["name"], str)
+                   and isinstance(call["arguments"], dict))
+    return call if well_formed else None
