@@ -29,7 +29,7 @@ from components.quantize.modelopt_search import sensitivities
 from components.quantize.operators import read_header
 from components.quantize.params import Params
 from components.quantize.search import Problem, pose, summary
-from components.quantize.source import load_model, mtp_tensors, read_config, weight_bytes
+from components.quantize.source import load_model, mtp_tensors, source_config, weight_bytes
 from stagecraft.contract.files import link_or_copy, write_json
 from stagecraft.contract.runlog import RunLog
 
@@ -107,7 +107,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 
 def prepare(params: Params, inputs: dict[str, Path], log: RunLog) -> Setting:
     """Read and check the source, draw the windows, take down its predictions."""
-    config = read_config(inputs["aligned"])
+    config = source_config(inputs["aligned"])
     modelopt_cpu.load()
     calibration, heldout = calibration_windows(inputs["corpus"], params.calibration, config["vocab_size"])
     lessons = mixture(inputs["corpus"], inputs["aligned"], params.distil, params.calibration) if params.distil.steps else None
