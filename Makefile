@@ -1,4 +1,5 @@
-# The commands of the README. Everything runs in .venv, which is rebuilt when the lock or pyproject.toml changes.
+# The commands of the README. Everything runs in .venv, which requirements/setup.sh rebuilds when what it was built from changes: the
+# locks, pyproject.toml, setup.py, the Python version or TORCH_INDEX.
 
 PYTHON ?= python3
 # Where pip finds a CPU build of torch, if not on its usual indexes (PyTorch's installation page gives the address).

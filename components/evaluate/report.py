@@ -14,7 +14,6 @@ from components.evaluate.workload import DOCUMENTS, TASKS
 from stagecraft.contract.page import inline_svg, render_page
 
 EXAMPLES = 7
-STAGES = {"base": "pretrain", "sft": "sft", "aligned": "rl", "fp8": "quantize", "nvfp4": "quantize"}
 
 
 def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verdict: Verdict, results: dict[str, dict[str, Any]],
@@ -24,7 +23,7 @@ def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verd
 
     Args:
         rows: the task rows that were asked, in the order of the results' answers.
-        manifests: of the models, whose metrics tell how each stage went.
+        manifests: of the models: which stage made each, and how that went by its metrics.
         curation: the corpus's report.json; its words on the nature of the demonstrations are repeated here.
         figures: title -> SVG file's text.
         confidence: of the intervals shown.
@@ -39,7 +38,7 @@ def render(*, scores: dict[str, Score], comparisons: dict[str, Comparison], verd
         intervals={name: wilson(round(s.exact_match.value * s.exact_match.n), s.exact_match.n, confidence) for name, s in scores.items()},
         examples=_examples(results, rows), tasks=curation.get("tasks", {}), protocol=asdict(next(iter(scores.values())).protocol),
         digest=next(iter(scores.values())).protocol.digest, documents=next(iter(results.values()))["texts"],
-        stages={name: (STAGES[name], _scalars(manifests[name].get("metrics", {}))) for name in scores},
+        stages={name: (manifests[name]["stage"], _scalars(manifests[name].get("metrics", {}))) for name in scores},
         figures={title: inline_svg(text, f"figure{index}-", title) for index, (title, text) in enumerate(figures.items())},
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 _SEED, _RESAMPLES = 0, 2000
+_POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,10 @@ def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def minimum_detectable_difference(stderr: float, confidence: float, power: float = 0.8) -> float:
-    """The smallest true difference that a two-sided test at `confidence` finds with probability `power`, given the
+def minimum_detectable_difference(stderr: float, confidence: float) -> float:
+    """The smallest true difference that a two-sided test at `confidence` finds four times in five, given the
     standard error of a difference (normal approximation)."""
-    return float(stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(power)) * stderr
+    return float(stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(_POWER)) * stderr
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

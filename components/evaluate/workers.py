@@ -62,7 +62,7 @@ def run_all(models: dict[str, tuple[Path, str]], workload: Workload, params: Par
             job = log.work / f"{name}.job.json"
             # Keys in their order, not sorted: that of a tool's arguments is part of the prompt.
             write_atomic(job, json.dumps({"name": name, "path": str(path.resolve()), "digest": digest,
-                                          "result": str(results[name].resolve()), "params": asdict(params), **workload.as_dict()}))
+                                          "result": str(results[name].resolve()), "params": asdict(params), **asdict(workload)}))
             _run(name, job, running, advance)
 
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,9 +35,6 @@ class Workload:
         families = ["\n".join(message["content"] for message in row["messages"]) for row in self.rows]
         return {TASKS: families, **{name: found["prompts"] for name, found in benchmarks.items()},
                 DOCUMENTS: [document["text"] for document in self.documents]}
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def choose(corpus: Path, params: Params) -> Workload:

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import gc
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from stagecraft.contract.checkpoint import MEND, read_config
 from stagecraft.contract.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import NemotronHForCausalLM
 
-MEND = "give a nemotron_h checkpoint, as the rl stage writes it"
 
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a canonical checkpoint.
+def source_config(directory: Path) -> dict[str, Any]:
+    """config.json of the checkpoint.
 
     Raises:
         UserError: unreadable, of another architecture, or quantised already.
     """
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint: {error.strerror}", where=str(path), mend=MEND) from None
-    except ValueError as error:
-        raise UserError(f"not JSON: {error}", where=str(path), mend=MEND) from None
-    if config.get("model_type") != "nemotron_h":
-        raise UserError(f"architecture {config.get('model_type')!r}", where=str(path), mend=MEND)
+    config = read_config(directory)
     if "quantization_config" in config:
-        raise UserError("this checkpoint is quantised already", where=str(path), mend="give the one it was made from")
+        raise UserError("this checkpoint is quantised already", where=str(directory), mend="give the one it was made from")
     return config
 
 

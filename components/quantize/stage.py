@@ -29,8 +29,8 @@ from components.quantize.modelopt_search import sensitivities
 from components.quantize.operators import read_header
 from components.quantize.params import Params
 from components.quantize.search import Problem, pose, summary
-from components.quantize.source import load_model, mtp_tensors, read_config, weight_bytes
-from stagecraft.contract.files import link_or_copy, write_json
+from components.quantize.source import load_model, mtp_tensors, source_config, weight_bytes
+from stagecraft.contract.files import link_or_copy, whole_directory, write_json
 from stagecraft.contract.runlog import RunLog
 
 FORMATS = ("fp8", "nvfp4")
@@ -107,7 +107,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 
 def prepare(params: Params, inputs: dict[str, Path], log: RunLog) -> Setting:
     """Read and check the source, draw the windows, take down its predictions."""
-    config = read_config(inputs["aligned"])
+    config = source_config(inputs["aligned"])
     modelopt_cpu.load()
     calibration, heldout = calibration_windows(inputs["corpus"], params.calibration, config["vocab_size"])
     lessons = mixture(inputs["corpus"], inputs["aligned"], params.distil, params.calibration) if params.distil.steps else None
@@ -151,11 +151,8 @@ def quantise(setting: Setting, name: str, config: Config, lessons: Mixture | Non
             calibrate = partial(modelopt_cpu.quantize, config=config, batches=batches)
             model, figures = distil(load_model(setting.source), model, calibrate, lessons, params.distil, params.calibration.batch, log)
             write_json(figures_path, figures)
-        unfinished = done.with_suffix(".part")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        export(model, setting.source, setting.config, setting.mtp, unfinished)
-    unfinished.rename(done)
+        with whole_directory(done) as directory:
+            export(model, setting.source, setting.config, setting.mtp, directory)
     return figures
 
 

@@ -69,14 +69,14 @@ def agreements(trainer: Trainer, answers: Sequence[Answer], pack_tokens: int) ->
     lengths = [len(prompt) + len(answer) - 1 for prompt, answer in answers]
     found: dict[int, Tensor] = {}
     for pack in pack_bins(lengths, pack_tokens):
-        foreseen, start = trainer.foresight(_row([answers[index] for index in pack])), 0
+        agreed, start = trainer.mtp_agreement(_row([answers[index] for index in pack])), 0
         for index in pack:
             prompt, answer = answers[index]
             first = start + len(prompt) - 1
             rows = torch.zeros(max(len(answer) - 1, 0), depths, dtype=torch.bool)
             for depth in range(depths):
                 count = max(len(answer) - 1 - depth, 0)
-                rows[:count, depth] = foreseen[depth, first:first + count]
+                rows[:count, depth] = agreed[depth, first:first + count]
             found[index], start = rows, start + lengths[index]
     return [found[index] for index in range(len(answers))]
 

@@ -14,7 +14,7 @@ from components.rl.params import Params
 from components.rl.rlhf.serving import judging
 from components.rl.train import train
 from stagecraft.checkpoint.canonical import read_checkpoint, write_checkpoint
-from stagecraft.contract.files import write_json
+from stagecraft.contract.files import whole_directory, write_json
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine.first import FirstRank
 from stagecraft.model.config import Architecture
@@ -62,10 +62,8 @@ def train_stages(params: Params, architecture: Architecture, weights: dict[str, 
             if judge:
                 write_json(accuracy, judge.accuracy)
             if first.here:
-                temporary = left.with_name(f".{left.name}.tmp")
-                shutil.rmtree(temporary, ignore_errors=True)
-                write_checkpoint(temporary, architecture, policy.items(), tuned)
-                temporary.rename(left)
+                with whole_directory(left) as directory:
+                    write_checkpoint(directory, architecture, policy.items(), tuned)
                 shutil.rmtree(own / "checkpoints")  # optimizer state, of use no more
             first.tells()  # that it is there
         policy = read_checkpoint(left)[1]

@@ -12,11 +12,5 @@ from stagecraft.data.tasks import FAMILIES
 def draw_rows(per_family: int, seed: int, families: Iterable[str] = FAMILIES) -> list[dict[str, Any]]:
     """Task rows, `per_family` of every one of `families`, families in turn; the same seed gives the same."""
     streams = {family: Random(f"serve/{seed}/{family}") for family in families}
-    rows = []
-    for number in range(per_family):
-        for family, random in streams.items():
-            task = FAMILIES[family](random)
-            row = {"id": f"serve-{family}-{number}", "family": family, "messages": [{"role": "user", "content": task.prompt}],
-                   "verifier": task.verifier}
-            rows.append({**row, "tools": list(task.tools)} if task.tools else row)
-    return rows
+    return [FAMILIES[family](random).row(f"serve-{family}-{number}", family)
+            for number in range(per_family) for family, random in streams.items()]

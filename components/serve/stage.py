@@ -8,9 +8,9 @@ from typing import Any
 
 from components.serve.deployment import PORT, arguments, objects, write_manifest
 from components.serve.params import Params
-from components.serve.promotion import promoted
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_json
+from stagecraft.contract.registry import promoted
 from stagecraft.contract.runlog import RunLog
 
 __all__ = ["Params", "main"]
@@ -42,7 +42,8 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     from stagecraft.inference.server import Server, ServerLateError, running
     from stagecraft.inference.server_settings import local_arguments
 
-    model, verdict = promoted(inputs)
+    model, verdict = promoted(inputs, "see report.html beside it; train further or change evaluate.gate in the parameters, "
+                              "then run dvc repro serve")
     log.note(f"serving {verdict['promoted']}: {verdict['reason']}")
     settings = params.server
     plain = Server(model, replace(settings, draft_tokens=0), log.work / "plain.log")

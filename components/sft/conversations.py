@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from jinja2 import TemplateError
 
 from components.sft.params import Params, Stage
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.files import sha256, write_json
+from stagecraft.contract.files import sha256, whole_directory, write_json
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.conversations import MEND, encode_conversation, lines_of, parse_conversation
 from stagecraft.data.modes import draw_mode, in_mode
@@ -152,13 +151,8 @@ def _demonstrated(line: str, corpus: Path) -> dict[str, Any]:
 
 
 def _write(part: Path, conversations: list[tuple[array, bytes]], skipped: list[str]) -> None:
-    """Write a part, whole or not at all."""
-    temporary = part.with_name(f".{part.name}.tmp")
-    for path in (temporary, part):
-        shutil.rmtree(path, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    np.save(temporary / "ids.npy", np.frombuffer(b"".join(ids.tobytes() for ids, _ in conversations), np.int32))
-    np.save(temporary / "mask.npy", np.frombuffer(b"".join(mask for _, mask in conversations), np.uint8))
-    np.save(temporary / "lengths.npy", np.array([len(mask) for _, mask in conversations], np.int32))
-    write_json(temporary / "skipped.json", skipped)
-    temporary.rename(part)
+    with whole_directory(part) as directory:
+        np.save(directory / "ids.npy", np.frombuffer(b"".join(ids.tobytes() for ids, _ in conversations), np.int32))
+        np.save(directory / "mask.npy", np.frombuffer(b"".join(mask for _, mask in conversations), np.uint8))
+        np.save(directory / "lengths.npy", np.array([len(mask) for _, mask in conversations], np.int32))
+        write_json(directory / "skipped.json", skipped)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from stagecraft.contract.checkpoint import read_config
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_json
 from stagecraft.model.config import Architecture
@@ -66,15 +65,14 @@ def read_checkpoint(directory: Path) -> tuple[Architecture, dict[str, Tensor]]:
 
 
 def read_architecture(directory: Path) -> Architecture:
-    """Read the architecture of a canonical checkpoint from its config.json."""
-    path = directory / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"unreadable configuration: {error}", where=str(path), mend="give a Hugging Face checkpoint directory") from None
-    if config.get("model_type") != "nemotron_h":
-        raise UserError(f"model_type is {config.get('model_type')!r}", where=str(path), mend="give a nemotron_h checkpoint")
+    """Read the architecture of a canonical checkpoint from its config.json.
+
+    Raises:
+        UserError: as `read_config`, or its values fit no architecture of ours.
+    """
+    config = read_config(directory)
     try:
         return Architecture.from_hf(config)
     except (TypeError, ValueError) as error:
-        raise UserError(f"not an architecture of ours: {str(error).splitlines()[0]}", where=str(path), mend="correct it") from None
+        raise UserError(f"not an architecture of ours: {str(error).splitlines()[0]}", where=str(directory / "config.json"),
+                        mend="correct it") from None

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from stagecraft.contract import manifest
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.registry import MODEL, read_promotion, registered
+from stagecraft.contract.registry import MODEL, promoted, registered
 from stagecraft.contract.repository import dvc
 from stagecraft.contract.stages import PATHS
 from stagecraft.contract.tracking import DEFAULT_URI, connect
@@ -46,12 +46,13 @@ def find(model: str | None, revision: str | None = None) -> Found:
         revision: of git, for a model whose name or path is given without one (None: `aligned`).
 
     Raises:
-        UserError: there is none of that name, or its files are not those its manifest records.
+        UserError: there is none of that name, nothing was promoted, or its files are not those its manifest records.
     """
     if revision is not None:
         return _at_revision(revision, model or "aligned")
     if model is None:
-        return promoted()
+        path, verdict = promoted(PATHS, "name a checkpoint to serve: stagecraft serve artifacts/aligned")
+        return _verified(path, f"{verdict['promoted']}, promoted by {PATHS['evaluation'] / 'promotion.json'}")
     if match := _URI.fullmatch(model):
         return _registered(match["alias"])
     if model.startswith("models:/"):
@@ -62,24 +63,6 @@ def find(model: str | None, revision: str | None = None) -> Found:
     if path.exists() or not _ALIAS.fullmatch(model):
         return _verified(path, str(path))
     return _registered(model)
-
-
-def promoted() -> Found:
-    """The artifact that the evaluation of this tree promoted.
-
-    Raises:
-        UserError: there is no verdict, nothing was promoted, or the artifact is not the one that was evaluated.
-    """
-    verdict = read_promotion(PATHS["evaluation"])
-    name, where = verdict.get("promoted"), str(PATHS["evaluation"] / "promotion.json")
-    if name not in PATHS:
-        raise UserError(f"there is no promoted model: {verdict.get('reason')}", where=where,
-                        mend="name a checkpoint to serve: stagecraft serve artifacts/aligned")
-    found = _verified(PATHS[name], f"{name}, promoted by {where}")
-    if found.digest != verdict["digest"]:
-        raise UserError("the promoted model is not the one that was evaluated: the digests differ", where=str(found.path),
-                        mend="run dvc repro evaluate")
-    return found
 
 
 def _verified(path: Path, origin: str) -> Found:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,9 +11,11 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from stagecraft.contract.errors import UserError
+from stagecraft.contract.ports import listener
 from stagecraft.contract.tracking import DEFAULT_URI
 
 HOST = "127.0.0.1"
+_MEND = "choose another: make ui PORT=5001"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,20 +32,19 @@ def main(arguments: Sequence[str]) -> None:
     upstream = chosen.url.rstrip("/").removesuffix("/v1")
     if urlparse(upstream).scheme not in ("http", "https") or not urlparse(upstream).hostname:
         raise UserError("no address of a server", where=chosen.url, mend="give http://HOST:PORT with --url")
-    listener = _bound(chosen.port)
-    listener.listen()  # whoever reads the address below may ask at once
+    listening = listener(HOST, chosen.port, _MEND)  # whoever reads the address below may ask at once
     child = None if chosen.no_mlflow else _start_mlflow()
     import uvicorn
 
     from stagecraft.cli.page.app import application
 
-    print(f"the report and the chat on http://{HOST}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+    print(f"the report and the chat on http://{HOST}:{listening.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     if child:
         print(f"MLflow on {child[1]}", flush=True)
     server = uvicorn.Server(uvicorn.Config(application(Path.cwd(), upstream, child and child[1]), log_level="warning", server_header=False,
                                            timeout_graceful_shutdown=2))
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=[listening])
     except KeyboardInterrupt:
         pass
     finally:
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _start_mlflow() -> tuple[subprocess.Popen, str]:
     """MLflow's server on a free port, in a group that ends with this process: (process, address)."""
-    with _bound(0) as probe:
+    with listener(HOST, 0, _MEND) as probe:
         port = probe.getsockname()[1]
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     # With one worker and no jobs: 0.5 GB of memory instead of 1.7.
@@ -63,15 +63,3 @@ def _start_mlflow() -> tuple[subprocess.Popen, str]:
          "--port", str(port), "--workers", "1"],
         stdin=subprocess.PIPE, start_new_session=True, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
     return process, f"http://{HOST}:{port}"
-
-
-def _bound(port: int) -> socket.socket:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise UserError(f"cannot listen there: {getattr(error, 'strerror', None) or 'not a port number'}", where=f"port {port}",
-                        mend="choose another: make ui PORT=5001") from None
-    return listener

@@ -1,15 +1,18 @@
-"""Which code a stage runs, and its digest: a change of any other makes nothing stale, and no work in progress is begun anew for it."""
+"""Which code a stage runs, and its digest: a change of what `.dvcignore` names makes nothing stale and begins no work in progress anew."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
+
+from pathspec import GitIgnoreSpec
 
 from stagecraft.contract.files import digest_of, sha256
 
 _ROOT = Path(__file__).parents[2]
 _CONTRACT = ("stagecraft/contract/manifest.py", "stagecraft/contract/runner.py")
-_ASIDE = ("component.py", "dry_run.py", "foresee.py", "memory.py")  # of a component: they describe it before it runs
+_ASIDE = ".dvcignore"  # what describes a stage or lies beside it: one list, for DVC and for us
 _KINDS = (".py", ".yaml", ".cpp", ".hpp", ".jinja")
 
 
@@ -22,16 +25,22 @@ def code_digest(stage: str) -> str:
     """Hex SHA-256 over the sources of a stage and the tables they read, names included."""
     sources = {}
     for place in map(_ROOT.joinpath, code_of(_ROOT, stage)):
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if path.suffix in _KINDS and not (path.name in _ASIDE and path.parent == _ROOT / "components" / stage):
+        for path in _files(_ROOT, place) if place.is_dir() else [place]:
+            if path.suffix in _KINDS:
                 sources[path.relative_to(_ROOT).as_posix()] = sha256(path)
     return digest_of(sources)
+
+
+def _files(root: Path, directory: Path) -> Iterator[Path]:
+    """What is below a directory, sorted, less what `.dvcignore` names."""
+    aside = GitIgnoreSpec.from_lines((root / _ASIDE).read_text().splitlines())
+    return (path for path in sorted(directory.rglob("*")) if not aside.match_file(path.relative_to(root)))
 
 
 def _packages_of(root: Path, stage: str) -> list[str]:
     """The packages and modules of `stagecraft`, contract apart, that the imports of `components/<stage>` reach, as paths."""
     seen: set[Path] = set()
-    waiting = [path for path in sorted((root / "components" / stage).rglob("*.py")) if path.name not in _ASIDE]
+    waiting = [path for path in _files(root, root / "components" / stage) if path.suffix == ".py"]
     packages: set[str] = set()
     while waiting:
         path = waiting.pop()

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,23 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, atomically."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """An empty directory to write into, renamed to `path` once the block is through and its files are on disk; what stood there goes then.
+
+    A block that fails or is killed leaves `path` as it was. One process at a time may write it: what an earlier one left unfinished goes.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for file in (each for each in temporary.rglob("*") if each.is_file()):
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
 
 
 def link_or_copy(source: str, target: str) -> None:

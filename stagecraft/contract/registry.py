@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -42,6 +42,30 @@ def read_promotion(evaluation: Path) -> dict[str, Any]:
         return verdict
     except (OSError, ValueError) as error:
         raise UserError(f"no verdict on promotion: {error}", where=str(path), mend="run dvc repro evaluate") from None
+
+
+def promoted(artifacts: Mapping[str, Path], mend: str) -> tuple[Path, dict[str, Any]]:
+    """Where the model lies that the evaluation promoted, and the verdict.
+
+    Args:
+        artifacts: by name, where `evaluation` is and each model that it may promote.
+        mend: what to do where it promoted none.
+
+    Raises:
+        UserError: there is no verdict, nothing was promoted, what was is none of the artifacts, or it has changed since it was evaluated.
+    """
+    verdict, where = read_promotion(artifacts["evaluation"]), str(artifacts["evaluation"] / "promotion.json")
+    name = verdict["promoted"]
+    if name is None:
+        raise UserError(f"there is no model to serve: {verdict.get('reason', 'the verdict gives no reason')}", where=where, mend=mend)
+    models = {key: path for key, path in artifacts.items() if key != "evaluation"}
+    if name not in models:
+        raise UserError(f"promotes {name!r}, which cannot be served from here", where=where,
+                        mend=f"let evaluate.gate.candidates name {', '.join(models)} only")
+    if manifest.read(models[name])["digest"] != verdict["digest"]:
+        raise UserError("the promoted model is not the one that was evaluated: the digests differ", where=str(models[name]),
+                        mend="run dvc repro evaluate")
+    return models[name], verdict
 
 
 def promote(client: MlflowClient, verdict: dict[str, Any], run: str | None = None,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -66,14 +65,6 @@ class IndexedWriter:
             stream.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())
         temporary.replace(_with(self._prefix, ".idx"))
         return len(sizes), int(sizes.sum())
-
-
-def write_indexed(prefix: Path, documents: Iterable[list[int]], vocab_size: int) -> tuple[int, int]:
-    """Write all documents at once; see `IndexedWriter`."""
-    writer = IndexedWriter(prefix, vocab_size)
-    for document in documents:
-        writer.add(document)
-    return writer.close()
 
 
 def read_indexed(prefix: Path) -> list[np.ndarray]:

@@ -61,11 +61,6 @@ class Scan:
         return self.token_end[self._words]
 
     @property
-    def word_hash(self) -> np.ndarray:
-        """uint64 [words]: mixed hash of each `\\w+` as it is written."""
-        return mix(self.token_polynomial[self._words])
-
-    @property
     def word_hash_lower(self) -> np.ndarray:
         """uint64 [words]: mixed hash of each `\\w+` in lower case, character by character (so a final sigma stays U+03C3)."""
         return self.token_hash_lower[self._words]

@@ -9,7 +9,7 @@ import stagecraft.megatron_cpu  # noqa: F401
 
 import torch.distributed as dist
 
-_PATIENCE = timedelta(days=30)
+_TIMEOUT = timedelta(days=30)
 
 
 class FirstRank:
@@ -21,7 +21,7 @@ class FirstRank:
     def __init__(self) -> None:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.here = self.rank == 0
-        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.ranks > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if self.ranks > 1 else None
 
     def tells(self, value: Any = None) -> Any:
         """What rank 0 has for `value`. Every rank calls it; none is through before rank 0 has called it."""

@@ -25,19 +25,19 @@ from stagecraft.engine.layout import Layout, divide
 ONE = Layout(tensor=1, pipeline=1, context=1, expert=1)
 
 
-def initialize(seed: int, layout: Layout = ONE, patience: timedelta | None = None) -> None:
+def initialize(seed: int, layout: Layout = ONE, timeout: timedelta | None = None) -> None:
     """Join the process group (of one, outside torchrun), build the parallel groups and seed every generator.
 
     Args:
-        patience: with which a rank waits for the others; else PyTorch's, of NCCL ten minutes, and of megatron-core's groups thirty.
+        timeout: how long a rank waits for the others; else PyTorch's, of NCCL ten minutes, and of megatron-core's groups thirty.
 
     Raises:
         UserError: as `join`; the layout does not divide the number of ranks.
     """
-    join(patience)
+    join(timeout)
     layout.data(dist.get_world_size())
     if not parallel_state.is_initialized():
-        minutes = {"distributed_timeout_minutes": ceil(patience / timedelta(minutes=1))} if patience else {}
+        minutes = {"distributed_timeout_minutes": ceil(timeout / timedelta(minutes=1))} if timeout else {}
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline,
             context_parallel_size=layout.context, expert_model_parallel_size=layout.expert, expert_tensor_parallel_size=1, **minutes)
@@ -47,7 +47,7 @@ def initialize(seed: int, layout: Layout = ONE, patience: timedelta | None = Non
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
-def join(patience: timedelta | None = None) -> None:
+def join(timeout: timedelta | None = None) -> None:
     """Join the process group, if that was not done; arguments as for `initialize`.
 
     Raises:
@@ -64,9 +64,9 @@ def join(patience: timedelta | None = None) -> None:
     if "RANK" in os.environ:
         if not ON_CPU:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience)
+        dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=timeout)
     else:
-        dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=patience, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo" if ON_CPU else "nccl", timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     MET.set()
 
 

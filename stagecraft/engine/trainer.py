@@ -249,19 +249,19 @@ class Trainer:
         return self._told_by_last_stage((sums["loss"], int(sums["tokens"])) if sums else None)
 
     @torch.no_grad()
-    def foresight(self, batch: Batch) -> Tensor:
-        """Whether each depth of the MTP block, greedily, foresees the token that comes, for a row [1, s]: bool [depths, s], in host memory
-        on every rank of a model replica.
+    def mtp_agreement(self, batch: Batch) -> Tensor:
+        """Whether the greedy draft of each depth of the MTP block is the token that comes, for a row [1, s]: bool [depths, s], in host
+        memory on every rank of a model replica.
 
-        At place j depth d foresees token j + 2 + d; past the end of a sequence it means nothing.
+        At place j depth d drafts token j + 2 + d; past the end of a sequence it means nothing.
         """
         mtp = self.config.mtp
-        mtp.foreseen = []
+        mtp.agreed = []
         try:
             self._evaluated(batch)
-            found = torch.stack([whole_row(each.int()) for each in mtp.foreseen]).bool().cpu() if mtp.foreseen else None
+            found = torch.stack([whole_row(each.int()) for each in mtp.agreed]).bool().cpu() if mtp.agreed else None
         finally:
-            mtp.foreseen = None
+            mtp.agreed = None
         return self._told_by_last_stage(found)
 
     def _evaluated(self, batch: Batch) -> list[dict[str, Tensor]]:

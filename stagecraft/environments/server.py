@@ -8,7 +8,6 @@ loopback unless it is told otherwise.
 from __future__ import annotations
 
 import argparse
-import socket
 from collections import OrderedDict
 from collections.abc import Sequence
 from secrets import token_urlsafe
@@ -19,6 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from stagecraft.contract.errors import UserError, exit_on_user_error
+from stagecraft.contract.ports import listener
 from stagecraft.environments.api import Environment, InvalidCallError, Session
 from stagecraft.environments.confinement import refuse_without_sandbox
 from stagecraft.environments.library import ENVIRONMENTS, environment
@@ -84,16 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"{options.port} is no port", where="PORT", mend="give 1 to 65535")
     import uvicorn
 
-    with _listening(options.host, options.port) as listener:  # uvicorn itself would not say how to mend it
-        uvicorn.Server(uvicorn.Config(application(served), log_level="warning")).run(sockets=[listener])
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        raise UserError(f"cannot listen there: {error.strerror.partition(' (')[0]}", where=f"{host}, port {port}",
-                        mend="choose another, or end what uses it") from None
+    mend = "choose another, or end what uses it"
+    with listener(options.host, options.port, mend) as listening:  # uvicorn itself would not say how to mend it
+        uvicorn.Server(uvicorn.Config(application(served), log_level="warning")).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.inference import guest
 from stagecraft.inference.hardware import OF_MANY
 from stagecraft.inference.imports import without_scientific_libraries
-from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, read_config
+from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, served_config
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over by reference
@@ -79,7 +79,7 @@ class Engine:
 
     def __init__(self, model: Path, *, max_model_len: int, max_num_seqs: int, dtype: str = "float32", seed: int = 0,
                  draft_tokens: int = 0, tensor: int = 1, threads: int = 1):
-        config = read_config(Path(model))
+        config = served_config(Path(model))
         if draft_tokens and not config.get("num_nextn_predict_layers"):
             raise UserError("the checkpoint has no MTP block to draft with", where=str(model), mend="set draft_tokens to 0")
         self.max_model_len, self._seed, self._drafts, self._tensor = max_model_len, seed, draft_tokens > 0, tensor

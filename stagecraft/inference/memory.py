@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
+from stagecraft.contract.checkpoint import MEND, read_config
 from stagecraft.contract.errors import UserError
 
 BLOCK = 128  # tokens per block of the attention cache, vLLM's choice on a CPU
@@ -16,23 +16,15 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _VALUES = {"F32": 1, "BF16": 1, "F16": 1, "F8_E4M3": 1, "U8": 2}  # numbers in one stored element: NVFP4 packs two into a byte
 
 
-def read_config(model: Path) -> dict[str, Any]:
-    """config.json of a canonical checkpoint.
+def served_config(model: Path) -> dict[str, Any]:
+    """config.json of a checkpoint that vLLM is to serve.
 
     Raises:
         UserError: `model` is no `nemotron_h` checkpoint with weights, or vLLM cannot serve its head size.
     """
-    mend = "give a checkpoint directory, such as artifacts/aligned"
-    try:
-        config = json.loads((model / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError("not a checkpoint: it has no config.json", where=str(model), mend=mend) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"unreadable config.json: {error}", where=str(model), mend=mend) from None
-    if not isinstance(config, dict) or config.get("model_type") != "nemotron_h":
-        raise UserError("config.json is not that of a nemotron_h model", where=str(model), mend=mend)
+    config = read_config(model)
     if not any(model.glob("*.safetensors")):
-        raise UserError("a checkpoint without weights: it has no *.safetensors file", where=str(model), mend=mend)
+        raise UserError("a checkpoint without weights: it has no *.safetensors file", where=str(model), mend=MEND)
     if config["head_dim"] not in HEAD_SIZES:
         raise UserError(f"head size {config['head_dim']} cannot be served", where=str(model),
                         mend=f"train with one of {', '.join(map(str, HEAD_SIZES))}")

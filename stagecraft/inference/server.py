@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from stagecraft.contract.errors import UserError
+from stagecraft.contract.ports import listener
 from stagecraft.contract.ranks import unranked
 from stagecraft.inference.hardware import OF_MANY, Hardware
 from stagecraft.inference.server_settings import LOOPBACK, Settings, local_arguments, machine_arguments
@@ -57,7 +57,8 @@ class Server:
                  drain_seconds: int = 0):
         check_checkpoint(model)
         self.model, self.settings, self.log = model, settings, log
-        self.port = _listenable(port)
+        with listener(LOOPBACK, port, "choose another with --port, or end what uses it") as probe:
+            self.port = probe.getsockname()[1]
         self.arguments = (machine_arguments(model, settings, self.port, hardware, drain_seconds) if hardware
                           else local_arguments(model, settings, self.port))
         self._stop_seconds = STOP_SECONDS + drain_seconds
@@ -208,15 +209,3 @@ def check_checkpoint(model: Path) -> None:
                 pass
         except (OSError, SafetensorError) as error:
             raise UserError(f"unreadable checkpoint: {error}", where=str(path), mend="export it anew") from None
-
-
-def _listenable(port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or "not a port number"
-            raise UserError(f"cannot listen there: {reason}", where=f"port {port}",
-                            mend="choose another with --port, or end what uses it") from None
-        return probe.getsockname()[1]

@@ -13,7 +13,7 @@ from stagecraft.contract.bounded import AboveZero, Positive
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
 from stagecraft.inference.hardware import Hardware
-from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, read_config, weight_bytes
+from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, served_config, weight_bytes
 
 LOOPBACK = "127.0.0.1"
 # vLLM's two processes on a CPU without a model, what they share counted once: 821 and 929 MB in two runs, and room for requests.
@@ -73,7 +73,7 @@ def fitting(wanted: Settings, model: Path, asked: bool = False) -> Settings:
     Raises:
         UserError: the model's config.json cannot be read, or it lacks the block and drafts were asked for.
     """
-    if not wanted.draft_tokens or read_config(model).get("num_nextn_predict_layers"):
+    if not wanted.draft_tokens or served_config(model).get("num_nextn_predict_layers"):
         return wanted
     if asked:
         raise UserError("the checkpoint has no MTP block to draft with", where=str(model), mend="give --draft-tokens 0")
@@ -89,7 +89,7 @@ def local_arguments(model: Path, settings: Settings, port: int) -> list[str]:
     Raises:
         UserError: the model's config.json cannot be read.
     """
-    cache = kv_cache_bytes(read_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens,
+    cache = kv_cache_bytes(served_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens,
                            settings.tensor)
     many = ["--tensor-parallel-size", str(settings.tensor), "--distributed-executor-backend", "mp"] if settings.tensor > 1 else []
     prefixes = [] if settings.draft_tokens else [NO_PREFIX_CACHING]  # with drafts `speculation` has said so
@@ -128,7 +128,7 @@ def _common(model: Path, settings: Settings, port: int, dtype: str) -> list[str]
 
 def _check_cpu(model: Path, settings: Settings, hardware: Hardware) -> None:
     weights = weight_bytes(model, settings.dtype)
-    cache = kv_cache_bytes(read_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens)
+    cache = kv_cache_bytes(served_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens)
     needed = weights + cache + ENGINE_BYTES
     if needed > hardware.free_bytes:
         raise UserError(f"needs {needed / 1e9:.1f} GB of memory (weights in {settings.dtype} {weights / 1e9:.1f}, cache {cache / 1e9:.1f}, "
@@ -137,7 +137,7 @@ def _check_cpu(model: Path, settings: Settings, hardware: Hardware) -> None:
 
 
 def _gpus_for(model: Path, hardware: Hardware) -> int:
-    config, weights = read_config(model), weight_bytes(model, None)
+    config, weights = served_config(model), weight_bytes(model, None)
     heads = (config["num_attention_heads"], config["mamba_num_heads"])
     room = GPU_SHARE * hardware.free_bytes
     for count in range(1, hardware.count + 1):

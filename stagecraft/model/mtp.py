@@ -27,11 +27,11 @@ class Depths:
     """What the engine and the loss tell each other, by depth: the weight of a target, and the sums of the losses since `begin`.
 
     Attributes:
-        foreseen: where it is a list, gets for every depth bool [b * s]: the likeliest token is the label.
+        agreed: where it is a list, gets for every depth bool [b * s]: the likeliest token is the label.
     """
 
     def __init__(self, depths: int):
-        self.foreseen: list[Tensor] | None = None
+        self.agreed: list[Tensor] | None = None
         self.begin([1.0] * depths)
 
     def begin(self, weights: list[float]) -> None:
@@ -72,8 +72,8 @@ def add_losses(*, hidden_states: Tensor, labels: Tensor | None, loss_mask: Tenso
         logits, _ = output_layer(ahead, weight=output_weight, runtime_gather_output=runtime_gather_output)
         labels, _ = roll(labels, shifts=-1, dims=-1, cp_group=cp_group, packed_seq_params=packed_seq_params)
         loss_mask, _ = roll(loss_mask, shifts=-1, dims=-1, cp_group=cp_group, packed_seq_params=packed_seq_params)
-        if config.mtp.foreseen is not None:
-            config.mtp.foreseen.append(likeliest(logits.flatten(0, 1)) == labels.t().flatten())
+        if config.mtp.agreed is not None:
+            config.mtp.agreed.append(likeliest(logits.flatten(0, 1)) == labels.t().flatten())
         losses = loss_mask * compute_language_model_loss(labels, logits)
         config.mtp.sums[depth] = config.mtp.sums[depth] + losses.detach().sum().double()
         weight = config.mtp.weights[depth] * config.mtp_loss_scaling_factor / config.mtp_num_layers

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, expm1, sqrt
 
+_BYTES = 14.0  # of a parameter: BF16 weights, FP32 master weights and two FP32 moments
+
 
 @dataclass(frozen=True)
 class Checkpointing:
@@ -42,17 +44,15 @@ def wall_time(work: float, interval: float, save: float, restart: float, mtbf: f
     return mtbf * exp(restart / mtbf) * expm1((interval + save) / mtbf) * work / interval
 
 
-def checkpointing(parameters: float, gpus: int, mtbf_gpu: float, bandwidth: float, restart: float, bytes_per_parameter: float = 14.0,
-                  ) -> Checkpointing:
+def checkpointing(parameters: float, gpus: int, mtbf_gpu: float, bandwidth: float, restart: float) -> Checkpointing:
     """Plan for a job.
 
     Args:
         parameters: of the model.
         mtbf_gpu: mean seconds between failures of one GPU and its share of the rest; the job fails `gpus` times as often.
         bandwidth: bytes per second and GPU to durable storage, training waiting meanwhile.
-        bytes_per_parameter: BF16 weights, FP32 master weights and two FP32 moments.
     """
-    size = parameters * bytes_per_parameter
+    size = parameters * _BYTES
     save, mtbf = size / (bandwidth * gpus), mtbf_gpu / gpus
     daly = daly_interval(save, mtbf)
     return Checkpointing(size, save, young_interval(save, mtbf), daly, 1 / wall_time(1.0, daly, save, restart, mtbf))

@@ -95,6 +95,7 @@ def test_the_code_of_a_stage_is_what_it_reaches(tmp_path, monkeypatch):
     """Work in progress outlives a change of what the stage does not run."""
     monkeypatch.setattr(code, "_ROOT", tmp_path)
     for name, text in {
+        ".dvcignore": "components/*/dry_run.py\ncomponents/curate/shown/", "components/curate/shown/page.py": "import stagecraft.cli.ui",
         "components/curate/stage.py": "from stagecraft.data.rows import read",
         "components/curate/dry_run.py": "import stagecraft.planning.plan",
         "stagecraft/data/rows.py": "import stagecraft.native", "stagecraft/native.py": "", "stagecraft/data/loops.cpp": "",
@@ -104,7 +105,7 @@ def test_the_code_of_a_stage_is_what_it_reaches(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     before = code.code_digest("curate")
-    for name in ("stagecraft/planning/plan.py", "stagecraft/cli/ui.py", "components/curate/dry_run.py"):
+    for name in ("stagecraft/planning/plan.py", "stagecraft/cli/ui.py", "components/curate/dry_run.py", "components/curate/shown/page.py"):
         (tmp_path / name).write_text("changed = 1")
         assert code.code_digest("curate") == before, name
     for name in ("stagecraft/native.py", "stagecraft/data/loops.cpp", "components/curate/stage.py", "stagecraft/contract/runner.py"):

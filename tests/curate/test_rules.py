@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from components.curate.rules.bounds import FAMILIES, RuleBounds
 from components.curate.rules.check import failed_rule
 from stagecraft.contract.errors import UserError
-from stagecraft.data.scan import scan
+from stagecraft.data.scan import WORD, scan
 
 TOKEN = re.compile(r"\w+|([^\w\s])\1*")
 CLOSING = re.escape("\"')]}”’»」』）" + "".join(sorted(TERMINAL_PUNCTUATION)) + "！")
@@ -139,7 +139,8 @@ def test_the_scan_is_what_the_regex_and_split_give(text):
     assert [text[a:b] for a, b in zip(scanned.line_start, scanned.line_end)] == lines
     assert scanned.line_blank.tolist() == [not line.strip() for line in lines]
     lower = ["".join(low if len(low := character.lower()) == 1 else character for character in word) for word in words]
-    for strings, hashes in ((words, scanned.word_hash), (lower, scanned.word_hash_lower), (lines, scanned.line_hash)):
+    written = scanned.token_polynomial[(scanned.token_class & WORD) != 0]
+    for strings, hashes in ((words, written), (lower, scanned.word_hash_lower), (lines, scanned.line_hash)):
         assert len(set(zip(strings, hashes.tolist()))) == len(set(strings)) == len(set(hashes.tolist()))
 
 

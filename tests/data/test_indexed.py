@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stagecraft.contract.errors import UserError
-from stagecraft.data.indexed import read_indexed, write_indexed
+from stagecraft.data.indexed import read_indexed
+from tests.indexed import write_indexed
 
 DOCUMENTS = [[5, 6, 2], [], [7] * 300 + [2], [2]]
 

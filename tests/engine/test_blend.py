@@ -5,8 +5,8 @@ import stagecraft.megatron_cpu  # noqa: F401
 import numpy as np
 import pytest
 
-from stagecraft.data.indexed import write_indexed
 from stagecraft.engine.datasets import batch_of, open_blend
+from tests.indexed import write_indexed
 
 
 def test_a_row_teaches_the_same_wherever_a_process_began_to_read(tmp_path):

@@ -5,9 +5,10 @@ import stagecraft.megatron_cpu  # noqa: F401
 import numpy as np
 import pytest
 
-from stagecraft.data.indexed import read_indexed, write_indexed
+from stagecraft.data.indexed import read_indexed
 from stagecraft.engine.datasets import open_blend
 from stagecraft.engine.lineage import locate
+from tests.indexed import write_indexed
 
 DATASET = {"samples": 24, "sequence_length": 32, "seed": 3, "eod": 2, "vocab_size": 100}
 

@@ -18,7 +18,7 @@ def test_every_group_waits_as_long_as_it_is_told(monkeypatch):
     told, make = [], distributed_c10d._new_process_group_helper
     monkeypatch.setattr(distributed_c10d, "_new_process_group_helper",
                         lambda *args, **options: (told.append((options.get("group_desc"), options["timeout"])), make(*args, **options))[1])
-    parallel.initialize(seed=0, patience=timedelta(seconds=3600))
+    parallel.initialize(seed=0, timeout=timedelta(seconds=3600))
     assert len(told) > 10
     # Megatron gives this one no timeout, and has it for checkpoints of its own optimizers alone.
     assert {group for group, timeout in told if timeout != timedelta(seconds=3600)} == {"EXPERT_DATA_PARALLEL_GROUP_GLOO"}

@@ -5,10 +5,10 @@ import stagecraft.megatron_cpu  # noqa: F401
 import numpy as np
 import pytest
 
-from stagecraft.data.indexed import write_indexed
 from stagecraft.engine import row_order
 from stagecraft.engine.datasets import open_blend
 from tests.engine.test_lineage import DATASET
+from tests.indexed import write_indexed
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from components.evaluate.params import Benchmarks, Params, Sampling, Tasks, Text
 from stagecraft.contract import manifest
 from stagecraft.contract.files import write_json
-from stagecraft.data.indexed import write_indexed
 from stagecraft.data.tasks import draw_splits, write_rows
 from tests.checkpoints import tiny_checkpoint, tiny_tokenizer
 from tests.evaluate.made import GATE
+from tests.indexed import write_indexed
 
 PARAMS = Params(
     seed=7, processes=2, tensor=1, threads=1, dtype="float32", max_model_len=160, max_num_seqs=8, tasks=Tasks(prompts=6, max_new_tokens=12),

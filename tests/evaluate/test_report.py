@@ -11,6 +11,7 @@ from stagecraft.contract.figures import write_svg
 from tests.evaluate.made import GATE, five
 
 NAMESPACE = {"h": "http://www.w3.org/1999/xhtml", "s": "http://www.w3.org/2000/svg"}
+STAGES = {"base": "pretrain", "sft": "sft", "aligned": "rl", "fp8": "quantize", "nvfp4": "quantize"}
 CURATION = {"tasks": {"demonstrations": "They are of mixed quality on purpose.", "families": {
     "sort": {"flaw": "descending order", "flawed_share": 0.4}}}}
 
@@ -26,8 +27,9 @@ def page(tmp_path, results, curation=CURATION):
             write_svg(figure, tmp_path / "figure.svg")
             figures[title] = (tmp_path / "figure.svg").read_text()
     return report.render(scores=scores, comparisons=comparisons, verdict=gate.decide(scores, comparisons, GATE), results=results,
-                         rows=rows, manifests={name: {"metrics": {"loss_last": 1.25, "seconds": 3.0}} for name in results},
-                         curation=curation, figures=figures, confidence=0.95,
+                         rows=rows, curation=curation,
+                         manifests={name: {"stage": STAGES[name], "metrics": {"loss_last": 1.25, "seconds": 3.0}} for name in results},
+                         figures=figures, confidence=0.95,
                          not_run=results["base"]["not_run"], unsearched=["own/<talks>.jsonl"], overlaps={
                              "task families": Overlap(600, 2, [7, 8]), "needle": Overlap(12, 3, [0, 4, 5]),
                              "held-out documents": Overlap(20, 1, [2])} if curation else {})

@@ -17,7 +17,7 @@ from components.quantize.formats import chosen
 from components.quantize.operators import read_header
 from components.quantize.params import Calibration, Distillation, Params, Search
 from components.quantize.search import Problem, pose
-from components.quantize.source import load_model, mtp_tensors, read_config
+from components.quantize.source import load_model, mtp_tensors, source_config
 from stagecraft.contract.runlog import RunLog
 from tests.checkpoints import tiny_checkpoint
 from tests.quantize.corpus import small_corpus
@@ -65,7 +65,7 @@ def run(root: Path, params: Params = PARAMS) -> dict:
 def made(corpus: Path, source: Path, directory: Path, choice: Mapping[str, str]) -> Path:
     """`source` quantised by a choice of formats, calibrated on the windows that the stage would draw."""
     modelopt_cpu.load()
-    model, config = load_model(source), read_config(source)
+    model, config = load_model(source), source_config(source)
     calibration, _ = calibration_windows(corpus, PARAMS.calibration, config["vocab_size"])
     directory.mkdir(parents=True)
     with modelopt_cpu.quiet(directory.with_suffix(".log")):

@@ -8,9 +8,9 @@ import textwrap
 from pathlib import Path
 
 from stagecraft.contract.files import write_json
-from stagecraft.data.indexed import write_indexed
 from stagecraft.data.tasks import draw_splits, write_rows
 from tests.checkpoints import VOCABULARY, tiny_tokenizer
+from tests.indexed import write_indexed
 
 
 def small_corpus(directory: Path, rows: int = 600) -> Path:

@@ -124,7 +124,7 @@ def test_serve_without_a_promoted_model(tmp_path):
     promote(tmp_path / "artifacts", None, reason="too weak")
     nothing = _run("serve", cwd=tmp_path)
     assert nothing.returncode == 2
-    assert "there is no promoted model: too weak - name a checkpoint to serve" in nothing.stderr
+    assert "there is no model to serve: too weak - name a checkpoint to serve" in nothing.stderr
 
 
 def test_serve_a_model_that_was_changed(workplace, tmp_path):

@@ -80,6 +80,12 @@ def test_nothing_promoted(tmp_path):
         stage.main(params(), inputs(tmp_path), {}, RunLog("serve", tmp_path, tmp_path))
 
 
+def test_what_is_promoted_may_be_no_input(tmp_path):
+    promote(tmp_path, "base", digest="0" * 64)
+    with pytest.raises(UserError, match=r"promotion\.json: promotes 'base', .*gate\.candidates name aligned, fp8, nvfp4 only"):
+        stage.main(params(), inputs(tmp_path), {}, RunLog("serve", tmp_path, tmp_path))
+
+
 def test_a_model_that_changed_since_it_was_evaluated(project, tmp_path):
     promote(tmp_path, "aligned", digest="0" * 64)
     with pytest.raises(UserError, match="not the one that was evaluated"):

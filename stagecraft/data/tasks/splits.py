@@ -49,7 +49,7 @@ def draw_splits(counts: dict[str, int], flawed: dict[str, float], seed: int,
         for split in SPLITS:
             for _ in range(parts[split][family]):
                 task = _fresh(family, random, seen)
-                rows[split].append(_row(f"{family}-{len(seen) - 1:06d}", family, task))
+                rows[split].append(task.row(f"{family}-{len(seen) - 1:06d}", family))
                 if split == "sft":
                     is_flawed = random.random() < flawed[family]
                     rows[split][-1]["demonstration"] = task.flawed if is_flawed else task.good
@@ -91,10 +91,3 @@ def _fresh(family: str, random: Random, seen: set[str]) -> Task:
             return task
     raise UserError(f"task family {family!r} has no fresh prompts left after {len(seen)}", where="curate.tasks",
                     mend="ask for fewer task rows")
-
-
-def _row(identifier: str, family: str, task: Task) -> dict[str, Any]:
-    row = {"id": identifier, "family": family, "messages": [{"role": "user", "content": task.prompt}], "verifier": task.verifier}
-    if task.tools:
-        row["tools"] = list(task.tools)
-    return row

@@ -24,6 +24,11 @@ class Task:
     flawed: str
     tools: tuple[dict[str, Any], ...] = ()
 
+    def row(self, identifier: str, family: str) -> dict[str, Any]:
+        """The task as a row, without its demonstrations."""
+        row = {"id": identifier, "family": family, "messages": [{"role": "user", "content": self.prompt}], "verifier": self.verifier}
+        return {**row, "tools": list(self.tools)} if self.tools else row
+
 
 def assistant(answer: str, thinking: str = "") -> str:
     """An assistant's text in words: the think block (empty when there is nothing to think), a space and the answer.

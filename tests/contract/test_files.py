@@ -1,0 +1,31 @@
+"""Directories that are there whole or not at all."""
+
+import pytest
+
+from stagecraft.contract.files import whole_directory
+
+
+def test_a_directory_is_there_once_all_of_it_is(tmp_path):
+    final = tmp_path / "work" / "policy"
+    with pytest.raises(KeyboardInterrupt), whole_directory(final) as directory:
+        (directory / "half").write_text("1")
+        raise KeyboardInterrupt
+    assert not final.exists()
+    with whole_directory(final) as directory:
+        assert list(directory.iterdir()) == []  # nothing of what was left unfinished
+        (directory / "sub").mkdir()
+        (directory / "sub" / "weights").write_text("2")
+        assert not final.exists()
+    assert (final / "sub" / "weights").read_text() == "2" and list(final.parent.iterdir()) == [final]
+
+
+def test_what_stood_there_stays_until_another_is_whole(tmp_path):
+    for text, error in (("old", None), ("new", RuntimeError), ("new", None)):
+        try:
+            with whole_directory(tmp_path / "part") as directory:
+                (directory / text).write_text(text)
+                if error:
+                    raise error
+        except RuntimeError:
+            pass
+        assert [path.name for path in (tmp_path / "part").iterdir()] == ["old" if error else text]
