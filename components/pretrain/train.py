@@ -23,7 +23,7 @@ from stagecraft.engine.merging import Merger
 from stagecraft.engine.phases import rows_read
 from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
-from stagecraft.engine.watchdog import of_this_rank, patience
+from stagecraft.engine.watchdog import group_timeout, of_this_rank
 from stagecraft.model.hardware import Hardware
 from stagecraft.model.ladder import check, refuse_emulation
 from stagecraft.model.precision import as_yaml
@@ -120,7 +120,7 @@ def built(params: Params, layout: Layout) -> Trainer:
     Raises:
         UserError: a layer does not compute in the recipe's format.
     """
-    parallel.initialize(params.seed, layout, patience(params.hang_seconds))
+    parallel.initialize(params.seed, layout, group_timeout(params.hang_seconds))
     optimization = replace(Optimization.of(params), further_steps=params.long_context.steps, further_lr=params.long_context.lr)
     trainer = Trainer(
         params.architecture, optimization, max_sequence_length=max(phase.length for phase in params.phases), precision=params.precision,

@@ -16,7 +16,7 @@ from components.rl.supervised import train_on
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import parallel
 from stagecraft.engine.trainer import Optimization, Trainer
-from stagecraft.engine.watchdog import patience
+from stagecraft.engine.watchdog import group_timeout
 from stagecraft.model.config import Architecture
 
 FROZEN = ("embedding.", "decoder.", "output_layer.")  # Megatron's names of all that is not the MTP block
@@ -39,7 +39,7 @@ def heal(params: Stage, architecture: Architecture, before: Mapping[str, Tensor]
         (`rl`) and `healed`, each for greedy answers of the same model to held-out prompts.
     """
     asked = params.healing
-    parallel.initialize(params.seed, params.layout, patience(params.hang_seconds))
+    parallel.initialize(params.seed, params.layout, group_timeout(params.hang_seconds))
     trainer = Trainer(architecture, Optimization(lr=asked.lr, steps=asked.steps, warmup_steps=0, decay_steps=asked.steps,
                                                  betas=(0.9, 0.999), clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, frozen=FROZEN, dtype=getattr(torch, params.dtype),

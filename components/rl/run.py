@@ -14,8 +14,8 @@ from components.rl.sequence import ROLLOUTS, STAGES, train_stages
 from stagecraft.checkpoint.canonical import read_checkpoint
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import parallel
-from stagecraft.engine.first import FirstRank
-from stagecraft.engine.watchdog import patience
+from stagecraft.engine.collectives import FirstRank
+from stagecraft.engine.watchdog import group_timeout
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def improve(params: Params, corpus: Path, tuned: Path, work: Path, log: RunLog |
         work: the run's directory, which all ranks see.
         log: on rank 0 only.
     """
-    parallel.join(patience(params.hang_seconds))
+    parallel.join(group_timeout(params.hang_seconds))
     first = FirstRank()
     architecture, weights = read_checkpoint(tuned)
     trained = train_stages(params, architecture, weights, corpus, tuned, work, first, log)

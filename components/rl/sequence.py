@@ -16,7 +16,7 @@ from components.rl.train import train
 from stagecraft.checkpoint.canonical import read_checkpoint, write_checkpoint
 from stagecraft.contract.files import whole_directory, write_json
 from stagecraft.contract.runlog import RunLog
-from stagecraft.engine.first import FirstRank
+from stagecraft.engine.collectives import FirstRank
 from stagecraft.model.config import Architecture
 
 STAGES = "stages"  # in the work directory: one for each of them
@@ -54,9 +54,9 @@ def train_stages(params: Params, architecture: Architecture, weights: dict[str, 
         own.mkdir(parents=True, exist_ok=True)
         answered = ((0,) if name == names[0] else ()) + ((part.steps,) if last else ()) if part.healing.steps else ()
         left, accuracy = own / "policy", own / "reward_model_accuracy.json"
-        if not first.tells(left.exists()):
+        if not first.broadcast(left.exists()):
             with judging(part, architecture, weights, corpus, work, first, log) as judge:
-                first.tells()  # that it is up: NCCL's patience may be shorter than that takes
+                first.broadcast()  # that it is up: NCCL's patience may be shorter than that takes
                 job = Job(part, corpus, model, judge, own / ROLLOUTS, answered)
                 policy = train(part, architecture, policy, job, own, before, first, log)
             if judge:
@@ -65,7 +65,7 @@ def train_stages(params: Params, architecture: Architecture, weights: dict[str, 
                 with whole_directory(left) as directory:
                     write_checkpoint(directory, architecture, policy.items(), tuned)
                 shutil.rmtree(own / "checkpoints")  # optimizer state, of use no more
-            first.tells()  # that it is there
+            first.broadcast()  # that it is there
         policy = read_checkpoint(left)[1]
         if part.preferences.enabled and first.here:
             judged[name] = json.loads(accuracy.read_text())

@@ -17,10 +17,10 @@ from components.rl.reference import Reference
 from components.rl.rollouts import Sample, batches
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine.collectives import FirstRank
 from stagecraft.engine.computes import record
-from stagecraft.engine.first import FirstRank
 from stagecraft.engine.trainer import Optimization, Trainer
-from stagecraft.engine.watchdog import Watchdog, of_this_rank, patience
+from stagecraft.engine.watchdog import Watchdog, group_timeout, of_this_rank
 from stagecraft.model.config import Architecture
 
 # The router keeps its values: a router that moves while the generator samples breaks the agreement of the two.
@@ -38,7 +38,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
         before: steps of the stages before, behind which this one's are counted in curve and rollouts.
         log: on rank 0 only.
     """
-    parallel.initialize(params.seed, params.layout, patience(params.hang_seconds))
+    parallel.initialize(params.seed, params.layout, group_timeout(params.hang_seconds))
     trainer = Trainer(architecture, Optimization(lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps,
                                                  decay_steps=round(params.decay_share * params.steps), betas=(0.9, 0.999),
                                                  clip=params.clip),
@@ -55,7 +55,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
         torch.set_num_threads(params.threads)
         now = trainer.weights()
         with Lead(replace(job, first=trainer.steps_done), now, work, before, kept, log) if log else nullcontext() as lead:
-            first.tells()  # that the prompts were tried, if the curriculum wants it: a watchdog may have less patience than that takes
+            first.broadcast()  # that the prompts were tried, if the curriculum wants it: a watchdog may have less patience than that takes
             with of_this_rank(work, params.hang_seconds) as watchdog:
                 _train(trainer, params, reference, work, first, lead, watchdog)
         del reference
@@ -73,7 +73,7 @@ def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: P
     loss = PolicyLoss(params.temperature, params.ratio_clip_low, params.ratio_clip_high, params.importance_limit, params.mismatch_limit,
                       params.kl)
     while trainer.steps_done < params.steps:
-        samples = first.tells(lead and lead.take(trainer.steps_done))
+        samples = first.broadcast(lead and lead.take(trainer.steps_done))
         beat()
         values = update(trainer, loss, samples, params, reference)
         if lead:
@@ -85,7 +85,7 @@ def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: P
         if done % params.checkpoint_every == 0 and done < params.steps:
             if lead:
                 lead.before_checkpoint(done)
-            first.tells()  # that it is drawn: NCCL's patience may be shorter than that takes
+            first.broadcast()  # that it is drawn: NCCL's patience may be shorter than that takes
             beat()
             checkpoints.save(work / "checkpoints", trainer)
             if lead:
@@ -93,7 +93,7 @@ def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: P
             beat()
     if lead:
         lead.finish()
-    first.tells()
+    first.broadcast()
     beat()
     checkpoints.save(work / "checkpoints", trainer)
 

@@ -22,7 +22,7 @@ from stagecraft.data.conversations import MEND, encode_conversation, lines_of, p
 from stagecraft.data.modes import draw_mode, in_mode
 from stagecraft.data.tasks.rows import parse_row
 from stagecraft.data.tokenizer import load_tokenizer
-from stagecraft.engine.first import FirstRank
+from stagecraft.engine.collectives import FirstRank
 
 Conversation = tuple[Sequence[int], Sequence[int]]  # token ids, loss mask
 _Fault = tuple[int, str, str, str]  # of a row, by its number: what, where, how to mend it
@@ -69,7 +69,7 @@ def encode(corpus: Path, params: Params, stage: Stage, directory: Path, first: F
         UserError: there are no conversations, or a bad row is not to be skipped: the first of them, on every rank; or a training has begun
             with other contents of a file.
     """
-    digests, known, begun = first.tells(first.here and (
+    digests, known, begun = first.broadcast(first.here and (
         {name: _digest(Path(name)) for name in params.data.files}, _known(directory / _PARTS),
         any(directory.parent.glob("checkpoints/step-*"))))
     changed = [] if known is None else [name for name, digest in digests.items() if digest and digest != known[name]]
@@ -81,12 +81,12 @@ def encode(corpus: Path, params: Params, stage: Stage, directory: Path, first: F
         conversations, skipped, fault = _encode(corpus, params, stage, first.rank, first.ranks, log)
         if not fault:
             _write(part, conversations, skipped)
-        if faults := [each for each in first.hears(fault) if each]:
+        if faults := [each for each in first.gather(fault) if each]:
             _, what, where, mend = min(faults)
             raise UserError(what, where=where, mend=mend)
         if first.here:
             write_json(directory / _PARTS, {"files": digests, "parts": [f"part-{rank:05d}" for rank in range(first.ranks)]})
-        first.tells()
+        first.broadcast()
     encoded = Encoded(directory)
     if log and encoded.files:
         log.record(files=encoded.files)

@@ -19,11 +19,11 @@ from stagecraft.contract.runlog import RunLog
 from stagecraft.data.packing import pack_stream
 from stagecraft.engine import loop, parallel
 from stagecraft.engine.batch import Batch
+from stagecraft.engine.collectives import FirstRank
 from stagecraft.engine.computes import record
-from stagecraft.engine.first import FirstRank
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, StepResult, Trainer
-from stagecraft.engine.watchdog import of_this_rank, patience
+from stagecraft.engine.watchdog import group_timeout, of_this_rank
 from stagecraft.model.config import Architecture
 
 
@@ -86,7 +86,7 @@ class Packs:
 def train(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, work: Path, log: RunLog | None) -> Result:
     """Fine-tune on this rank; `log` on rank 0 only."""
     torch.set_num_threads(1)
-    parallel.initialize(params.seed, params.layout, patience(params.hang_seconds))
+    parallel.initialize(params.seed, params.layout, group_timeout(params.hang_seconds))
     stages = params.stages
     first = FirstRank()
     encoded: dict[tuple[Modes, int], Encoded] = {}

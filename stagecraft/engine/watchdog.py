@@ -31,8 +31,8 @@ _RECORDER = 10.0  # seconds that the flight recorder has
 _OURS = str(Path(__file__).parents[2])  # where components and stagecraft lie
 
 
-def patience(seconds: float) -> timedelta:
-    """With which the process group's ranks wait for each other where a watchdog of so many seconds ends one that waits, and names whom for:
+def group_timeout(seconds: float) -> timedelta:
+    """How long the process group's ranks wait for each other where a watchdog of so many seconds ends one that waits, and names whom for:
     longer than that."""
     return timedelta(seconds=2 * seconds) if seconds else timedelta(days=365)
 

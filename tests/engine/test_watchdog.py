@@ -97,9 +97,9 @@ def test_a_rank_that_was_itself_stopped_goes_on(tmp_path):
 TOGETHER = """
 import sys, pathlib
 import torch, torch.distributed as dist
-from stagecraft.engine.watchdog import Watchdog, patience
+from stagecraft.engine.watchdog import Watchdog, group_timeout
 rank, directory = int(sys.argv[1]), pathlib.Path(sys.argv[2])
-dist.init_process_group("gloo", f"file://{directory}/store", timeout=patience(20), rank=rank, world_size=2)
+dist.init_process_group("gloo", f"file://{directory}/store", timeout=group_timeout(20), rank=rank, world_size=2)
 with Watchdog(directory / "ranks", rank, 2, 20 if rank else 10) as watchdog:
     for step in range(1, 1000):
         dist.all_reduce(torch.ones(100 + step))

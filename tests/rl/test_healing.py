@@ -18,7 +18,7 @@ from components.rl.supervised import training
 from stagecraft.checkpoint.canonical import read_checkpoint
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints, parallel
-from stagecraft.engine.first import FirstRank
+from stagecraft.engine.collectives import FirstRank
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.inference.engine import Engine

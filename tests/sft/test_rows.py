@@ -25,15 +25,15 @@ class Rank:
     def __init__(self, rank, said, barrier):
         self.rank, self.ranks, self.here, self._said, self._barrier = rank, len(said), rank == 0, said, barrier
 
-    def hears(self, value):
+    def gather(self, value):
         self._said[self.rank] = value
         self._barrier.wait()
         values = list(self._said)
         self._barrier.wait()
         return values
 
-    def tells(self, value=None):
-        return self.hears(value)[0]
+    def broadcast(self, value=None):
+        return self.gather(value)[0]
 
 
 def encode_on(ranks, corpus, directory, data, stage=PLAIN):

@@ -17,9 +17,9 @@ from stagecraft.contract.runlog import RunLog
 from stagecraft.data.conversations import encode_conversation
 from stagecraft.data.tokenizer import load_tokenizer
 from stagecraft.engine import parallel
-from stagecraft.engine.first import FirstRank
+from stagecraft.engine.collectives import FirstRank
 from stagecraft.engine.trainer import Optimization, Trainer
-from stagecraft.engine.watchdog import patience
+from stagecraft.engine.watchdog import group_timeout
 from stagecraft.model.config import Architecture
 
 REWARD_MODEL = "reward_model"  # in the work directory
@@ -37,9 +37,9 @@ def train_reward_model(params: Stage, architecture: Architecture, weights: Mappi
         log: on rank 0 only.
     """
     asked, final = params.preferences, work / REWARD_MODEL
-    if first.tells(final.exists()):
+    if first.broadcast(final.exists()):
         return
-    parallel.initialize(params.seed, params.layout, patience(params.hang_seconds))
+    parallel.initialize(params.seed, params.layout, group_timeout(params.hang_seconds))
     trainer = Trainer(architecture, Optimization(lr=asked.lr, steps=asked.steps, decay_steps=asked.steps, clip=params.clip),
                       max_sequence_length=params.pack_tokens, weights=weights, dtype=getattr(torch, params.dtype),
                       expert_bias_rate=0.0, aux_loss=0.0, recompute=params.layout.recompute)

@@ -15,7 +15,7 @@ from components.rl.rlhf.judge import Judge
 from components.rl.rlhf.reward_model import REWARD_MODEL, taught, train_reward_model
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.tasks import FAMILIES, read_rows
-from stagecraft.engine.first import FirstRank
+from stagecraft.engine.collectives import FirstRank
 from stagecraft.inference.server import Server
 from stagecraft.inference.server_settings import Settings
 from stagecraft.model.config import Architecture

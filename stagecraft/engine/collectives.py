@@ -1,4 +1,4 @@
-"""What rank 0 alone finds out, told to all ranks, and what each finds out, told to all."""
+"""Collectives of Python objects, over gloo: what rank 0 alone finds out, broadcast, and what each finds out, gathered by all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FirstRank:
         self.here = self.rank == 0
         self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if self.ranks > 1 else None
 
-    def tells(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """What rank 0 has for `value`. Every rank calls it; none is through before rank 0 has called it."""
         if self._group is None:
             return value
@@ -31,7 +31,7 @@ class FirstRank:
         dist.broadcast_object_list(box, 0, group=self._group)
         return box[0]
 
-    def hears(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """What every rank has for `value`, in their order. Every rank calls it, and is told of all."""
         if self._group is None:
             return [value]
