@@ -29,11 +29,24 @@ def test_no_stage_foresees_a_mistake(profile):
     check(profile.read_text(), profile.name, list(STAGES))
 
 
+@pytest.mark.parametrize(("change", "expected"), [
+    ({"mtp_depths": 0}, "params.yaml: pretrain: mtp_depths 0 does not go with architecture.num_nextn_predict_layers 1"),
+    ({"seed": 2**32}, "params.yaml: pretrain.seed: Input should be less than 2147483648"),
+])
+def test_what_a_run_would_meet_after_others_is_refused_before_it(change, expected):
+    profile = YAML(typ="safe").load(ROOT / "params.yaml")
+    profile["pretrain"] |= change
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
+        check(json.dumps(profile), "params.yaml", list(STAGES))
+
+
 @pytest.mark.parametrize(("section", "change", "expected", "here_alone"), [
     ("curate", {"vocab_size": 4096}, "pretrain.architecture.vocab_size: vocab_size is 2048, but the corpus's tokenizer has 4096", False),
     ("pretrain", {"processes": 3, "layout": {"tensor": 1, "pipeline": 2, "context": 1, "expert": 1}},
      "pretrain.layout: 3 ranks cannot be divided into tensor 1 x pipeline 2", False),
     ("pretrain", {"emulate": False}, "precision: nvfp4 (Mamba input) would be emulated on CPU", True),
+    ("pretrain", {"mtp_depths": 0, "architecture": {"num_nextn_predict_layers": 0}},
+     "sft.mtp_depths: the model has no MTP block to train - set it to 0", False),
     ("sft", {"data": {"tasks": True, "files": ["mine.jsonl"], "bad_rows": "fail"}}, "sft.data.files: mine.jsonl: no such file", True),
     ("rl", {"mixture": {"sorted": 1.0}}, "rl.stages.rlvr: mixture: no prompts of family 'sorted' - name some of ", False),
     ("rl", {"environments": {"sgl": 1.0}}, "environments: unknown environment 'sgl' - use one of ", False),
@@ -45,7 +58,7 @@ def test_no_stage_foresees_a_mistake(profile):
 def test_what_a_later_stage_would_refuse_is_foreseen(section, change, expected, here_alone):
     profile = YAML(typ="safe").load(ROOT / "params.yaml")
     for key, value in change.items():
-        group = isinstance(profile[section][key], dict) and key == "benchmarks"
+        group = key in ("benchmarks", "architecture")
         profile[section][key] = profile[section][key] | value if group else value
     text = json.dumps(profile)
     with pytest.raises(UserError, match=f"^{re.escape(expected)}"):

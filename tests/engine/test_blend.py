@@ -1,10 +1,13 @@
 """Rows of a blend: what a row teaches does not hang on which was read first, and a few rows come of many small files."""
 
+import resource
+
 import stagecraft.megatron_cpu  # noqa: F401
 
 import numpy as np
 import pytest
 
+from stagecraft.contract.errors import UserError
 from stagecraft.engine.datasets import batch_of, open_blend
 from tests.indexed import write_indexed
 
@@ -21,6 +24,19 @@ def test_a_row_teaches_the_same_wherever_a_process_began_to_read(tmp_path):
     for whole, later in zip(rows(0)[16:], rows(16), strict=True):
         assert (whole.labels == later.labels).all() and (whole.tokens == later.tokens).all()
         assert whole.loss_mask.min() == later.loss_mask.min() == 1
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """Files of this process may not grow: Megatron meets an OSError, as it does without space, and says less."""
+    write_indexed(tmp_path / "tokens", [list(range(100))] * 40, 100)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"^{tmp_path}/order: the order of the rows cannot be written: .* - make room and start again$"):
+            open_blend([(tmp_path / "tokens", 1.0)], samples=300, sequence_length=32, seed=0, cache=tmp_path / "order", eod=2,
+                       vocab_size=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("documents", [1, 5])

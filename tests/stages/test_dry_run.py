@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from components.pretrain.dry_run import resolved
 from components.pretrain.params import Params
 from stagecraft.contract.cluster import read_cluster
 from stagecraft.contract.errors import UserError
@@ -103,6 +105,15 @@ def test_another_family_is_resolved_or_refused_in_one_line():
     assert done.stderr.startswith("error: --family, or nvidia.com/gpu.family in the profile: family of GPUs 'volta' is unknown")
     done = dry_run(profile="params.yaml")
     assert "decoder.layers.0.mixer.in_proj (Mamba input): nvfp4 -> nvfp4 emulated, products in float32" in done.stdout
+
+
+def test_a_size_that_the_hardware_does_not_take_in_a_later_phase_alone_is_refused():
+    params = load(Params, "pretrain", ROOT / "params" / "super-120b.yaml")
+    odd = replace(params.architecture, moe_shared_expert_intermediate_size=5344)  # by 2 a multiple of 16, by 4 not
+    long = replace(params.long_context, layout=replace(params.long_context.layout, tensor=4, context=16))
+    resolved(replace(params, architecture=odd, layout=replace(params.layout, tensor=2)), "blackwell")
+    with pytest.raises(UserError, match=r"has a size of 1336 on a rank, nvfp4 in hardware takes multiples of 16"):
+        resolved(replace(params, architecture=odd, layout=replace(params.layout, tensor=2), long_context=long), "blackwell")
 
 
 def test_without_computing_again_the_long_rows_do_not_fit(tmp_path):

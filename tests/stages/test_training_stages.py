@@ -29,6 +29,9 @@ def test_each_stage_leaves_an_artifact_with_its_figures(finished):
     for name in ("base", "sft", "aligned"):
         manifest = json.loads((where / "artifacts" / name / "manifest.json").read_text())
         assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= manifest["files"].keys()
+        recorded = json.loads((where / "artifacts" / name / "manifest.json").read_text())["environment"]
+        assert "float32" in recorded["precision_actual"] and recorded["device"] and recorded["processes"] >= 1, name
+        assert name == "base" or (recorded["precision_requested"], recorded["precision_actual"]) == ("float32", "float32"), name
     recorded = json.loads((where / "artifacts/base/manifest.json").read_text())["environment"]
     assert recorded["precision_requested"] == "nvfp4"
     assert {"layer_class": "Mamba input", "layers": 2, "requested": "nvfp4", "actual": "nvfp4 emulated, products in float32",
