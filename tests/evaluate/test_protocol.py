@@ -17,7 +17,7 @@ def read(monkeypatch):
 
 def test_the_rows_are_judged_by_their_verifiers(read):
     protocol.source_digest(["stagecraft.environments.verify"])
-    assert sorted(read) == ["reward.py", "verifiers.py", "verify.py"]
+    assert sorted(read) == ["reward.py", "verifiers.py", "verify.py", "written.py"]
 
 
 @pytest.mark.parametrize(("task", "judges", "others"), [

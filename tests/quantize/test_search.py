@@ -212,12 +212,12 @@ def test_a_killed_run_resumes_where_it_was(quantised, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "scores.json").write_text(json.dumps(scores))
     shutil.copytree(quantised.path("fp8"), tmp_path / "work" / "fp8")
-    (tmp_path / "work" / "nvfp4.part").mkdir()
+    (tmp_path / "work" / ".nvfp4.tmp").mkdir()
     metrics = run(tmp_path, replace(PARAMS, search=replace(SEARCH, effective_bits=8.01)))
     assert metrics["search_operators_fp8"] == len(scores)
     assert metrics["search_sensitivity"] == pytest.approx(1e-9 * len(scores))
     assert metrics["fp8_kl"] == quantised.metrics["fp8_kl"]
-    assert not list((tmp_path / "work").glob("*.part"))
+    assert not list((tmp_path / "work").glob(".*.tmp"))
 
 
 def test_modelopts_scores_are_second_order_and_ours(quantised):

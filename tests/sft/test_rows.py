@@ -148,7 +148,8 @@ def test_a_row_that_no_template_can_write_is_named(corpus, tmp_path, row, messag
 
 
 def test_what_a_tokenizers_own_template_refuses_is_a_bad_row(tmp_path):
-    tokenizer = tiny_tokenizer()
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') if messages | length > 2 }}" + tokenizer.chat_template
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     path = tmp_path / "mine.jsonl"
