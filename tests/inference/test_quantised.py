@@ -11,7 +11,8 @@ from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, reference_
 from tests.quantize.conftest import made, quantised  # noqa: F401 - a fixture
 from tests.quantize.reference import reference_model, stored_tensors
 
-PROMPTS = [prompt for prompt in draw_prompts(40, seed=3) if len(prompt) > 1]
+# As many as it takes for a share: what tips over, of one answer in ten, hangs on the processor.
+PROMPTS = [prompt for prompt in draw_prompts(200, seed=3) if len(prompt) > 1]
 
 
 @pytest.mark.parametrize("name", ["fp8", "nvfp4"])
@@ -45,7 +46,7 @@ def test_whatever_a_search_may_choose(quantised, tmp_path, choose, monkeypatch):
     for operator in operators:
         weights = [name for name in stored if name.startswith(f"{operator.name}.") and name.endswith(".weight")]
         assert weights and {stored[name].dtype for name in weights} == {dtypes[choice[operator.name]]}, operator.name
-    check(directory, [prompt[:12] for prompt in PROMPTS], monkeypatch)
+    check(directory, [prompt[:12] for prompt in PROMPTS[:40]], monkeypatch)
 
 
 def check(checkpoint, prompts, monkeypatch):
@@ -56,15 +57,17 @@ def check(checkpoint, prompts, monkeypatch):
         got = engine.logprobs(prompts)
         answers = engine.generate(prompts, temperature=0, max_tokens=4, logprobs=True)
         assert stacks[-1].last is not None  # all layers in one call, while all sequences decoded
-    rounded = reference_model(checkpoint, activations=True)
-    distance = torch.cat([torch.tensor(values) - reference_logprobs(rounded, prompt) for values, prompt in zip(got, prompts)]).abs()
+    rounded, unrounded = reference_model(checkpoint, activations=True), reference_model(checkpoint)
+    # Of prompt and answer at once: a token's figure does not depend on what comes after it.
+    whole = [reference_logprobs(rounded, prompt + completion.token_ids) for prompt, (completion,) in zip(prompts, answers)]
+    read = [values[:len(prompt) - 1] for values, prompt in zip(whole, prompts)]
+    distance = torch.cat([torch.tensor(values) - expected for values, expected in zip(got, read)]).abs()
     assert (distance < 1e-4).float().mean() > 0.9
-    decoded = torch.cat([torch.tensor(completion.logprobs) - reference_logprobs(rounded, prompt + completion.token_ids)[-4:]
-                         for prompt, (completion,) in zip(prompts, answers)]).abs()
+    decoded = torch.cat([torch.tensor(completion.logprobs) - values[-4:] for values, (completion,) in zip(whole, answers)]).abs()
     assert (decoded < 1e-4).float().mean() > 0.9
-    unrounded = reference_model(checkpoint)
-    apart = torch.cat([torch.tensor(values) - reference_logprobs(unrounded, prompt) for values, prompt in zip(got, prompts)]).abs()
+    plain = [reference_logprobs(unrounded, prompt) for prompt in prompts]
+    apart = torch.cat([torch.tensor(values) - expected for values, expected in zip(got, plain)]).abs()
     assert (apart < 1e-4).float().mean() < 0.1  # the engine does round what goes into its operators
     # ... and nothing else sets it apart from the dequantised weights: the two references are as far from one another.
-    expected = torch.cat([reference_logprobs(rounded, prompt) - reference_logprobs(unrounded, prompt) for prompt in prompts]).abs()
+    expected = torch.cat([one - other for one, other in zip(read, plain)]).abs()
     assert apart.median() == pytest.approx(float(expected.median()), rel=0.05)
