@@ -13,6 +13,7 @@ from components.rl.params import Stage
 from components.rl.rlhf.comparisons import Comparison, comparisons, question
 from components.rl.supervised import train_on, training
 from stagecraft.checkpoint.canonical import write_checkpoint
+from stagecraft.contract.files import whole_directory
 from stagecraft.contract.runlog import RunLog
 from stagecraft.data.conversations import encode_conversation
 from stagecraft.data.tokenizer import load_tokenizer
@@ -27,8 +28,7 @@ REWARD_MODEL = "reward_model"  # in the work directory
 
 def train_reward_model(params: Stage, architecture: Architecture, weights: Mapping[str, Tensor], tokenizer: Path, families: list[str],
                        work: Path, first: FirstRank, log: RunLog | None) -> None:
-    """Train it and write its checkpoint, unless a run that was killed had done so; every rank runs it; resumable at every
-    checkpoint.
+    """Train it and write its checkpoint, unless a run that was killed had done so; every rank runs it, and resumes at its checkpoints.
 
     Args:
         weights: canonical tensors of the fine-tuned model.
@@ -50,10 +50,8 @@ def train_reward_model(params: Stage, architecture: Architecture, weights: Mappi
     train_on(trainer, rows, params, REWARD_MODEL, work, log)
     trained = {**weights, **trainer.weights()}
     if first.here:
-        temporary = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        write_checkpoint(temporary, architecture, trained.items(), tokenizer)
-        temporary.rename(final)
+        with whole_directory(final) as directory:
+            write_checkpoint(directory, architecture, trained.items(), tokenizer)
         shutil.rmtree(training(work, REWARD_MODEL))  # optimizer state, of use no more
     del trainer
     parallel.leave_layout()
