@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from components.evaluate.protocol import differing
-from components.evaluate.statistics import paired
+from components.evaluate.statistics import Paired, paired
 
 
 def of_another_protocol(challenger: dict[str, Any], champion: dict[str, Any] | None) -> str | None:
@@ -23,7 +23,8 @@ def objections(challenger: dict[str, Any], champion: dict[str, Any] | None, gone
 
     No task family or benchmark may be worse than the champion by more than `family_max_loss`: the lower confidence bound of the
     paired difference must stay above that limit. All must pass, so no correction for their number is due (an intersection-union
-    test, Berger 1982).
+    test, Berger 1982). That limit has to be wide, for a family is few prompts, and a model that lost nearly as much in each of them
+    would pass, and the next one after it: so over all prompts together a challenger must not be worse for sure.
 
     Args:
         challenger: its `record` in promotion.json: {"protocol", "scores": name -> score of each prompt, "rules"}.
@@ -35,11 +36,20 @@ def objections(challenger: dict[str, Any], champion: dict[str, Any] | None, gone
         if rules["other_protocol"] == "replace" or (rules["other_protocol"] == "replace_gone" and gone):
             return []
         return [f"{other}; to replace it without a comparison, set evaluate.gate.other_protocol to replace"]
-    found = []
+    found, confidence = [], rules["family_confidence"]
     for name, scores in challenger["scores"].items():
-        difference = paired(scores, champion["scores"][name], rules["family_confidence"])
-        bound = difference.lower_bound(rules["family_confidence"])
+        difference = paired(scores, champion["scores"][name], confidence)
+        bound = difference.lower_bound(confidence)
         if bound < -rules["family_max_loss"]:
-            found.append(f"{name} is {-100 * difference.difference:.1f} ± {100 * difference.stderr:.1f} points worse "
-                         f"(lower {rules['family_confidence']:.0%} bound {100 * bound:.1f}, allowed {-100 * rules['family_max_loss']:.1f})")
-    return found
+            found.append(f"{name} is {_loss(difference)} (lower {confidence:.0%} bound {100 * bound:.1f}, "
+                         f"allowed {-100 * rules['family_max_loss']:.1f})")
+    if found:
+        return found
+    ours, theirs = ([score for name in challenger["scores"] for score in record["scores"][name]] for record in (challenger, champion))
+    if paired(theirs, ours, confidence).lower_bound(confidence) > 0:
+        return [f"over all prompts it is {_loss(paired(ours, theirs, confidence))}, which is sure at {confidence:.0%}"]
+    return []
+
+
+def _loss(difference: Paired) -> str:
+    return f"{-100 * difference.difference:.1f} ± {100 * difference.stderr:.1f} points worse"

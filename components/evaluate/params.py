@@ -112,7 +112,7 @@ class Gate:
         quantized_max_loss: by how much a quantised model may fall behind aligned.
         min_exact_match: what the promoted model must reach.
         family_max_loss: by how much any task family or benchmark may fall behind the registered champion.
-        family_confidence: of that, one-sided.
+        family_confidence: of that, and of being worse over all prompts, one-sided.
         other_protocol: a champion that was measured in another way is kept (`refuse`), replaced, with a line that says so (`replace`), or
             replaced if its model lies no longer where it was registered, so that nobody could serve it (`replace_gone`).
     """

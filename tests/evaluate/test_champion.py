@@ -3,6 +3,8 @@
 import copy
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from components.evaluate.champion import objections
 from tests.evaluate.made import PROTOCOL
@@ -33,6 +35,27 @@ def test_a_loss_within_the_limit_that_is_not_sure_is_an_objection():
 
 def test_benchmarks_count_like_families():
     assert "needle is 20.0" in objections(record(needle=0.3), record(needle=0.5))[0]
+
+
+def recorded(**scores):
+    return {"protocol": PROTOCOL, "rules": {**RULES, "family_max_loss": 0.25}, "scores": scores}
+
+
+def test_a_little_worse_everywhere_is_worse():
+    """Six families of 100 prompts, 80 of each solved before and 68 now: each loss is within the limit, and the next one would be."""
+    champion = recorded(**{f"family{i}": [1.0] * 80 + [0.0] * 20 for i in range(6)})
+    challenger = recorded(**{f"family{i}": [1.0] * 68 + [0.0] * 32 for i in range(6)})
+    assert objections(challenger, champion) == ["over all prompts it is 12.0 ± 1.3 points worse, which is sure at 95%"]
+    assert objections(champion, challenger) == []
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=120), st.sampled_from([1, 2, 3]))
+def test_no_challenger_that_answers_as_many_is_worse_over_all(answers, families):
+    """Whatever the families say, which have their own limit: here none that could be passed."""
+    fewer, more = sorted((list(each) for each in zip(*answers)), key=sum)
+    pair = [recorded(**{f"family{i}": [float(each) for each in scores] for i in range(families)}) for scores in (more, fewer)]
+    pair[0]["rules"]["family_max_loss"] = 2.0
+    assert objections(*pair) == []
 
 
 @pytest.mark.parametrize("champion", [None, record(seed=2)])
