@@ -204,7 +204,7 @@ def load_pipeline(root: Path, file: Path) -> Any:
 
 def parse_arguments(pipeline: Any, assignments: Sequence[str]) -> dict[str, str]:
     """`NAME=VALUE` for the pipeline's own parameters (those that are no stage's)."""
-    known = set(pipeline.component_spec.inputs or {})
+    known = set(pipeline.component_spec.inputs or {}) - {f"{stage}_params" for stage in STAGES}  # those are checked as stage.key
     arguments = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")

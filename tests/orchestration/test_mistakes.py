@@ -41,6 +41,7 @@ def test_a_wrong_profile_stops_before_anything_runs(fresh, old, new, expected):
     ("pretrain.amount=-1", "pretrain.amount: Input should be greater than 0"),
     ("pretrain.amount=&a [*a]", "params.yaml: pretrain: no plain values"),
     ("nonsense=1", "nonsense=1: unknown parameter"),
+    ('sft_params={"amount": 1}', 'sft_params={"amount": 1}: unknown parameter - write stage.key=value'),
 ])
 def test_a_wrong_override_changes_nothing(fresh, argument, expected):
     before = (fresh.root / "params.yaml").read_text()
