@@ -21,7 +21,7 @@ class Tasks:
     """Exact match: greedy answers to the held-out tasks.
 
     Attributes:
-        prompts: how many, shared evenly among the families; all there are if there are fewer.
+        prompts: how many, shared evenly among the families, two of each at least; all there are if there are fewer.
         max_new_tokens: an answer that has not ended by then counts as wrong.
     """
 
@@ -79,7 +79,7 @@ class Benchmarks:
     Attributes:
         tasks: names of the files, without `.yaml`; an empty list leaves lm-eval out.
         data: folder with the data of the real benchmarks, as their files say; nothing is ever downloaded. `""` if there is none.
-        prompts: of each task, at most; 0 for all (of tasks made here, 100).
+        prompts: of each task, at most, two or more; 0 for all (of tasks made here, 100).
         lengths: words of the contexts of the long-context tasks made here.
         max_new_tokens: of an answer, whatever more a task grants.
     """
@@ -97,6 +97,8 @@ class Benchmarks:
             raise ValueError(f"{unknown[0]!r} is no task; they are {', '.join(known)}")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError("a task is named twice")
+        if self.prompts == 1:
+            raise ValueError("prompts is 1, a standard error needs two (0 takes all)")
 
 
 @params

@@ -41,7 +41,7 @@ def choose(corpus: Path, params: Params) -> Workload:
     """Choose from the corpus: the first rows of every family in file order, and documents in an order drawn from the seed.
 
     Raises:
-        UserError: too few held-out tasks or documents for a standard error.
+        UserError: too few held-out tasks, in all or of a family, or documents for a standard error.
     """
     rows = evenly(read_rows(corpus / "tasks" / "heldout.jsonl"), params.tasks.prompts)
     documents = _documents(corpus / "heldout" / "text.jsonl", params)
@@ -49,6 +49,10 @@ def choose(corpus: Path, params: Params) -> Workload:
         if len(found) < 2:
             raise UserError(f"{len(found)} {kind}, a standard error needs two", where=str(corpus / path),
                             mend="give curate more text or a larger held-out share")
+    for family, found in Counter(row["family"] for row in rows).items():
+        if found < 2:
+            raise UserError(f"{found} task rows of family {family!r}, a standard error needs two",
+                            where=str(corpus / "tasks/heldout.jsonl"), mend="raise evaluate.tasks.prompts, or curate.tasks.heldout_rows")
     return Workload(rows, documents)
 
 

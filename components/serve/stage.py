@@ -33,10 +33,12 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
         `modes` (by reasoning mode: thinking tokens, answer tokens, exact match, with standard errors).
 
     Raises:
-        UserError: nothing was promoted, the checkpoint cannot be read, or a server was not up in the time that the parameters give it.
+        UserError: nothing was promoted, the checkpoint cannot be read, a prompt and its answer are longer than the server takes, or a
+            server was not up in the time that the parameters give it.
         ServerDiedError: a server did not come up; its last lines are in the message.
         CheckFailedError: it came up and does not serve as it should.
     """
+    from components.serve.prompts import check_lengths
     from components.serve.reasoning import metrics
     from components.serve.session import inspect
     from stagecraft.inference.server import Server, ServerLateError, running
@@ -45,6 +47,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     model, verdict = promoted(inputs, "see report.html beside it; train further or change evaluate.gate in the parameters, "
                               "then run dvc repro serve")
     log.note(f"serving {verdict['promoted']}: {verdict['reason']}")
+    check_lengths(model, params)
     settings = params.server
     plain = Server(model, replace(settings, draft_tokens=0), log.work / "plain.log")
     drafting = Server(model, settings, log.work / "drafting.log") if settings.draft_tokens else plain

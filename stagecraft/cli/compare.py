@@ -44,9 +44,10 @@ def main(arguments: Sequence[str]) -> int:
     plan = parse(side_by_side.Plan, {
         "benchmarks": {"tasks": chosen.task or ["families"], "data": chosen.data, "prompts": chosen.prompts, "lengths": chosen.lengths,
                        "max_new_tokens": chosen.max_tokens},
-        "server": asdict(replace(server, max_num_seqs=chosen.concurrency)), "rounds": chosen.rounds, "concurrency": chosen.concurrency,
+        "server": asdict(server), "rounds": chosen.rounds, "concurrency": chosen.concurrency,
         "seed": chosen.seed, "confidence": chosen.confidence, "together": not chosen.one_at_a_time, "force": chosen.force,
     }, "stagecraft compare")
+    plan = replace(plan, server=replace(server, max_num_seqs=plan.concurrency))
     subjects = _distinct([side_by_side.Subject(*_resolve(model)) for model in chosen.models])
     for subject in subjects:
         if isinstance(subject.where, Path):

@@ -53,12 +53,13 @@ def test_what_a_run_would_meet_after_others_is_refused_before_it(change, expecte
     ("rl", {"environments": {"mine": 1.0}, "environment_servers": {"mine": {"url": "http://a:1", "rows": "mine.jsonl", "turns": 1}}},
      "rl.environment_servers.mine.rows: mine.jsonl: no such file", True),
     ("rl", {"layout": {"tensor": 4, "pipeline": 1, "context": 1, "expert": 1}}, "rl.stages.rlvr.layout: ", False),
+    ("evaluate", {"tasks": {"prompts": 11}}, "evaluate.tasks.prompts: 11 are less than two of each of 6 task families", False),
     ("evaluate", {"benchmarks": {"data": "nowhere"}}, "evaluate.benchmarks.data: nowhere: no such folder", True),
 ])
 def test_what_a_later_stage_would_refuse_is_foreseen(section, change, expected, here_alone):
     profile = YAML(typ="safe").load(ROOT / "params.yaml")
     for key, value in change.items():
-        group = key in ("benchmarks", "architecture")
+        group = key in ("benchmarks", "architecture", "tasks")
         profile[section][key] = profile[section][key] | value if group else value
     text = json.dumps(profile)
     with pytest.raises(UserError, match=f"^{re.escape(expected)}"):

@@ -234,6 +234,8 @@ def test_a_checkpoint_answers_as_its_server_does(comparison, server, project, ca
     ([], r"0 given - name two or more to compare; .* python -m benchmarks\.architectures"),
     (["./tiny"], "name two or more"), (["./nothing", "./tiny"], "no such directory"), (["./tiny", "champion"], "no registry"),
     (["./tiny", "./tiny", "--rounds", "1"], "rounds: Input should be greater than or equal to 2"),
+    (["./tiny", "./tiny", "--concurrency", "0"], r"stagecraft compare\.concurrency: Input should be greater than 0 \(found 0\)"),
+    (["./tiny", "./tiny", "--prompts", "1"], r"stagecraft compare\.benchmarks: prompts is 1, a standard error needs two"),
     (["./tiny", "./tiny", "--task", "glue"], "'glue' is no task"),
     (["./tiny", "./tiny", "--task", "gsm8k"], "put the data there"),
     (["./tiny", "http://127.0.0.1:9"], "no endpoint answers"),

@@ -39,6 +39,11 @@ def test_too_little_text_is_a_mistake_of_the_user(corpus):
         choose(corpus, replace(PARAMS, text=replace(PARAMS.text, bytes=1)))
 
 
+def test_a_family_of_one_prompt_is_a_mistake_of_the_user(corpus):
+    with pytest.raises(UserError, match=r"heldout\.jsonl: 1 task rows of family '\w+', a standard error needs two - "):
+        choose(corpus, replace(PARAMS, tasks=replace(PARAMS.tasks, prompts=5)))
+
+
 def test_no_corpus_is_a_mistake_of_the_user(tmp_path):
     with pytest.raises(UserError, match="cannot read task rows"):
         choose(tmp_path, PARAMS)
@@ -54,6 +59,7 @@ def test_no_corpus_is_a_mistake_of_the_user(tmp_path):
     ("processes", "2", "valid integer"),
     ("benchmarks.tasks", ["glue"], "'glue' is no task; they are families, gpqa, gsm8k"),
     ("benchmarks.max_new_tokens", 160, "must be below max_model_len"),
+    ("benchmarks.prompts", 1, "prompts is 1, a standard error needs two"),
     ("gate.other_protocol", "ask", "'refuse', 'replace_gone' or 'replace'"),
     ("tasks.shots", 5, "unknown key"),
 ])

@@ -99,6 +99,15 @@ def test_a_server_that_needs_more_time_than_it_is_given(project, tmp_path):
         stage.main(hasty, inputs(project), {"serving": tmp_path}, RunLog("serve", tmp_path, tmp_path))
 
 
+@pytest.mark.parametrize(("part", "max_tokens"), [("check", 370), ("modes", 365), ("load", 370)])
+def test_a_prompt_that_leaves_its_answer_too_little_room(project, tmp_path, part, max_tokens):
+    """Answers as long as that would be cut by the server, which would then be blamed."""
+    long = replace(params(), **{part: replace(getattr(params(), part), max_tokens=max_tokens)})
+    refused = rf"the prompt of serve-\w+-\d+ has \d+ tokens, {part}\.max_tokens leaves {384 - max_tokens} - raise it to"
+    with pytest.raises(UserError, match=rf"serve\.server\.max_model_len: {refused}"):
+        stage.main(long, inputs(project), {}, RunLog("serve", tmp_path, tmp_path))
+
+
 def test_prompts_are_drawn_by_the_seed_and_cover_every_family():
     assert draw_rows(2, 1) == draw_rows(2, 1) != draw_rows(2, 2)
     assert {row["family"] for row in draw_rows(1, 0)} == set(FAMILIES)
