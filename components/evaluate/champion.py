@@ -39,7 +39,7 @@ def objections(challenger: dict[str, Any], champion: dict[str, Any] | None, gone
     found, confidence = [], rules["family_confidence"]
     for name, scores in challenger["scores"].items():
         difference = paired(scores, champion["scores"][name], confidence)
-        bound = difference.lower_bound(confidence)
+        bound = difference.lower_bound(confidence, most=max(champion["scores"][name]))  # no more can be lost
         if bound < -rules["family_max_loss"]:
             found.append(f"{name} is {_loss(difference)} (lower {confidence:.0%} bound {100 * bound:.1f}, "
                          f"allowed {-100 * rules['family_max_loss']:.1f})")

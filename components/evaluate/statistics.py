@@ -46,9 +46,22 @@ class Paired:
     losses: int
     n: int
 
-    def lower_bound(self, confidence: float) -> float:
-        """One-sided lower confidence bound of the difference (normal approximation)."""
-        return self.difference - float(stats.norm.ppf(confidence)) * self.stderr
+    def lower_bound(self, confidence: float, most: float = 1.0) -> float:
+        """One-sided lower confidence bound of the difference of two scores.
+
+        Student's, over the prompts and two more, one won and one lost, as D. G. Bonett and R. M. Price do (Adjusted Wald confidence
+        interval for a difference of binomial proportions based on paired data, 2012): a few prompts on which two models agree have no
+        spread, and are no proof that they are alike. Over hundreds of prompts the two hardly count; over a dozen a bound at 95% holds
+        91 times in 100 at worst.
+
+        Args:
+            most: the most that one prompt can win or lose.
+        """
+        n = self.n + 2
+        centre = self.n * self.difference / n
+        squares = self.n * (self.n - 1) * self.stderr**2 + self.n * self.difference**2 + 2 * most**2
+        stderr = math.sqrt(max(0.0, squares - n * centre**2) / (n - 1) / n)
+        return centre - float(stats.t.ppf(confidence, n - 1)) * stderr
 
 
 def mean(values: Sequence[float]) -> Estimate:

@@ -37,6 +37,15 @@ def test_cases(name):
     assert verdict.reason.startswith("nothing is promoted") == (promoted is None)
 
 
+def test_twelve_prompts_promote_nothing():
+    """Every answer of aligned and nvfp4 is right, and the two differ in nothing: that says little of a 13th."""
+    solved = {"base": range(0), "sft": range(8), "aligned": range(12), "fp8": range(12), "nvfp4": range(12)}
+    verdict = decide({name: result(name, right, prompts=12) for name, right in solved.items()})
+    assert verdict.promoted is None
+    assert [check.passed for check in verdict.checks["nvfp4"]] == [True, False]
+    assert "bound -18.6 points" in verdict.checks["nvfp4"][1].found
+
+
 def test_a_base_model_that_cannot_predict_text_stops_everything():
     results = {**five(), "base": result("base", range(3), bits_per_byte=3.0)}
     verdict = decide(results)

@@ -79,6 +79,41 @@ def test_paired_ratios(units):
         assert np.quantile(resampled, low) - 1e-9 <= end <= np.quantile(resampled, high) + 1e-9
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=40), st.sampled_from([0.8, 0.95]))
+def test_the_lower_bound_is_students_with_a_prompt_won_and_one_lost(pairs, confidence):
+    first, second = [a / 4 for a, _ in pairs], [b / 4 for _, b in pairs]
+    found = statistics.paired(first, second, 0.95)
+    for most in (1.0, 0.5):
+        sample = [*(a - b for a, b in zip(first, second)), most, -most]
+        expected = stats.ttest_1samp(sample, 0, alternative="greater").confidence_interval(confidence).low
+        assert found.lower_bound(confidence, most) == pytest.approx(expected, abs=1e-9)
+
+
+def made(n, wins, losses):
+    """`paired` of 0/1 scores without its bootstrap and its test."""
+    estimate = statistics.mean([1.0] * wins + [-1.0] * losses + [0.0] * (n - wins - losses))
+    return statistics.Paired(estimate.value, estimate.stderr, (0.0, 0.0), 1.0, wins, losses, n)
+
+
+@pytest.mark.parametrize("n", [12, 20, 50])
+def test_the_lower_bound_holds_for_few_prompts_too(n):
+    """The chance, over all splits there are, that the true difference is not below it; a normal bound's is 11% for 12 prompts."""
+    splits = np.array([(wins, losses) for wins in range(n + 1) for losses in range(n + 1 - wins)])
+    bounds = np.array([made(n, *each).lower_bound(0.95) for each in splits.tolist()])
+    for differing, won in itertools.product((0.01, 0.05, 0.2, 0.5, 1.0), (0.0, 0.1, 0.5, 0.9, 1.0)):
+        chances = [differing * won, differing * (1 - won)]
+        weights = stats.multinomial.pmf(np.column_stack([splits, n - splits.sum(1)]), n, [*chances, 1 - differing])
+        assert weights[bounds <= chances[0] - chances[1] + 1e-12].sum() > 0.91
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(200, 14), (186, 0), (4, 10), (6, 25), (13, 32), (1, 5)])
+def test_over_the_prompts_of_the_profile_it_is_the_normal_bound(wins, losses):
+    """Alignment's gain and what quantisation loses, as the README has them: by less than 0.3 points."""
+    found = made(600, wins, losses)
+    normal = found.difference - stats.norm.ppf(0.95) * found.stderr
+    assert abs(found.lower_bound(0.95) - normal) < 0.003
+
+
 def test_paired_comparison_wants_the_same_prompts():
     with pytest.raises(ValueError, match="same prompts"):
         statistics.paired([True, False], [True], 0.95)
