@@ -32,7 +32,7 @@ for arguments in given["calls"]:
         line = json.dumps(value)
     except Exception as error:
         line = json.dumps({"raised": type(error).__name__})
-    say("\\n" + given["word"] + line)
+    say("\\n" + given["word"] + line + "\\n")  # between two breaks, for the program may print as well
 """
 
 

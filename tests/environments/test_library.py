@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stagecraft.contract.errors import UserError
 from stagecraft.environments.episode import converse, script
 from stagecraft.environments.library import ENVIRONMENTS, environment
+from stagecraft.environments.library.software import MODULES
 from stagecraft.environments.library.sql import ask
 from stagecraft.environments.written import write_call
 
@@ -49,6 +50,21 @@ def test_references_score_one_and_near_misses_do_not(name, seed):
 @pytest.mark.parametrize("name, seed", [("code", 1), ("code", 2), ("software", 1), ("software", 4), ("sql", 1), ("sql", 2)])
 def test_the_same_where_programs_are_run(name, seed):
     check(name, seed)
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+@pytest.mark.parametrize("said", ["print('so')", "print('so', end='')", "import sys; print('so', file=sys.stderr)",
+                                  "import sys; print('so', end='', file=sys.stderr)"])
+def test_a_right_program_may_print(said):
+    code, software = environment("code"), environment("software")
+    row = code.draw(Random(1))
+    (right,) = code.reference(row)
+    assert played("code", row, [right.replace("    return", f"    {said}\n    return")]).reward.score == 1
+    row = software.draw(Random(1))
+    module = MODULES[row["broken"]]
+    mended = [write_call("replace", path=f"{row['broken']}.py", old=module.bug, new=f"{said}\n    {module.right}"), write_call("run_test")]
+    episode = played("software", row, [*mended, "done"])
+    assert episode.reward.score == 1 and '"passed"' in [item.get("output") for item in episode.output]
 
 
 @pytest.mark.parametrize("name", sorted(IN_SANDBOX))
