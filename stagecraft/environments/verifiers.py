@@ -20,10 +20,13 @@ def verify_text(spec: dict[str, Any], answer: str) -> dict[str, float]:
 
 
 def verify_number(spec: dict[str, Any], answer: str) -> dict[str, float]:
-    """The answer is a plain decimal integer, and it is `spec["answer"]`. Leading zeros are malformed."""
+    """The answer is a plain decimal integer, and it is `spec["answer"]`. Leading zeros are malformed, as is -0.
+
+    So a number is written in one way only, and texts are compared: Python reads no integer of more than 4300 digits.
+    """
     given = answer.strip()
     well_formed = re.fullmatch(r"0|-?[1-9][0-9]*", given) is not None
-    return {"format": float(well_formed), "correct": float(well_formed and int(given) == spec["answer"])}
+    return {"format": float(well_formed), "correct": float(well_formed and given == str(spec["answer"]))}
 
 
 def verify_tool_call(spec: dict[str, Any], answer: str) -> dict[str, float]:

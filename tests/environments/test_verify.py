@@ -54,6 +54,22 @@ def test_everything_else_scores_zero(row, completion):
     assert verify(row, completion).score == 0
 
 
+@given(st.integers() | st.sampled_from([0, -1]), st.from_regex(r"[ +-]?0*[0-9]{1,3}\n?", fullmatch=True) | st.integers().map(str))
+@example(0, "-0")
+@example(0, "00")
+@example(7, "07")
+@example(-7, "-07")
+@example(-7, "-7")
+@example(5, "1" * 5000)
+@example(-5, "-" + "1" * 5000)
+def test_a_number_is_right_where_its_value_is_and_it_is_written_as_usual(answer, given):
+    parts = verify({"id": "n", "verifier": {"kind": "number", "answer": answer}}, given).parts
+    sign, digits = given.strip().startswith("-"), given.strip().removeprefix("-")
+    usual = digits.isdigit() and (digits[0] != "0" or (digits == "0" and not sign))
+    assert parts["format"] == usual
+    assert parts["correct"] == (usual and len(digits) < 4300 and int(given) == answer)
+
+
 @pytest.mark.parametrize("row, completion", [(TEXT, "lamp cat"), (NUMBER, "40")])
 def test_unfinished_scores_zero(row, completion):
     reward = verify(row, completion, finished=False)
