@@ -173,7 +173,7 @@ def rlhf(given: Benchmark) -> None:
         after = [text for text, _ in greedy_answers(aligned, given.corpus, rows)]
         asked = [row["messages"][-1]["content"] for row in rows]
         with Server(aligned / "reward_model", settings(params), where / "server.log") as server:
-            judge = Judge(served(params.preferences, server))
+            judge = Judge(served(params.preferences, server), taught=True)
             scores = judge.scores([*zip(asked, after, before), *zip(asked, before, after)])
         ahead = [(each[0] - each[1]) * (1 if at < len(rows) else -1) if each else 0 for at, each in enumerate(scores)]
         wins = sum(0.5 + 0.5 * ((each > 0) - (each < 0)) for each in ahead) / len(ahead)

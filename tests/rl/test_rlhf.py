@@ -87,8 +87,31 @@ def test_brevity_is_paid_within_the_group(lengths, penalty):
 
 def test_verdicts_as_models_write_them():
     assert verdict("<think>close</think> 5 1") == (5, 1) == verdict("Scores: 5, 1.") == verdict("2 of 3 criteria. 5 1")
-    for text in ("", "5", "<think>5 1</think>", "10 20", "good bad"):
-        assert verdict(text) is None
+    assert verdict("**5; 1**") == (5, 1) == verdict("\\boxed{5, 1}") == verdict("First: 4/5, second: 2/5, so\n5\t1\n") == verdict("5,1")
+    for text in ("", "5", "<think>5 1</think>", "10 20", "good bad", "First: 4/5\nSecond: 2/5", "4.5 and 3", "5 and 1", "4.5 1", "5 1.5",
+                 "5, 1/5", "3/5 1", "5 -1", "-5 1", "15 1", "5 10", "2 5 1", "2, 5, 1", "2;5;1", "5 1: the first is better",
+                 "First: 5, Second: 2. The first is better for 3 reasons", "**Score 1**: 5/5 **Score 2**: 1/5"):
+        assert verdict(text) is None, text
+
+
+@given(st.integers(WORST, BEST), st.integers(WORST, BEST), st.sampled_from([" ", ", ", ",", "; ", " , ", "\n"]))
+def test_two_scores_alone_are_a_verdict_whatever_stands_between(first, second, between):
+    assert verdict(f"<think></think> {first}{between}{second}") == (first, second) == verdict(f"Scores: {first}{between}{second}.")
+
+
+def test_a_judge_from_elsewhere_is_told_in_which_form_to_answer_and_the_one_trained_here_asked_as_it_was_taught(monkeypatch):
+    preferences, asked = replace(PARAMS.preferences, url="http://127.0.0.1:9/v1", model="judge"), []
+
+    async def create(self, *, messages, **_):
+        asked.append(messages[0]["content"])
+        return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content="5 1"))])
+
+    monkeypatch.setattr("openai.resources.chat.AsyncCompletions.create", create)
+    for taught in (False, True):
+        assert Judge(preferences, taught).scores([("sum?", "4", "5")]) == [(5, 1)]
+    told, bare = asked
+    assert bare == question(preferences.principle, "sum?", ("4", "5")) and bare.endswith("\nScores from 1 to 5:")
+    assert told.startswith(bare[:-1]) and "two numbers with a blank between them" in told
 
 
 def test_comparisons_are_scored_by_what_verifies_and_favour_no_place():

@@ -13,7 +13,9 @@ from stagecraft.environments import verify
 from stagecraft.environments.verify import THINK, split_thinking
 
 WORST, BEST = 1, 5
-_SCORES = re.compile(r"\b([1-5])\b")
+FORM = ", of the first and of the second, as two numbers with a blank between them and nothing after them"
+# At the end of an answer, alone: neither part of a number, fraction or decimal, nor the last two of three.
+_SCORES = re.compile(r"(?<![\w.,;/-])(?<!\d\s)(?<!\d[,;]\s)([1-5])(?:\s*[,;]\s*|\s+)([1-5])[\s.*)\]}]*\Z")
 _SAME = 0.2  # share of comparisons between two answers of one worth
 
 
@@ -26,16 +28,20 @@ class Comparison:
     scores: tuple[int, int]
 
 
-def question(principle: str, request: str, answers: Sequence[str]) -> str:
-    """The judge's request: a principle, what was asked, both answers as the user sees them, without their thinking."""
+def question(principle: str, request: str, answers: Sequence[str], form: str = "") -> str:
+    """The judge's request: a principle, what was asked, both answers as the user sees them, without their thinking.
+
+    Args:
+        form: in which to answer; `FORM` for a judge that was not taught it.
+    """
     first, second = (answer_of(text) for text in answers)
-    return f"Principle: {principle}\nRequest: {request}\nFirst: {first}\nSecond: {second}\nScores from {WORST} to {BEST}:"
+    return f"Principle: {principle}\nRequest: {request}\nFirst: {first}\nSecond: {second}\nScores from {WORST} to {BEST}{form}:"
 
 
 def verdict(text: str) -> tuple[int, int] | None:
-    """The two scores that a judge's answer ends with; None if there are none."""
-    found = _SCORES.findall(answer_of(text))
-    return (int(found[-2]), int(found[-1])) if len(found) > 1 else None
+    """The two scores that a judge's answer ends with, a blank, comma or semicolon between them; None if it ends otherwise."""
+    found = _SCORES.search(answer_of(text))
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def answer_of(text: str) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from components.rl.params import Preferences
-from components.rl.rlhf.comparisons import BEST, WORST, question, verdict
+from components.rl.rlhf.comparisons import BEST, FORM, WORST, question, verdict
 from components.rl.rollouts import Sample
 from stagecraft.endpoint import Endpoint
 
@@ -20,6 +20,7 @@ class Judge:
 
     Args:
         preferences: `url` and `model` are those of the model, wherever it was trained.
+        taught: it was trained here, on questions that do not say in which form to answer.
 
     Attributes:
         accuracy: share of held-out comparisons that it gets right; not a number before that is measured.
@@ -28,8 +29,8 @@ class Judge:
         UserError: the variable named for the key is not set.
     """
 
-    def __init__(self, preferences: Preferences):
-        self.preferences, self.accuracy = preferences, math.nan
+    def __init__(self, preferences: Preferences, taught: bool = False):
+        self.preferences, self.accuracy, self._form = preferences, math.nan, "" if taught else FORM
         self._endpoint = Endpoint(preferences, "rl.preferences", "a reward model trained here", _MAX_RETRIES)
 
     def scores(self, pairs: Sequence[Pair]) -> list[tuple[int, int] | None]:
@@ -73,7 +74,7 @@ class Judge:
                 with self._endpoint.failures():
                     reply = await client.chat.completions.create(
                         model=asked.model, temperature=0, max_tokens=asked.max_tokens,
-                        messages=[{"role": "user", "content": question(asked.principle, request, answers)}])
+                        messages=[{"role": "user", "content": question(asked.principle, request, answers, self._form)}])
                     text = reply.choices[0].message.content or ""
             return verdict(text)
 

@@ -48,7 +48,7 @@ def judging(params: Stage, architecture: Architecture, weights: Mapping[str, Ten
             judge = Judge(asked)
         else:
             server = stack.enter_context(Server(work / REWARD_MODEL, settings(params), work / "reward_model.log"))
-            judge = Judge(served(asked, server))
+            judge = Judge(served(asked, server), taught=True)
         judge.accuracy = accuracy(judge, params, families)
         log.note(f"reward model: right on {judge.accuracy:.1%} of held-out comparisons with a better answer")
         yield judge
