@@ -12,10 +12,13 @@ from types import TracebackType
 from torch import Tensor
 
 from components.rl.generator import Job
+from components.rl.loss import PolicyLoss
 from components.rl.rollouts import Draw, Sample, lessons, means_by_family, weigh
 from components.rl.sources import source_of_completions
 from stagecraft.contract.files import write_atomic
 from stagecraft.contract.runlog import RunLog
+from stagecraft.engine.loop import told_of_skipped
+from stagecraft.engine.trainer import StepResult
 
 KEPT = ("rollouts.jsonl", "episodes.jsonl")  # answers to the corpus's prompts, conversations with environments
 
@@ -51,13 +54,15 @@ class Lead:
         """The weights of this step are there."""
         self._clock.append(time.monotonic())
 
-    def handed_over(self, done: int, weights: dict[str, Tensor], values: dict[str, float]) -> None:
-        """Hand over the weights after `done` steps, and log the last of them."""
+    def handed_over(self, done: int, weights: dict[str, Tensor], result: StepResult | None) -> None:
+        """Hand over the weights after `done` steps, and log the last of them, whose update gave `result`."""
         self._source.hand_over(done, weights)
         self._clock.append(time.monotonic())
         step, samples = done - 1, self._draw.samples
         seconds = dict(zip(("seconds_wait", "seconds_update", "seconds_handover"), (b - a for a, b in pairwise(self._clock))))
-        drawn = summary(samples, step)
+        drawn, values = summary(samples, step), figures(result)
+        if result and result.skipped:
+            self._log.note(told_of_skipped(result, self._before + done))
         self._log.step(self._before + done, **drawn, **values, seconds_generate=self._draw.seconds, **seconds)
         share = self._params.rollouts_kept * done // self._params.steps  # as many of every step
         for sample in samples[:max(0, share - self._kept)]:
@@ -65,7 +70,7 @@ class Lead:
             self._kept += 1
         self._answers.flush()
         self._episodes.flush()
-        self._bar.advance(reward=drawn["reward"], mismatch=values["mismatch"])
+        self._bar.advance(reward=drawn["reward"], **{key: values[key] for key in values if key == "mismatch"})
 
     def before_checkpoint(self, done: int) -> None:
         """Have what the next step is drawn from, if that is no more than older weights than the checkpoint's."""
@@ -101,6 +106,17 @@ def summary(samples: list[Sample], step: int) -> dict[str, float]:
         **means_by_family(samples),
         **({"verified": sum(sample.parts["verified"] for sample in samples) / count} if "verified" in samples[0].parts else {}),
     }
+
+
+def figures(result: StepResult | None) -> dict[str, float]:
+    """Of one update: loss, gradient norm, and means over the tokens it learnt from. Where nothing taught there are no such tokens, and a
+    step that was skipped has no finite figures."""
+    if result is None:
+        return {"loss": 0.0, "grad_norm": 0.0}
+    if result.skipped:
+        return {}
+    spoken = max(result.sums["spoken"], 1)
+    return {"loss": result.loss, "grad_norm": result.grad_norm, **{name: result.sums[name] / spoken for name in PolicyLoss.REPORTED}}
 
 
 def rewind_rollouts(path: Path, step: int) -> int:

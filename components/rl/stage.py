@@ -46,8 +46,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     plot_reward(log, parts)
     return {
         **_ends(curve, "reward"),
-        "mismatch_mean": sum(row["mismatch"] for row in curve) / len(curve),
-        "mismatch_max": max(row["mismatch"] for row in curve),
+        **mismatches(curve),
         "completions": sum(part.steps * part.prompts_per_step * part.generations_per_prompt for part in parts.values()),
         "generated_tokens_per_second": sum(row["tokens"] for row in curve) / sum(row["seconds_generate"] for row in curve),
         "staleness": sum(row["staleness"] for row in curve) / len(curve),
@@ -64,6 +63,12 @@ def _ends(rows: list[dict[str, float]], key: str) -> dict[str, float]:
     """The first value of some steps, and the mean of the last tenth: an end less noisy than the last step."""
     tail = rows[-max(1, len(rows) // 10):]
     return {f"{key}_first": rows[0][key], f"{key}_last": sum(row[key] for row in tail) / len(tail)}
+
+
+def mismatches(curve: list[dict[str, float]]) -> dict[str, float]:
+    """Mean and maximum over the steps that learnt something; nothing if none did."""
+    found = [row["mismatch"] for row in curve if "mismatch" in row]
+    return {"mismatch_mean": sum(found) / len(found), "mismatch_max": max(found)} if found else {}
 
 
 def _stages(curve: list[dict[str, float]], parts: dict[str, Stage]) -> dict[str, float]:

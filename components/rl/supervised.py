@@ -15,7 +15,7 @@ from stagecraft.engine.packs import own_packs, packed_batch
 from stagecraft.engine.trainer import StepResult, Trainer
 from stagecraft.engine.watchdog import of_this_rank
 
-_MAX_SKIPPED = 3  # steps in a row, for a loss or gradient that is no finite number; one more ends the run
+MAX_SKIPPED = 3  # steps in a row, of the policy too, for a loss or gradient that is no finite number; one more ends the run
 
 
 def train_on(trainer: Trainer, sequences: Sequence[tuple[Sequence[int], Sequence[float]]], params: Stage, name: str, work: Path,
@@ -43,7 +43,7 @@ def train_on(trainer: Trainer, sequences: Sequence[tuple[Sequence[int], Sequence
 
     with of_this_rank(work, params.hang_seconds) as watchdog:
         loop.run(trainer, step, name=title, curve=name, work=training(work, name), checkpoint_every=params.checkpoint_every, log=log,
-                 max_skipped=_MAX_SKIPPED, beat=watchdog.beat)
+                 max_skipped=MAX_SKIPPED, beat=watchdog.beat)
 
 
 def training(work: Path, name: str) -> Path:

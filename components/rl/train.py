@@ -15,11 +15,12 @@ from components.rl.loss import PolicyLoss
 from components.rl.params import Stage
 from components.rl.reference import Reference
 from components.rl.rollouts import Sample, batches
+from components.rl.supervised import MAX_SKIPPED
 from stagecraft.contract.runlog import RunLog
-from stagecraft.engine import checkpoints, parallel
+from stagecraft.engine import checkpoints, loop, parallel
 from stagecraft.engine.collectives import FirstRank
 from stagecraft.engine.computes import record
-from stagecraft.engine.trainer import Optimization, Trainer
+from stagecraft.engine.trainer import Optimization, StepResult, Trainer
 from stagecraft.engine.watchdog import Watchdog, group_timeout, of_this_rank
 from stagecraft.model.config import Architecture
 
@@ -37,6 +38,9 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
         work: directory of this stage alone, kept between runs.
         before: steps of the stages before, behind which this one's are counted in curve and rollouts.
         log: on rank 0 only.
+
+    Raises:
+        UserError: too many steps in a row had no finite loss and gradient.
     """
     parallel.initialize(params.seed, params.layout, group_timeout(params.hang_seconds))
     trainer = Trainer(architecture, Optimization(lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps,
@@ -72,15 +76,20 @@ def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: P
 
     loss = PolicyLoss(params.temperature, params.ratio_clip_low, params.ratio_clip_high, params.importance_limit, params.mismatch_limit,
                       params.kl)
+    skipped = 0
     while trainer.steps_done < params.steps:
         samples = first.broadcast(lead and lead.take(trainer.steps_done))
         beat()
-        values = update(trainer, loss, samples, params, reference)
+        result = update(trainer, loss, samples, params, reference)
+        if result:
+            skipped = skipped + 1 if result.skipped else 0
+        if skipped > MAX_SKIPPED:
+            raise loop.too_many_skipped(result, trainer.steps_done, MAX_SKIPPED, work.name)
         if lead:
             lead.updated()
         weights, done = trainer.weights(), trainer.steps_done
         if lead:
-            lead.handed_over(done, weights, values)
+            lead.handed_over(done, weights, result)
         beat()
         if done % params.checkpoint_every == 0 and done < params.steps:
             if lead:
@@ -99,14 +108,12 @@ def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: P
 
 
 def update(trainer: Trainer, loss: PolicyLoss, samples: list[Sample], params: Stage,
-           reference: Reference | None = None) -> dict[str, float]:
-    """One optimizer step over the samples, the same ones on every rank; where none teaches anything it changes nothing."""
+           reference: Reference | None = None) -> StepResult | None:
+    """One optimizer step over the samples, the same ones on every rank; where none teaches anything it changes nothing, and is None."""
     if not samples:
         trainer.pass_over()
-        return {"loss": 0.0, "grad_norm": 0.0, **dict.fromkeys(PolicyLoss.REPORTED, 0.0)}
+        return None
     packs = batches(samples, params)
     if reference:
         reference.attach(packs)
-    result = trainer.step(packs, loss)
-    spoken = max(result.sums["spoken"], 1)
-    return {"loss": result.loss, "grad_norm": result.grad_norm, **{name: result.sums[name] / spoken for name in PolicyLoss.REPORTED}}
+    return trainer.step(packs, loss)

@@ -51,9 +51,7 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
             skipped = skipped + 1 if result.skipped else 0
             if skipped > max_skipped:
                 saver.finish()
-                raise UserError(
-                    f"loss {result.loss} and gradient norm {result.grad_norm} at step {trainer.steps_done}, after {max_skipped} steps in a "
-                    "row that were skipped for that", where=name, mend="lower the learning rate; or, to skip other data, change the seed")
+                raise too_many_skipped(result, trainer.steps_done, max_skipped, name)
             if log:
                 _tell(log, curve, trainer.steps_done, result, seconds)
                 bar.advance(loss=result.loss, tokens_per_second=result.tokens / seconds)
@@ -66,6 +64,17 @@ def run(trainer: Trainer, step: Callable[[], StepResult], *, name: str, work: Pa
         raise UserError(f"none of the {end - begin} steps had a finite loss and gradient", where=name, mend="lower the learning rate")
 
 
+def too_many_skipped(result: StepResult, step: int, most: int, name: str) -> UserError:
+    """What ends a training called `name` whose step, after `most` that were skipped, had no finite loss and gradient either."""
+    return UserError(f"loss {result.loss} and gradient norm {result.grad_norm} at step {step}, after {most} steps in a row that were "
+                     "skipped for that", where=name, mend="lower the learning rate; or, to skip other data, change the seed")
+
+
+def told_of_skipped(result: StepResult, step: int) -> str:
+    """A line on a step that was skipped."""
+    return f"step {step} is skipped: loss {result.loss}, gradient norm {result.grad_norm}"
+
+
 def tokens_per_second(log: RunLog) -> float:
     """Tokens with a loss by the time of the steps that trained on them, over all ranks and all attempts."""
     rows = log.curve("speed")
@@ -74,7 +83,7 @@ def tokens_per_second(log: RunLog) -> float:
 
 def _tell(log: RunLog, curve: str, step: int, result: StepResult, seconds: float) -> None:
     if result.skipped:  # no point of the curve: a figure drawn from it would not be one
-        log.note(f"step {step} is skipped: loss {result.loss}, gradient norm {result.grad_norm}")
+        log.note(told_of_skipped(result, step))
         return
     mtp = {f"mtp_loss_{depth}": loss for depth, loss in enumerate(result.mtp_losses, 1)}
     log.step(step, curve=curve, loss=result.loss, lr=result.lr, grad_norm=result.grad_norm, **mtp)

@@ -9,6 +9,7 @@ from stagecraft.megatron_cpu import ON_CPU  # noqa: F401
 import torch
 
 from components.rl.acceptance import acceptance
+from components.rl.lead import figures
 from components.rl.loss import PolicyLoss
 from components.rl.reference import Reference
 from components.rl.rollouts import Sample, lessons, weigh
@@ -59,7 +60,7 @@ def run(weights: dict[str, torch.Tensor]) -> tuple[dict, dict[str, torch.Tensor]
                       expert_bias_rate=0.0, aux_loss=0.0)
     reference = Reference(SHAPES, weights, ASKED)
     loss = PolicyLoss(ASKED.temperature, 0.2, 0.28, ASKED.importance_limit, ASKED.mismatch_limit, ASKED.kl)
-    told = {"steps": [update(trainer, loss, lessons(samples_of(step), ASKED), ASKED, reference) for step in range(STEPS)]}
+    told = {"steps": [figures(update(trainer, loss, lessons(samples_of(step), ASKED), ASKED, reference)) for step in range(STEPS)]}
     whole = trainer.weights()
     seeing = Trainer(SHAPES, Optimization(lr=1e-3, steps=1), max_sequence_length=64, weights=weights, mtp_depths=DEPTHS)
     found = acceptance(seeing, answers(0), 64)
