@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -153,13 +154,12 @@ class Generator:
         path, asked = self._solved_path(self.worker), asdict(self.params.curriculum)
         if path.exists() and json.loads(path.read_text())["asked"] == asked:
             return
-        solved: dict[str, float] = {}
+        rewards: dict[str, float] = defaultdict(float)
         tries = self.params.curriculum.samples
         at_once = max(1, self.params.prompts_per_step * self.params.generations_per_prompt // tries)
         for start in range(0, len(self.rows), at_once):
             samples = self._samples(self.rows[start:start + at_once], tries, self.params.seed - start - 1 & 0xFFFFFFFF, 0)
             for sample in samples:
-                solved[sample.id] = solved.get(sample.id, 0.0) + sample.reward / tries
-        write_json(path, {"asked": asked, "solved": solved})
-
-
+                rewards[sample.id] += sample.reward
+        # Divided once: a tenth added three times is more than 0.3, and `drop_above` may be 0.3.
+        write_json(path, {"asked": asked, "solved": {id_: total / tries for id_, total in rewards.items()}})

@@ -89,7 +89,8 @@ def file_rows(path: Path, name: str, count: int, seed: str) -> list[Row]:
 
 def _row(name: str, number: int, drawn: Row) -> Row:
     messages, tools = chat_request(drawn)
-    return {"id": f"{name}-{number:06d}", "family": name, "messages": messages, "tools": tools, "drawn": drawn}
+    # An environment may be called as a family of the corpus is: no id of one is an id of the other.
+    return {"id": f"environment/{name}-{number:06d}", "family": name, "messages": messages, "tools": tools, "drawn": drawn}
 
 
 def by_difficulty(rows: list[Row], solved: dict[str, float], drop_above: float) -> list[Row]:

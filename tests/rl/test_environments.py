@@ -143,7 +143,8 @@ def test_rows_of_an_environment_that_is_not_ours_are_played_on_its_server(tokeni
                          pack_tokens=ROOM, environment_servers={"theirs": server})
         write_rows(tmp_path / "rl.jsonl", draw_splits({"sft": 6, "rl": 6, "heldout": 6}, dict.fromkeys(FAMILIES, 0.0), 0)["rl"])
         rows = read_prompts(tmp_path / "rl.jsonl", tokenizer, params)
-        assert [row["drawn"] for row in rows] == drawn and [row["id"] for row in rows] == [f"theirs-{number:06d}" for number in range(1, 7)]
+        assert [row["drawn"] for row in rows] == drawn
+        assert [row["id"] for row in rows] == [f"environment/theirs-{number:06d}" for number in range(1, 7)]
         assert [message["role"] for message in rows[0]["messages"]] == ["user", "assistant", "tool"]
         talk = begin(rows[1], tokenizer, ROOM, 0, params.environment_servers)
         for text in ENVIRONMENTS["warehouse"].reference(drawn[1]):

@@ -3,9 +3,11 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from components.rl.generator import Generator
 from components.rl.params import Curriculum, Params
 from components.rl.prompts import by_difficulty, pick, read_prompts
 from stagecraft.contract.errors import UserError
@@ -40,6 +42,25 @@ def test_a_mixture_gives_each_family_its_weight(corpus):
         read_prompts(*corpus, replace(params, mixture={"chess": 1.0}))
     with pytest.raises(UserError, match="no prompt of at most 1 tokens"):
         read_prompts(*corpus, replace(params, max_prompt_tokens=1))
+
+
+def test_a_family_and_an_environment_of_one_name_share_no_id(corpus):
+    params = replace(PARAMS, max_prompt_tokens=4000, environments={"arithmetic": 1.0}, environment_prompts=50)
+    rows = [row for row in read_prompts(*corpus, params) if row["family"] == "arithmetic"]
+    assert len(rows) == 70 == len({row["id"] for row in rows})
+
+
+@pytest.mark.parametrize("solved, tries", [(3, 10), (7, 10), (1, 3), (5, 6)])
+def test_what_is_solved_in_just_the_share_that_is_allowed_stays(tmp_path, monkeypatch, solved, tries):
+    """Solved tries first; a corpus's prompt and an environment's, tried side by side."""
+    generator = Generator.__new__(Generator)
+    rows = [{"id": name} for name in ("arithmetic-000000", "environment/arithmetic-000000")]
+    vars(generator).update(kept=tmp_path, rows=rows, worker=0, workers=1, params=replace(
+        PARAMS, curriculum=Curriculum(samples=tries, drop_above=solved / tries), prompts_per_step=2, generations_per_prompt=tries))
+    monkeypatch.setattr(generator, "_samples", lambda rows, n, *_: [
+        SimpleNamespace(id=row["id"], reward=float(at < solved)) for row in rows for at in range(n)])
+    generator._try()
+    assert generator.ordered == rows
 
 
 def test_a_pass_asks_every_prompt_once_in_a_new_order():
