@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from functools import cache
 from typing import Any
 
 import requests
@@ -17,8 +19,19 @@ from stagecraft.environments.reward import Reward
 
 SECONDS = 60.0  # to wait for an answer; verifying may run programs
 RETRIES, BACKOFF = 4, 0.5  # a server that restarts, or has too much to do
+_CONNECTIONS = 32  # to a server, of each kind; more requests at once wait for one
 _UNHEARD = (429, 502, 503, 504)  # from who did not handle the request
 _NOT_TAKEN = (404, 405, 422)  # no such tool; arguments that its schema does not allow (FastAPI's answer)
+_NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a tool, as OpenAI's interface allows them
+
+
+@cache
+def _adapters(backoff: float) -> tuple[HTTPAdapter, HTTPAdapter]:
+    """What sends calls of tools, and what seeds and verifies. All conversations share them: with a connection each, kept open from turn to
+    turn, a process would have more of them than it may have files."""
+    again = {"total": RETRIES, "backoff_factor": backoff, "allowed_methods": None, "raise_on_status": False}
+    once, always = Retry(**again, read=False, status_forcelist=_UNHEARD), Retry(**again, status_forcelist=(500, *_UNHEARD))
+    return tuple(HTTPAdapter(max_retries=each, pool_maxsize=_CONNECTIONS, pool_block=True) for each in (once, always))
 
 
 class RemoteEnvironment:
@@ -49,11 +62,11 @@ class RemoteSession:
     """
 
     def __init__(self, url: str, row: Row):
-        self._url, self._row, self._http = url, row, requests.Session()
-        again = {"total": RETRIES, "backoff_factor": BACKOFF, "allowed_methods": None, "raise_on_status": False}
-        self._http.mount(url, HTTPAdapter(max_retries=Retry(**again, read=False, status_forcelist=_UNHEARD)))
-        for path in ("seed_session", "verify"):
-            self._http.mount(f"{url}/{path}", HTTPAdapter(max_retries=Retry(**again, status_forcelist=(500, *_UNHEARD))))
+        self._url, self._row = url, row
+        self._tools, self._ends = requests.Session(), requests.Session()  # two, for an adapter is chosen by how an address begins
+        self._ends.cookies = self._tools.cookies
+        for session, adapter in zip((self._tools, self._ends), _adapters(BACKOFF)):
+            session.mount(url, adapter)
 
     def post(self, path: str, body: Any) -> requests.Response:
         """Seed or verify: send JSON, get a success.
@@ -63,7 +76,7 @@ class RemoteSession:
         """
         where = f"{self._url}/{path}"
         try:
-            answer = self._http.post(where, json=body, timeout=SECONDS)
+            answer = self._ends.post(where, json=body, timeout=SECONDS)
         except requests.RequestException as error:
             raise UserError(f"no answer: {type(error).__name__}", where=where, mend="start the resource server") from None
         if not answer.ok:
@@ -73,10 +86,10 @@ class RemoteSession:
 
     def call(self, tool: str, arguments: Any) -> str:
         """As in `Session`; what the server says is an answer to the policy, as in NeMo Gym's own agent, and that it says nothing too."""
-        if not tool.replace("_", "").isalnum() or tool in ("verify", "seed_session"):
+        if not _NAME.fullmatch(tool) or tool in ("verify", "seed_session"):
             raise InvalidCallError(json.dumps({"error": f"there is no tool {tool!r}"}))
         try:
-            answer = self._http.post(f"{self._url}/{tool}", json=arguments, timeout=SECONDS)
+            answer = self._tools.post(f"{self._url}/{tool}", json=arguments, timeout=SECONDS)
         except requests.RequestException as error:
             return json.dumps({"error": f"no answer: {type(error).__name__}"})
         if answer.status_code in _NOT_TAKEN:
@@ -97,11 +110,11 @@ class RemoteSession:
         try:
             verdict = answer.json()
             reward = float(verdict["reward"])
-            found = {**{key: value for key, value in verdict.items() if key not in self._row}, **verdict.get("parts", {})}
-        except (ValueError, TypeError, KeyError, AttributeError):
+            found = {**{key: value for key, value in verdict.items() if key not in self._row}, **(verdict.get("parts") or {})}
+            parts = {key: float(value) for key, value in found.items() if key != "reward" and isinstance(value, (bool, int, float))}
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             reward = math.nan
         if not math.isfinite(reward):
             raise UserError(f"no verdict with a reward: {answer.text[:200]}", where=f"{self._url}/verify",
                             mend="correct the resource server")
-        parts = {key: float(value) for key, value in found.items() if key != "reward" and isinstance(value, (bool, int, float))}
         return Reward(reward, parts)

@@ -13,16 +13,19 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 
+import psutil
 import pytest
 import requests
 
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.environments import server
+from stagecraft.environments.api import InvalidCallError
 from stagecraft.environments.episode import converse, script
 from stagecraft.environments.library import ENVIRONMENTS
 from stagecraft.environments.remote import RETRIES, RemoteEnvironment
@@ -177,11 +180,42 @@ def test_a_server_that_fails_for_a_moment_is_asked_again_and_a_tool_only_where_i
         assert asked["seed_session"] == 1 + RETRIES
 
 
-@pytest.mark.parametrize("verdict", ["<html>", "[1]", "{}", '{"reward": "good"}', '{"reward": NaN}', '{"reward": 1, "parts": 3}'])
+@pytest.mark.parametrize("verdict", ["<html>", "[1]", "{}", '{"reward": "good"}', '{"reward": NaN}', '{"reward": 1, "parts": 3}',
+                                     '{"reward": 1' + "0" * 400 + "}", '{"reward": 1, "x": 1' + "0" * 400 + "}", "[" * 9000 + "]" * 9000])
 def test_a_wrong_verdict_is_one_line(verdict):
     with small({"seed_session": [(200, "{}")], "verify": [(200, verdict)]}) as (url, _):
         with pytest.raises(UserError, match=rf"{url}/verify: no verdict with a reward: .* - correct the resource server"):
             converse(RemoteEnvironment(url), {"responses_create_params": {"input": "?"}}, script(["hm"]), 1)
+
+
+def test_parts_may_be_null():
+    with small({"seed_session": [(200, "{}")], "verify": [(200, '{"reward": 0.5, "parts": null}')]}) as (url, _):
+        assert converse(RemoteEnvironment(url), {"responses_create_params": {"input": "?"}}, script(["hm"]), 1).reward.score == 0.5
+
+
+def test_tools_whose_names_hold_hyphens_or_begin_like_verifying_are_tools_and_asked_once(monkeypatch):
+    monkeypatch.setattr("stagecraft.environments.remote.BACKOFF", 0.01)
+    with small({"seed_session": [(200, "{}")], "get-weather": [(200, "rain")], "verify_order": [(500, "it broke")],
+                "seed_session-2": [None]}) as (url, asked):
+        session = RemoteEnvironment(url).seed({})
+        assert session.call("get-weather", {}) == "rain" and session.call("verify_order", {}) == "it broke"
+        assert "no answer" in session.call("seed_session-2", {})
+        assert asked == dict.fromkeys(("seed_session", "get-weather", "verify_order", "seed_session-2"), 1)
+        for name in ("verify", "seed_session", "../verify", "a b", "a?", ""):
+            with pytest.raises(InvalidCallError):
+                session.call(name, {})
+
+
+def test_conversations_share_their_connections_and_not_their_cookies():
+    """A hundred of them, each with an answer of its own kept open, side by side."""
+    with ours("warehouse") as url:
+        remote, before = RemoteEnvironment(url), psutil.Process().num_fds()
+        rows = [ENVIRONMENTS["warehouse"].draw(Random(seed)) for seed in range(100)]
+        with ThreadPoolExecutor(50) as pool:
+            sessions = list(pool.map(remote.seed, rows))
+            here = [ENVIRONMENTS["warehouse"].seed(row).call("look", {"room": row["target"]}) for row in rows]
+            assert list(pool.map(lambda session, row: session.call("look", {"room": row["target"]}), sessions, rows)) == here
+        assert psutil.Process().num_fds() - before <= 64 + 10 and len(set(here)) > 10
 
 
 @pytest.mark.slow
