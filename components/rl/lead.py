@@ -121,7 +121,8 @@ def figures(result: StepResult | None) -> dict[str, float]:
 
 def rewind_rollouts(path: Path, step: int) -> int:
     """Forget the rollouts of steps that will be drawn again; returns how many are left."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    left = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
+    text = path.read_text() if path.exists() else ""
+    lines = text[:text.rfind("\n") + 1].splitlines()  # a kill may have cut the last one, behind a brace too
+    left = [line for line in lines if json.loads(line)["step"] < step]
     write_atomic(path, "".join(line + "\n" for line in left))
     return len(left)

@@ -15,7 +15,7 @@ from components.rl.loss import kl_estimate
 from components.rl.params import Params
 from components.rl.rlhf.comparisons import BEST, WORST, comparisons, question, verdict
 from components.rl.rlhf.judge import Judge, length_bonus
-from components.rl.rlhf.serving import served
+from components.rl.rlhf.serving import accuracy, served
 from components.rl.rollouts import Sample
 from components.rl.stage import main
 from stagecraft.contract.errors import UserError
@@ -121,6 +121,13 @@ def test_comparisons_are_scored_by_what_verifies_and_favour_no_place():
     assert 0.4 < sum(places) / len(places) < 0.6 and 0.7 < len(places) / 600 < 0.9
     asked = question("be brief", drawn[0].request, ("<think>so</think> yes", "no"))
     assert "so" not in asked.replace("Scores", "") and asked.startswith("Principle: be brief\n")
+
+
+def test_a_judge_is_right_on_the_comparisons_that_have_a_better_answer_and_without_one_its_accuracy_is_no_number():
+    right = SimpleNamespace(scores=lambda pairs: [(BEST, WORST)] * len(pairs))
+    found = {heldout: [accuracy(right, replace(PARAMS, seed=seed, preferences=replace(PARAMS.preferences, comparisons=5, heldout=heldout)),
+                                ["arithmetic", "tool"]) for seed in range(12)] for heldout in (1, 60)}
+    assert {str(each) for each in found[1]} == {"0.0", "1.0", "nan"} and all(0.2 < each < 0.8 for each in found[60])
 
 
 def test_the_kl_estimate_is_unbiased_and_never_negative():

@@ -1,5 +1,7 @@
-"""The loop of a stage: steps that taught nothing or had no finite loss show no figures, and too many of the latter end the run."""
+"""The loop of a stage: what a kill cut off is forgotten, steps that taught nothing or had no finite loss show no figures of an update, and
+too many of the latter end the run."""
 
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ import pytest
 
 from components.rl import train as policy
 from components.rl.generator import Job
+from components.rl.lead import rewind_rollouts
 from components.rl.rollouts import Draw, Sample
 from components.rl.stage import mismatches
 from stagecraft.contract.errors import UserError
@@ -50,6 +53,15 @@ def trained(directory, monkeypatch, weights, *kinds):
     except UserError as error:
         return log.curve(), told, str(error)
     return log.curve(), told, None
+
+
+@pytest.mark.parametrize("cut", ['"correct": 1.0}', '"step": 3', "[3, 3]", "[3, 3]}"])
+def test_a_rollout_that_a_kill_cut_off_is_forgotten_wherever_it_is_cut(tmp_path, cut):
+    first, second = (json.dumps({"step": step, "parts": {"correct": 1.0}, "versions": [3, 3]}) for step in (3, 4))
+    kept, end = tmp_path / "rollouts.jsonl", second.replace("4", "3")
+    kept.write_text(f"{first}\n{second}\n{end[:end.index(cut) + len(cut)]}")
+    assert rewind_rollouts(kept, 4) == 1 and kept.read_text() == f"{first}\n"
+    assert rewind_rollouts(tmp_path / "absent", 4) == 0
 
 
 def test_what_taught_nothing_or_was_skipped_has_no_figures_and_no_part_in_the_means(tmp_path, monkeypatch, weights):

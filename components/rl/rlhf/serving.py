@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -67,10 +68,11 @@ def settings(params: Stage) -> Settings:
 
 
 def accuracy(judge: Judge, params: Stage, families: list[str]) -> float:
-    """Share of held-out comparisons between a right and a wrong answer in which the judge gives the right one the higher score."""
+    """Share of held-out comparisons between a right and a wrong answer in which the judge gives the right one the higher score;
+    not a number if no such comparison is among them."""
     learnt = {each.request for each in taught(params, families)}
     pairs = [each for each in comparisons(params.preferences.heldout, f"{params.seed}/heldout comparisons", families)
              if each.scores[0] != each.scores[1] and each.request not in learnt]
     found = judge.scores([(each.request, *each.answers) for each in pairs])
     return sum(scores is not None and (scores[0] - scores[1]) * (each.scores[0] - each.scores[1]) > 0
-               for each, scores in zip(pairs, found)) / len(pairs)
+               for each, scores in zip(pairs, found)) / (len(pairs) or math.nan)
