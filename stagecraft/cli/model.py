@@ -16,7 +16,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.contract.registry import MODEL, promoted, registered
 from stagecraft.contract.repository import dvc
 from stagecraft.contract.stages import PATHS
-from stagecraft.contract.tracking import DEFAULT_URI, connect
+from stagecraft.contract.tracking import DEFAULT_URI, reached
 
 FETCHED = Path(".work/models")
 _URI = re.compile(rf"models:/{MODEL}@(?P<alias>[\w.-]+)")
@@ -79,7 +79,8 @@ def _registered(alias: str) -> Found:
     if uri.startswith("sqlite:///") and not Path(database).exists():  # to ask would make it
         raise UserError(f"no such directory, and there is no registry: {database} does not exist", where=alias,
                         mend="give a checkpoint directory, or run the pipeline")
-    path = registered(connect(uri), alias)  # verifies it
+    with reached(uri, "give a checkpoint directory, or start it") as client:
+        path = registered(client, alias)  # verifies it
     return Found(path, f"{MODEL}@{alias} of {uri}", manifest.read(path)["digest"])
 
 

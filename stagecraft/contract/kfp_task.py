@@ -29,7 +29,7 @@ from stagecraft.contract.profile import replace_section
 from stagecraft.contract.registry import promote, read_promotion
 from stagecraft.contract.repository import dvc, has_remote, locked_md5, merge_lock, read_lock
 from stagecraft.contract.stages import PATHS, STAGES
-from stagecraft.contract.tracking import DEFAULT_URI, PARENT_VARIABLE, connect, log_cached, numbers
+from stagecraft.contract.tracking import DEFAULT_URI, PARENT_VARIABLE, log_cached, numbers, reached
 from stagecraft.contract.work import work_key
 
 ROOT_VARIABLE = "STAGECRAFT_ROOT"
@@ -37,6 +37,7 @@ RUNNER_VARIABLE = "STAGECRAFT_RUNNER"
 FROM_VARIABLE = "STAGECRAFT_FROM"
 REMOTE_VARIABLE = "STAGECRAFT_REMOTE"
 SHARED_VARIABLE = "STAGECRAFT_SHARED"
+_AGAIN = "what the stage made is kept: start the run again when MLflow is in order, or with MLFLOW_TRACKING_URI= (without MLflow)"
 
 
 def section(stage: str) -> str:
@@ -110,10 +111,12 @@ def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[
             if local:  # its conductor has MLflow in memory, which takes seconds to import
                 emit("cached", stage=stage, params=params, inputs=digests, metrics=figures)
             else:
-                log_cached(connect(uri), stage, params, digests, figures)
+                with reached(uri, _AGAIN) as client:
+                    log_cached(client, stage, params, digests, figures)
         if stage == "evaluate":
-            promote(connect(uri), read_promotion(PATHS["evaluation"]), os.environ.get("MLFLOW_RUN_ID") or os.environ.get(PARENT_VARIABLE),
-                    lambda message: emit("note", message=message))
+            verdict, run = read_promotion(PATHS["evaluation"]), os.environ.get("MLFLOW_RUN_ID") or os.environ.get(PARENT_VARIABLE)
+            with reached(uri, _AGAIN) as client:
+                promote(client, verdict, run, lambda message: emit("note", message=message))
     emit("stage_end", stage=stage, cached=not ran)
     return figures
 

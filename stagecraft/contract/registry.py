@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from stagecraft.contract import manifest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.repository import locked_md5
 from stagecraft.contract.stages import PATHS
-from stagecraft.contract.tracking import experiment_id
+from stagecraft.contract.tracking import experiment_id, served
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -117,7 +118,7 @@ def registered(client: MlflowClient, alias: str) -> Path:
     if version is None:
         raise UserError("no registered model has this alias", where=alias,
                         mend="give a directory or an address, or run the pipeline")
-    path = Path(urlparse(version.source).path)
+    path = _path(version)
     if manifest.verify(path)["digest"] != version.tags["digest"]:
         raise UserError(f"version {version.version} was registered from here, but another model lies here now", where=str(path),
                         mend=f"restore it: dvc checkout at the commit whose dvc.lock has {version.tags['dvc_md5'] or 'it'}")
@@ -139,9 +140,14 @@ def _challenge(client: MlflowClient, verdict: dict[str, Any], note: Callable[[st
              f"without a comparison: {other}")
 
 
+def _path(version: ModelVersion) -> Path:
+    """Where a version's model was registered from: a tag says so where the source cannot."""
+    return Path(version.tags.get("path") or url2pathname(urlparse(version.source).path))
+
+
 def _gone(version: ModelVersion) -> bool:
     """Whether another model lies where a version was registered, or none."""
-    path = Path(urlparse(version.source).path)
+    path = _path(version)
     return not (path / manifest.NAME).is_file() or manifest.read(path)["digest"] != version.tags["digest"]
 
 
@@ -151,8 +157,12 @@ def _register(client: MlflowClient, verdict: dict[str, Any], tags: dict[str, Any
         client.set_terminated(run)
     if verdict.get("record") is not None:
         client.log_dict(run, verdict["record"], _RECORD)
-    return client.create_model_version(MODEL, source=PATHS[verdict["promoted"]].absolute().as_uri(), run_id=run,
-                                       tags={key: str(value)[:5000] for key, value in tags.items()}).version
+    path = PATHS[verdict["promoted"]].absolute()
+    source = path.as_uri()
+    if served(client.tracking_uri):  # it refuses the path of a directory that it does not keep itself
+        source, tags = f"runs:/{run}", {**tags, "path": str(path)}
+    tags = {key: str(value)[:5000] for key, value in tags.items()}
+    return client.create_model_version(MODEL, source=source, run_id=run, tags=tags).version
 
 
 def _record(client: MlflowClient, version: ModelVersion) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ instead, and the stage makes its own run nested under that parent.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagecraft.contract.environment import describe_environment
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.repository import locked_md5
 from stagecraft.contract.runlog import Sink
 from stagecraft.contract.stages import PATHS
@@ -48,6 +50,11 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in flatten(values) if isinstance(value, (int, float)) and not isinstance(value, bool)}
 
 
+def served(uri: str) -> bool:
+    """Whether a tracking address is that of a server, which keeps files at a place of its own and knows no path of this machine."""
+    return uri.startswith(("http://", "https://"))
+
+
 def connect(uri: str) -> MlflowClient:
     """A client whose database exists and whose chatter about migrations stays out of the terminal."""
     from mlflow import MlflowClient
@@ -57,12 +64,37 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+@contextlib.contextmanager
+def reached(uri: str, mend: str) -> Iterator[MlflowClient]:
+    """`connect`, for what cannot go on without MLflow.
+
+    Args:
+        uri: its database or server.
+        mend: what to do where it fails.
+
+    Raises:
+        UserError: MLflow refused what the body asked of it, or cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException  # of files that pass through a server
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield connect(uri)
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        raise UserError(f"MLflow failed: {error}", where=f"MLFLOW_TRACKING_URI={uri}", mend=mend) from None
+
+
 def experiment_id(client: MlflowClient) -> str:
-    """The experiment of the environment, else `stagecraft`, made when it is missing; its files lie in mlartifacts/."""
+    """The experiment of the environment, else `stagecraft`, made when it is missing; its files lie where the server has them, if there is
+    one, else in mlartifacts/."""
     if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return given
     found = client.get_experiment_by_name(EXPERIMENT)
-    return found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=Path("mlartifacts").absolute().as_uri())
+    if found:
+        return found.experiment_id
+    here = None if served(client.tracking_uri) else Path("mlartifacts").absolute().as_uri()
+    return client.create_experiment(EXPERIMENT, artifact_location=here)
 
 
 def open_run(client: MlflowClient, stage: str, tags: dict[str, str] | None = None) -> str:

@@ -5,6 +5,9 @@ from mlflow import MlflowClient
 
 from stagecraft.contract.stages import STAGES
 from tests.orchestration.conftest import copy
+from tests.orchestration.test_cluster import run_pod
+
+NOWHERE = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +91,15 @@ def test_a_model_that_falls_behind_the_champion_ends_the_pipeline_and_leaves_it_
     assert project.executed() == ["quantize", "evaluate"]
     after = client.get_model_version_by_alias("stagecraft", "champion")
     assert (after.version, after.tags["digest"]) == (before.version, before.tags["digest"])
+
+
+@pytest.mark.parametrize("runner", ["local", "pod"])
+def test_a_task_that_cannot_reach_the_registry_ends_with_one_line(finished, tmp_path, runner):
+    (tmp_path / "store").mkdir()
+    for name in STAGES["evaluate"].inputs:
+        (tmp_path / "store" / f"{name}.metadata.json").write_text('{"dvc_lock": "{}"}')
+    done = run_pod(finished, "evaluate", tmp_path, STAGECRAFT_RUNNER=runner, **NOWHERE)
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: MLFLOW_TRACKING_URI=http://127.0.0.1:9: MLflow failed: ") and "start the run again" in line
+    assert "Traceback" not in done.stderr
