@@ -14,12 +14,14 @@ from stagecraft.cli.summary import read_metrics
 from stagecraft.contract.errors import EXIT_INTERRUPTED
 from stagecraft.contract.params import read_profile
 from stagecraft.contract.stages import STAGES
-from stagecraft.contract.tracking import PARENT_VARIABLE, connect, experiment_id, log_cached, log_metrics, log_params
+from stagecraft.contract.tracking import PARENT_VARIABLE, experiment_id, log_cached, log_metrics, log_params, reached
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _STATUS = {0: "FINISHED", EXIT_INTERRUPTED: "KILLED"}  # of exit statuses; every other one is FAILED
+
+_ATTEMPTS = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
 class Diary:
@@ -41,25 +43,52 @@ class Diary:
 
 @contextlib.contextmanager
 def diary(name: str, stamp: str) -> Iterator[Diary]:
-    """The parent run, where `MLFLOW_TRACKING_URI` is not empty. What the body puts in (`status`, `stages`) is written when it ends."""
+    """The parent run, where `MLFLOW_TRACKING_URI` is not empty. What the body puts in (`status`, `stages`) is written when it ends.
+
+    Raises:
+        UserError: MLflow cannot be reached, or refuses the run, before the body began. Later that costs the record, never the run.
+    """
     uri = os.environ["MLFLOW_TRACKING_URI"]
     if not uri:
         yield Diary(None)
         return
-    client = connect(uri)
-    told, experiment = Diary(client), experiment_id(client)
+    params = {name: section for name, section in read_profile().items() if name in STAGES}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     tags = {"pipeline": name, "runner": "local", "git.commit": commit}
-    run = client.create_run(experiment, run_name=f"{name}-{stamp}", tags=tags).info.run_id
-    log_params(client, run, {name: section for name, section in read_profile().items() if name in STAGES})
+    with _impatience(), reached(uri, "start it, or do without: MLFLOW_TRACKING_URI= (empty)") as client:
+        experiment = experiment_id(client)
+        run = client.create_run(experiment, run_name=f"{name}-{stamp}", tags=tags).info.run_id
+        log_params(client, run, params)
+    told = Diary(client)
     os.environ.update({PARENT_VARIABLE: run, "MLFLOW_EXPERIMENT_ID": experiment})
     try:
         yield told
     finally:
-        for stage in told.stages:
-            log_metrics(client, run, read_metrics(stage), prefix=f"{stage}.")
-        if Path("dvc.lock").exists():
-            client.log_artifact(run, "dvc.lock")
-        for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run}' and attributes.status = 'RUNNING'"):
-            client.set_terminated(child.info.run_id, "KILLED")
-        client.set_terminated(run, _STATUS.get(told.status, "FAILED"))
+        try:
+            with _impatience():
+                _end(client, experiment, run, told)
+        except Exception as error:  # of whatever kind MLflow or its database raises
+            print(f"MLflow has no full record of this run: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def _end(client: MlflowClient, experiment: str, run: str, told: Diary) -> None:
+    """How the runs ended comes first, for it needs the database alone; figures and files may fail where it works."""
+    client.set_terminated(run, _STATUS.get(told.status, "FAILED"))
+    for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run}' and attributes.status = 'RUNNING'"):
+        client.set_terminated(child.info.run_id, "KILLED")
+    for stage in told.stages:
+        log_metrics(client, run, read_metrics(stage), prefix=f"{stage}.")
+    if Path("dvc.lock").exists():
+        client.log_artifact(run, "dvc.lock")
+
+
+@contextlib.contextmanager
+def _impatience() -> Iterator[None]:
+    """Have a server asked twice, where the environment does not say how often: MLflow would try for four minutes, and somebody waits."""
+    given = os.environ.get(_ATTEMPTS)
+    os.environ.setdefault(_ATTEMPTS, "1")  # beside the first one
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[_ATTEMPTS]

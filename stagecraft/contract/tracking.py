@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 import time
@@ -122,11 +123,16 @@ def log_inputs(client: MlflowClient, run: str, inputs: Mapping[str, str]) -> Non
         client.log_inputs(run, datasets=datasets)
 
 
+def _key(name: str) -> str:
+    """A parameter's or metric's name as MLflow takes it; of others, as `Counting & Probability`, it refuses the whole batch."""
+    return re.sub(r"[^\w.\- :/]", "_", name)
+
+
 def log_params(client: MlflowClient, run: str, params: Mapping[str, Any]) -> None:
     """Parameters by dotted key, a hundred a call (MLflow's limit)."""
     from mlflow.entities import Param
 
-    flat = [Param(key, str(value)) for key, value in flatten(params)]
+    flat = [Param(_key(key), str(value)) for key, value in flatten(params)]
     for first in range(0, len(flat), 100):
         client.log_batch(run, params=flat[first : first + 100])
 
@@ -136,7 +142,7 @@ def log_metrics(client: MlflowClient, run: str, metrics: Mapping[str, Any], pref
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    client.log_batch(run, metrics=[Metric(prefix + key, value, now, 0) for key, value in numbers(metrics).items()])
+    client.log_batch(run, metrics=[Metric(_key(prefix + key), value, now, 0) for key, value in numbers(metrics).items()])
 
 
 def log_cached(client: MlflowClient, stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], metrics: Mapping[str, Any]) -> None:
@@ -241,7 +247,7 @@ class MlflowSink(Sink):
 def _points(curve: str, row: Mapping[str, float]) -> list[tuple[str, float, int, int]]:
     """MLflow's metrics of a point of a curve: key, value, time in milliseconds, step."""
     now = int(time.time() * 1000)
-    return [(f"{curve}/{key}", float(value), now, int(row["step"])) for key, value in row.items() if key != "step"]
+    return [(_key(f"{curve}/{key}"), float(value), now, int(row["step"])) for key, value in row.items() if key != "step"]
 
 
 def _cell(value: Any) -> Any:

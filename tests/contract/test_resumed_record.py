@@ -34,3 +34,15 @@ def test_a_run_has_the_points_of_the_attempts_before(tmp_path, monkeypatch, give
     told = [(step, 1 / step) for step in (1, 2, 3)] + [(step, 2 / step) for step in (4, 5, 6)]
     assert sorted(history) == sorted([*told, *([(4, 1 / 4), (5, 1 / 5)] if given else [])])
     assert sorted(point.step for point in client.get_metric_history(run, "speed/tokens")) == [1, 2, 3, 4, 5]
+
+
+def test_names_that_mlflow_refuses_are_made_ones_it_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    log = RunLog("evaluate", tmp_path / "plots", tmp_path, [MlflowSink(uri, "evaluate", {"a & b": {"c": 1}}, {})])
+    log.step(1, curve="math (500)", loss=2)
+    log.close("FINISHED", {"math500": {"Counting & Probability": {"exact_match": 0.5}}})
+    client = MlflowClient(uri, uri)
+    (run,) = client.search_runs([experiment_id(client)])
+    assert run.info.status == "FINISHED" and run.data.params == {"a _ b.c": "1"}
+    assert run.data.metrics["math500.Counting _ Probability.exact_match"] == 0.5 and run.data.metrics["math _500_/loss"] == 2

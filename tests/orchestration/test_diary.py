@@ -3,7 +3,9 @@
 import pytest
 from mlflow import MlflowClient
 
+from stagecraft.cli.diary import diary
 from stagecraft.contract.stages import STAGES
+from stagecraft.contract.tracking import PARENT_VARIABLE
 from tests.orchestration.conftest import copy
 from tests.orchestration.test_cluster import run_pod
 
@@ -103,3 +105,29 @@ def test_a_task_that_cannot_reach_the_registry_ends_with_one_line(finished, tmp_
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: MLFLOW_TRACKING_URI=http://127.0.0.1:9: MLflow failed: ") and "start the run again" in line
     assert "Traceback" not in done.stderr
+
+
+def test_a_pipeline_that_cannot_reach_mlflow_ends_before_it_begins(fresh):
+    done = fresh.kfp(MLFLOW_TRACKING_URI=NOWHERE["MLFLOW_TRACKING_URI"])
+    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: MLFLOW_TRACKING_URI=http://127.0.0.1:9: MLflow failed: ") and "do without: MLFLOW_TRACKING_URI= " in line
+    assert fresh.executed() == []
+
+
+@pytest.mark.parametrize("fails", ["log_artifact", "search_runs"])
+def test_a_diary_that_fails_at_the_end_costs_the_record_not_the_run(finished, monkeypatch, capsys, fails):
+    def fail(*_):
+        raise OSError("no space left\non the server")
+
+    monkeypatch.chdir(finished.root)
+    uri = f"sqlite:///{finished.root}/mlflow.db"
+    with monkeypatch.context() as patch:
+        for name, value in (("MLFLOW_TRACKING_URI", uri), ("MLFLOW_EXPERIMENT_ID", ""), (PARENT_VARIABLE, "")):
+            patch.setenv(name, value)
+        patch.setattr(MlflowClient, fails, fail)
+        with diary("full", "now") as told:
+            told.status, told.stages = 0, ["curate"]
+    assert capsys.readouterr().err == "MLflow has no full record of this run: no space left on the server\n"
+    ((parent, _),) = runs(MlflowClient(uri, uri))
+    assert parent.info.status == "FINISHED"
