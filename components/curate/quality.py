@@ -9,7 +9,8 @@ from components.curate.params import QualityParams
 from stagecraft.data.tokenizer import MARKERS, RESERVED, SPECIAL
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
-_TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
+# Tried at the start of a run of blanks alone and never with less of it, or a long run inside a line would cost its square.
+_TRAILING = re.compile(r"(?<![ \t])[ \t]++$", re.MULTILINE)
 _BLANKS = re.compile(r"\n{4,}")
 _MARKUP = re.compile("|".join([*map(re.escape, (*SPECIAL, *MARKERS)), RESERVED.pattern]))
 _LETTERS = re.compile(r"[^\W\d_]|\s")
