@@ -22,6 +22,7 @@ from components.curate.dedup.clusters import KEPT, find_duplicates
 from components.curate.dedup.signature import signature, text_digest
 from components.curate.params import SyntheticParams
 from components.curate.stage import Params
+from components.curate.synthetic import economics
 from components.curate.synthetic.expressions import ExpressionError, evaluate
 from components.curate.synthetic.families import FAMILIES
 from components.curate.synthetic.item import task_row
@@ -146,6 +147,19 @@ def test_economics_and_choices_agree_with_closed_forms():
     for item in of_topic("multiple-choice", "selections"):
         several = sorted(map(int, re.findall(r"\d+", item.prompt.partition("?")[0])))
         assert item.check["options"][item.answer] == str(comb(several[1], several[0]))
+
+
+def test_a_tax_leaves_trade_and_the_sellers_something():
+    """The numbers are read from the words of the problem; a problem whose answer means negative trade or price is not verified."""
+    for seed in range(400):
+        item = economics.tax(Random(seed))
+        levy = int(re.search(r"(?:tax of|collects) (\d+) dollars", item.prompt)[1])
+        fixed, slope = (int(number or 1) for number in re.search(r"Qd = (\d+) - (\d*)P", item.prompt).groups())
+        assert fixed - slope * int(item.answer) > 0 and int(item.answer) > levy
+        for condition, wrong in zip(item.check["conditions"][1:], (str(fixed), str(levy)), strict=True):
+            document = re.sub(re.escape(item.answer) + r"(\.?\n)$", rf"{wrong}\1", item.document)
+            changed = replace(item, answer=wrong, document=document, check={**item.check, "conditions": [condition]})
+            assert failure(changed, trusted=True) == "wrong_answer"
 
 
 def test_the_steps_are_checked_too():

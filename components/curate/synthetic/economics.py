@@ -59,8 +59,10 @@ def tax(random: Random) -> Item:
     burden, before = Fraction(levy * slope_s, slope_d + slope_s), random.randint(10, 80)
     fixed_s = random.randint(0, 40)
     fixed_d = fixed_s + (slope_d + slope_s) * before
-    good, country = random.choice(GOODS), random.choice(COUNTRIES)
     paid = before + int(burden)
+    if fixed_d - slope_d * paid <= 0 or paid <= levy:  # the tax would end all trade, or leave sellers less than nothing
+        return tax(random)
+    good, country = random.choice(GOODS), random.choice(COUNTRIES)
     text = choose(
         random,
         f"{country} puts a tax of {levy} dollars on each of the {good} sold, to be paid by the sellers.",
@@ -78,7 +80,8 @@ def tax(random: Random) -> Item:
         f"The buyers' part of the tax is {paid - before} dollars; the less they react to the price, the larger it is."))
     return problem(random, FAMILY, "tax", text, steps, str(paid), {
         "kind": "holds", "values": {},
-        "conditions": [f"{fixed_d} - {slope_d} * answer == {fixed_s} + {slope_s} * (answer - {levy})"]}, _NUMBER)
+        "conditions": [f"{fixed_d} - {slope_d} * answer == {fixed_s} + {slope_s} * (answer - {levy})",
+                       f"{fixed_d} - {slope_d} * answer > 0", f"answer > {levy}"]}, _NUMBER)
 
 
 def compound_interest(random: Random) -> Item:
