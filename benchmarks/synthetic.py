@@ -53,8 +53,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=5000, help="per family (default: 5000)")
     options = parser.parse_args()
     params = profile()
-    tasks = draw_splits({"sft": params.tasks.sft_rows, "rl": params.tasks.rl_rows, "heldout": params.tasks.heldout_rows},
-                        params.tasks.flawed, params.seed, params.tasks.sft_weights)
+    tasks = draw_splits(params.tasks.counts, params.tasks.flawed, params.seed, params.tasks.sft_weights)
     index = EvaluationIndex.build(evaluation_texts(tasks, ""))
     title = f"{options.documents:,} items per family"
     table = Table("family", "items/s", "repeated", "fail", "bounds", "shared", "near", title=title)

@@ -12,7 +12,7 @@ from components.curate.rules.bounds import RuleBounds
 from components.curate.synthetic.families import FAMILIES as SYNTHETIC_FAMILIES
 from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive, Seed, Share
 from stagecraft.contract.params import params
-from stagecraft.data.tasks import check_families
+from stagecraft.data.tasks import divide_rows
 from stagecraft.data.tokenizer import SMALLEST_VOCABULARY
 from stagecraft.endpoint import EndpointParams
 
@@ -87,12 +87,17 @@ class TaskParams:
     sft_weights: dict[str, AboveZero] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_families([*self.flawed, *self.sft_weights])
+        divide_rows(self.counts, self.flawed, self.sft_weights)
         for family in self.sft_weights:
             if family not in self.flawed:
                 raise ValueError(f"sft_weights names {family!r}, which `flawed` leaves out")
         if min(self.sft_rows, self.rl_rows, self.heldout_rows) < len(self.flawed):
             raise ValueError(f"fewer rows than the {len(self.flawed)} task families")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by split."""
+        return {"sft": self.sft_rows, "rl": self.rl_rows, "heldout": self.heldout_rows}
 
 
 @params

@@ -126,8 +126,7 @@ def refuse_unknown_languages(wanted: list[str]) -> None:
 
 def draw_tasks(params: Params) -> Tasks:
     """Draw the verifiable tasks from their templates: set -> rows."""
-    return draw_splits({"sft": params.tasks.sft_rows, "rl": params.tasks.rl_rows, "heldout": params.tasks.heldout_rows},
-                       params.tasks.flawed, params.seed, params.tasks.sft_weights)
+    return draw_splits(params.tasks.counts, params.tasks.flawed, params.seed, params.tasks.sft_weights)
 
 
 def join(tasks: Tasks, more: Tasks, seed: int) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagecraft.contract.errors import UserError
-from stagecraft.data.tasks import FAMILIES, FLAWS, Task, assert_disjoint, draw_splits, prompt_key, read_rows, write_rows
+from stagecraft.data.tasks import FAMILIES, FLAWS, Task, assert_disjoint, divide_rows, draw_splits, prompt_key, read_rows, write_rows
+from stagecraft.data.tasks.families import PROMPTS
 from stagecraft.environments import split_thinking, verify
 
 SHARES = dict.fromkeys(FAMILIES, 0.4)
@@ -131,6 +132,23 @@ def test_too_many_rows_and_unknown_families_are_told(monkeypatch):
         draw_splits({"sft": 1, "rl": 1, "heldout": 1}, {"coin": 0.5}, 0)
     with pytest.raises(ValueError, match="unknown task family 'chess'; there are arithmetic"):
         draw_splits({"sft": 1, "rl": 1, "heldout": 1}, {"chess": 0.5}, 0)
+
+
+def test_the_prompts_of_a_family_are_counted_right():
+    """Drawn long enough, the family with the fewest gives nearly as many as its kinds have, and no more."""
+    random = Random(0)
+    found = {FAMILIES["tool"](random).prompt for _ in range(12 * PROMPTS["tool"])}
+    assert 0.96 * PROMPTS["tool"] < len(found) <= PROMPTS["tool"]
+
+
+def test_what_a_family_can_give_is_known_before_anything_is_drawn():
+    most = 24214
+    counts = {"sft": most - 20, "rl": 10, "heldout": 10}
+    assert len(draw_splits(counts, {"tool": 0.0}, 0)["sft"]) == most - 20
+    with pytest.raises(ValueError, match=r"^task family 'tool' can give 24214 rows, no prompt twice, and 24215 are asked of it; ask"):
+        divide_rows({**counts, "rl": 11}, {"tool": 0.0}, {})
+    with pytest.raises(ValueError, match="'arithmetic' can give 1102983 rows"):
+        divide_rows({**counts, "sft": 2_000_000}, {"tool": 0.0, "arithmetic": 0.0}, {"tool": 0.001})
 
 
 def test_rows_round_trip_and_broken_files_are_one_line(tmp_path):

@@ -8,11 +8,12 @@ from random import Random
 from typing import Any
 
 from stagecraft.contract.errors import UserError
-from stagecraft.data.tasks.families import FAMILIES, FLAWS, GOOD
+from stagecraft.data.tasks.families import FAMILIES, FLAWS, GOOD, PROMPTS
 from stagecraft.data.tasks.task import Task
 
 SPLITS = ("heldout", "rl", "sft")  # the held-out set is drawn first: it does not change when the others grow
 _TRIES = 1000
+_DRAWN = 0.75  # of a family's prompts at most: the last ones, among them the rarely drawn, would take more tries than that
 
 
 def check_families(names: list[str]) -> None:
@@ -20,6 +21,23 @@ def check_families(names: list[str]) -> None:
     unknown = sorted(set(names) - set(FAMILIES))
     if unknown:
         raise ValueError(f"unknown task family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
+
+
+def divide_rows(counts: dict[str, int], flawed: dict[str, float], sft_weights: dict[str, float]) -> dict[str, dict[str, int]]:
+    """Rows of each family: split -> family -> how many; the arguments are those of `draw_splits`.
+
+    Raises:
+        ValueError: an unknown family, or one that has fewer prompts than that; it says how many rows the family can give.
+    """
+    check_families([*flawed, *sft_weights])
+    parts = {split: _divide(counts[split], dict.fromkeys(flawed, 1.0)) for split in SPLITS}
+    parts["sft"] = _divide(counts["sft"], {family: sft_weights.get(family, 1.0) for family in flawed})
+    for family in flawed.keys() & PROMPTS.keys():
+        wanted, most = sum(parts[split][family] for split in SPLITS), int(_DRAWN * PROMPTS[family])
+        if wanted > most:
+            raise ValueError(f"task family {family!r} can give {most} rows, no prompt twice, and {wanted} are asked of it; "
+                             "ask for fewer, or give it a smaller weight in sft_weights")
+    return parts
 
 
 def draw_splits(counts: dict[str, int], flawed: dict[str, float], seed: int,
@@ -36,12 +54,10 @@ def draw_splits(counts: dict[str, int], flawed: dict[str, float], seed: int,
         split -> rows, shuffled. Only rows of `sft` have `demonstration` and `mode` (`good`, or the flaw's name).
 
     Raises:
-        UserError: a family has fewer distinct prompts than were asked for.
-        ValueError: an unknown family.
+        UserError: a family's prompts are used up all the same.
+        ValueError: as for `divide_rows`.
     """
-    check_families([*flawed, *(sft_weights or {})])
-    parts = {split: _divide(counts[split], dict.fromkeys(flawed, 1.0)) for split in SPLITS}
-    parts["sft"] = _divide(counts["sft"], {family: (sft_weights or {}).get(family, 1.0) for family in flawed})
+    parts = divide_rows(counts, flawed, sft_weights or {})
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for family in flawed:
         random = Random(f"{seed}/{family}")
