@@ -104,10 +104,10 @@ def write_blends(directory: Path, files: dict[str, TokenFile], params: BlendPara
     if params.long_share and LONG not in files:
         raise UserError(f"no document of {params.long_min_characters} characters to ask about", where="curate.blend.long_min_characters",
                         mend="make it smaller, or curate.blend.long_share 0")
-    long = [[LONG, params.long_share]] if params.long_share else []
+    long = [[LONG, params.long_share], *entries(phases["phase2"], 1 - params.long_share)]
     write_json(directory / "blend.json", {
         **{name: entries(portions) for name, portions in phases.items()},
-        "long": long + entries(phases["phase2"], 1 - params.long_share), "heldout": [[HELDOUT, 1.0]],
+        "long": [[name, weight] for name, weight in long if weight > 0], "heldout": [[HELDOUT, 1.0]],  # Megatron refuses a weight of 0
     })
     return phases
 

@@ -87,12 +87,14 @@ class TaskParams:
     sft_weights: dict[str, AboveZero] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        divide_rows(self.counts, self.flawed, self.sft_weights)
+        parts = divide_rows(self.counts, self.flawed, self.sft_weights)
         for family in self.sft_weights:
             if family not in self.flawed:
                 raise ValueError(f"sft_weights names {family!r}, which `flawed` leaves out")
         if min(self.sft_rows, self.rl_rows, self.heldout_rows) < len(self.flawed):
             raise ValueError(f"fewer rows than the {len(self.flawed)} task families")
+        if none := [family for family, rows in parts["sft"].items() if not rows]:
+            raise ValueError(f"of {self.sft_rows} sft_rows task family {none[0]!r} would get none; give more, or it a larger weight")
 
     @property
     def counts(self) -> dict[str, int]:

@@ -1,12 +1,15 @@
 """The division of a phase: weights and caps hold for any amounts, and a weight for nothing is refused."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components.curate.blend import blend, entries
 from components.curate.categories import CATEGORIES
-from components.curate.params import PhaseParams
+from components.curate.corpus import LONG, TokenFile, write_blends
+from components.curate.params import BlendParams, PhaseParams
 from stagecraft.contract.errors import UserError
 
 GROUPS = st.tuples(st.sampled_from(CATEGORIES), st.integers(1, 5))
@@ -46,6 +49,14 @@ def test_a_small_category_is_capped_and_gives_its_rest_to_the_others():
     portions = blend("phase1", phase(1000, {first[0]: 1.0, second[0]: 1.0, third[0]: 2.0}), {first: 10, second: 10_000, third: 10_000}, 4)
     assert portions[first].weight == pytest.approx(0.04) and portions[first].epochs == pytest.approx(4)
     assert portions[second].weight == pytest.approx(0.32) and portions[third].weight == pytest.approx(0.64)
+
+
+def test_a_share_of_all_leaves_nothing_of_weight_0(tmp_path):
+    files = {name: TokenFile(None, None, counted=(1, 1000)) for name in (LONG, f"tokens/{CATEGORIES[0]}-tier3")}
+    for share, wanted in ((1, [[LONG, 1]]), (0.25, [[LONG, 0.25], [f"tokens/{CATEGORIES[0]}-tier3", 0.75]]),
+                          (0, [[f"tokens/{CATEGORIES[0]}-tier3", 1]])):
+        write_blends(tmp_path, files, BlendParams(max_epochs=4, phase1=phase(), phase2=phase(), long_min_characters=1, long_share=share))
+        assert json.loads((tmp_path / "blend.json").read_text())["long"] == wanted
 
 
 def test_tiers_divide_a_category():

@@ -92,6 +92,20 @@ def test_broken_files_are_told_by_name_and_reading_goes_on(tmp_path):
         "fake.warc", "fake.txt.zst", "other.parquet")}
 
 
+def test_rows_that_no_reader_takes_are_left_out_alone(tmp_path):
+    lines = [json.dumps({"text": "one", "id": "\ud800", "url": "\udc00"}), "[" * 50_000, json.dumps({"text": "last"})]
+    (tmp_path / "deep.jsonl").write_text("\n".join(lines))
+    raw = b"good" + b"ab\xffcd" + "größer".encode()
+    ends = b"".join(end.to_bytes(4, "little") for end in (0, 4, 9, len(raw)))
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(raw)])
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "bytes.parquet")
+    found, broken = texts(tmp_path)
+    assert found == {"input/deep.jsonl:1": "one", "input/deep.jsonl:3": "last", "input/bytes.parquet:1": "good",
+                     "input/bytes.parquet:3": "größer"}
+    assert broken.keys() == {"input/deep.jsonl:2", "input/bytes.parquet:2"}
+    assert broken["input/deep.jsonl:2"].startswith("not JSON: ") and broken["input/bytes.parquet:2"].startswith("not UTF-8: ")
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path):
     row = json.dumps({"text": "word " * 1000}) + "\n"
     with gzip.open(tmp_path / "large.jsonl.gz", "wt", compresslevel=1) as stream:

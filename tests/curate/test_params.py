@@ -22,6 +22,7 @@ def test_the_families_have_prompts_enough_for_every_profile(profile):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"rl_rows": 200_000}, "task family 'tool' can give 24214 rows, no prompt twice, and 33443 are asked of it"),
+    ({"sft_rows": 6, "sft_weights": {"arithmetic": 2.5, "lookup": 0.5, "sort": 0.7, "tool": 0.5}}, "task family 'tool' would get none"),
     ({"flawed": {"tool": 0.0, "chess": 0.0}}, "unknown task family 'chess'"),
 ])
 def test_rows_that_cannot_be_had_are_one_line(changes, message):

@@ -165,6 +165,13 @@ def test_families_apply_in_their_order():
     assert failed_rule(text, RuleBounds(families=())) is None
 
 
+def test_rules_are_switched_off_by_a_number_as_parameters_have_it():
+    text = "Lorem ipsum dolor sit amet."
+    off = dict.fromkeys(("c4_lorem_ipsum", "c4_javascript", "c4_policy", "c4_curly_bracket", "c4_min_sentences"), 0.0)
+    assert failed_rule(text, RuleBounds(families=("c4",), c4_javascript=0.0)) == "c4_lorem_ipsum"
+    assert failed_rule(text, RuleBounds(families=("c4",), **off)) is None
+
+
 @pytest.mark.parametrize("wrong", [{"families": ("gopher", "spam")}, {"repetition_top_grams": ((0, 0.1),)}])
 def test_impossible_bounds_are_told(wrong):
     with pytest.raises(UserError):

@@ -102,13 +102,13 @@ def _jsonl(file: File, broken: Callable[[int, str], None], limit: int) -> Found:
             try:
                 text, encoding = decode(line)
                 values = json.loads(text)
-            except (ValueError, UnreadableError) as error:
+            except (ValueError, RecursionError, UnreadableError) as error:
                 broken(row, f"not JSON: {error}")
                 continue
             if why := _unfit(values, row, first):
                 broken(row, why)
             else:
-                yield row, values["text"].encode("utf-8", "replace").decode(), {"encoding": encoding, **_known(values)}
+                yield row, _plain(values["text"]), {"encoding": encoding, **_known(values)}
 
 
 def _parquet(file: File, broken: Callable[[int, str], None], limit: int) -> Found:
@@ -125,9 +125,9 @@ def _parquet(file: File, broken: Callable[[int, str], None], limit: int) -> Foun
                 raise UnreadableError("Parquet without a column `text`")
             row = 0
             for batch in table.iter_batches(256, columns=sorted(columns)):
-                for values in batch.to_pylist():
+                for values in _rows(batch):
                     row += 1
-                    why = _unfit(values, row, first)
+                    why = values if isinstance(values, str) else _unfit(values, row, first)
                     if why is None and len(values["text"].encode()) > limit:
                         why = f"longer than {limit} bytes (curate.max_document_bytes)"
                     if why:
@@ -136,6 +136,20 @@ def _parquet(file: File, broken: Callable[[int, str], None], limit: int) -> Foun
                         yield row, values["text"], {"encoding": "utf-8", **_known(values)}
         except ArrowException as error:
             raise UnreadableError(f"not Parquet: {error}") from None
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch of Arrow; a text in place of one that cannot be read, for Arrow takes any bytes for a string."""
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError:
+        for row in range(len(batch)):
+            try:
+                yield batch.slice(row, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield f"not UTF-8: {error}"
+    else:
+        yield from rows
 
 
 def _warc(file: File, broken: Callable[[int, str], None], limit: int) -> Found:
@@ -149,7 +163,7 @@ def _unfit(values: Any, row: int, first: dict[int, int]) -> str | None:
     if not isinstance(values, dict) or not isinstance(values.get("text"), str):
         return "no member `text` with a string"
     if values.get("id") is not None:
-        earlier = first.setdefault(xxhash.xxh3_64_intdigest(str(values["id"]).encode()), row)
+        earlier = first.setdefault(xxhash.xxh3_64_intdigest(_plain(values["id"]).encode()), row)
         if earlier != row:
             return f"duplicate id {values['id']!r}: row {earlier} has it"
     return None
@@ -157,7 +171,12 @@ def _unfit(values: Any, row: int, first: dict[int, int]) -> str | None:
 
 def _known(values: dict[str, Any]) -> dict[str, str]:
     names = {"licence": "licence", "license": "licence", "url": "url", "id": "given_id", "category": "category"}
-    return {name: str(values[key]) for key, name in names.items() if values.get(key)}
+    return {name: _plain(values[key]) for key, name in names.items() if values.get(key)}
+
+
+def _plain(value: Any) -> str:
+    """As text; the lone surrogates that JSON can hold become question marks."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _open(file: File) -> IO[bytes]:

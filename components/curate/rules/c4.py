@@ -31,7 +31,7 @@ _CITATIONS = np.stack([code_points(mark.ljust(17, "\0")) for mark in ("[edit]", 
 
 def failed(scanned: Scan, bounds: RuleBounds) -> str | None:
     """The first of the rules that the text breaks, or None."""
-    wanted = _LOREM * bounds.c4_lorem_ipsum | _JAVASCRIPT * bounds.c4_javascript | _POLICY * bounds.c4_policy
+    wanted = _LOREM * bool(bounds.c4_lorem_ipsum) | _JAVASCRIPT * bool(bounds.c4_javascript) | _POLICY * bool(bounds.c4_policy)
     index = _check(scanned.codes, character_classes(), lower_case(), _ROWS, _FLAGS, _CITATIONS, wanted, bounds.c4_curly_bracket,
                    bounds.c4_min_sentences, bounds.c4_min_words_per_line, float(bounds.c4_max_word_length))
     return None if index < 0 else f"c4_{_NAMES[index]}"
