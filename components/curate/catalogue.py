@@ -58,7 +58,7 @@ class Catalogue:
             the accounts of `exact_duplicates` and `near_duplicates`, and the largest clusters.
         """
         ids = self._ids()
-        found = find_duplicates(ids, self.column("fingerprint"), [store.signatures(directory) for directory in self.shards],
+        found = find_duplicates(ids, self.column("fingerprint"), [store.Signatures(directory) for directory in self.shards],
                                 similarity, memory_bytes)
         sizes = self.column("bytes")
         tallies = []

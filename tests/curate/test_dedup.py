@@ -4,9 +4,11 @@ import argparse
 import difflib
 import inspect
 import re
+import resource
 import tarfile
 import textwrap
 import typing
+from pathlib import Path
 from random import Random
 from types import ModuleType
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from components.curate.dedup.clusters import EXACT, KEPT, NEAR, find_duplicates
 from components.curate.dedup.signature import EMPTY, WIDTH, signature, text_digest
+from components.curate.shards.store import Signatures
 from stagecraft.data.scan import scan
 from tests.curate.intervals import recall_and_precision, wilson
 
@@ -103,6 +106,27 @@ def test_exact_copies_are_all_found_and_the_smallest_id_stays(texts):
     recall, precision = recall_and_precision("exact copies", int(sum(right)), count, int(sum(found.kind[count:] != KEPT)))
     assert recall > 0.98 and precision > 0.98 and all(right)
     assert set(found.kind[:count]) == {EXACT} and set(found.kind[count:]) == {KEPT} and set(found.estimate) == {1.0}
+
+
+def test_signatures_on_disk_give_the_same_in_more_shards_than_files_may_be_open(texts, tmp_path):
+    random = Random(2)
+    several = [*texts[:150], *(edited(text, 0.02, random) for text in texts[:150])]
+    signatures, ids = np.array([sign(text) for text in several]), np.arange(300).astype(np.uint64)
+    digests, shards = np.array([text_digest(text) for text in several], np.uint64), []
+    for number, part in enumerate(np.array_split(signatures, 400)):  # some are empty
+        (tmp_path / str(number)).mkdir()
+        part.tofile(tmp_path / str(number) / "signatures.bin")
+        shards.append(Signatures(tmp_path / str(number)))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 20, limits[1]))
+    try:
+        found = find_duplicates(ids, digests, shards, 0.75, MEMORY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    wanted = find_duplicates(ids, digests, [signatures], 0.75, MEMORY)
+    assert sum(wanted.kind == NEAR) > 100
+    for name in ("keeper", "kind", "estimate"):
+        assert np.array_equal(getattr(found, name), getattr(wanted, name))
 
 
 def test_chains_keep_one(texts):

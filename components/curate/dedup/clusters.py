@@ -41,7 +41,7 @@ def find_duplicates(ids: np.ndarray, digests: np.ndarray, signatures: Sequence[n
     Args:
         ids: uint64 [N], distinct.
         digests: uint64 [N] of the texts.
-        signatures: per shard, uint32 [n, 112], together N rows in the order of `ids`.
+        signatures: per shard, uint32 [n, 112] or what is indexed as that, together N rows in the order of `ids`.
         similarity: in [0, 1]. Pairs far below the bands' threshold (1/14)^(1/8) = 0.72 are rarely looked at.
         memory_bytes: what the index of one band may take; larger bands are worked through in parts.
     """
@@ -70,7 +70,7 @@ class _Stacked:
     """The signatures of all shards as one array that stays on disk."""
 
     def __init__(self, parts: Sequence[np.ndarray]):
-        self._parts = [part.reshape(-1, WIDTH) for part in parts]
+        self._parts = parts
         self._starts = np.cumsum([0, *map(len, self._parts)])
 
     def rows(self, indices: np.ndarray) -> np.ndarray:

@@ -62,12 +62,19 @@ def iterate(directory: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]
             yield from batch.to_pylist()
 
 
-def signatures(directory: Path) -> np.ndarray:
-    """uint32 [documents, 112], memory-mapped."""
-    path = directory / "signatures.bin"
-    if not path.stat().st_size:
-        return np.empty((0, WIDTH), np.uint32)
-    return np.memmap(path, np.uint32, "r").reshape(-1, WIDTH)
+class Signatures:
+    """A shard's uint32 [documents, 112] on disk, indexed as an array. The file is open only while rows are read: a mapping of each shard's
+    would be more than a process may have, where there are tens of thousands of shards."""
+
+    def __init__(self, directory: Path):
+        self._path = directory / "signatures.bin"
+        self._size = self._path.stat().st_size // (WIDTH * np.dtype(np.uint32).itemsize)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return np.memmap(self._path, np.uint32, "r").reshape(-1, WIDTH)[rows]
 
 
 def read_accounts(directory: Path) -> tuple[list[Tally], dict[str, str], list[dict[str, Any]]]:
