@@ -170,9 +170,12 @@ def test_benchmarks_at_hand_are_kept_out_of_training(texts, corpus, tmp_path):
     (data / "mmlu" / "test.jsonl").write_text(json.dumps(question) + "\n")
     (data / "mmlu" / "train.jsonl").write_text(json.dumps({"question": prose(24)}) + "\n")
     parquet.write_table(pyarrow.table({"prompt": [prose(25)[:200], "short one"]}), data / "coding.parquet")
+    (data / "names.jsonl").write_text(json.dumps({"name": "too short"}) + "\n")
     directory, _ = run(tmp_path, "clean", input=str(texts), benchmarks=str(data))
     removed = {entry["reason"]: entry["documents"] for entry in funnel_of(directory)["decontaminate"]["removed"]}
     assert {name: removed[name] for name in ("in_mmlu", "in_coding")} == {"in_mmlu": 1, "in_coding": 1}
+    assert [note for note in NOTES if "kept out" in note] == [
+        "no text of names is kept out of training: none of its strings has the eight words that tell it from any other text"]
     (data / "mmlu" / "test.jsonl").write_text("{broken")
     with pytest.raises(UserError, match=r"test\.jsonl: cannot read"):
         run(tmp_path, "broken", input=str(texts), benchmarks=str(data))

@@ -5,11 +5,12 @@ from pathlib import Path
 from random import Random
 from sysconfig import get_path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecraft.data.decontamination import GRAM, EvaluationIndex
+from stagecraft.data.decontamination import GRAM, EvaluationIndex, words_of
 from stagecraft.data.scan import scan
 from tests.curate.intervals import recall_and_precision
 
@@ -80,6 +81,29 @@ def test_a_match_tells_where(tmp_path):
         match, = matches(each, "First line.\n  how many LEGS has a spider?!\nLast.")
         assert (match.set, match.row, match.kind, match.text) == ("b", 0, "line", "how many LEGS has a spider?!")
         assert not matches(each, "I asked how many legs has a spider, and he did not know.")
+
+
+MIXED = st.text(alphabet="aB1_é, \n水川ひカタ々ไทཀ", max_size=30)
+
+
+@given(MIXED)
+def test_words_are_the_scans_but_for_scripts_without_blanks(text):
+    scanned = scan(text)
+    found = words_of(scanned)
+    pieces = re.findall(r"[水川ひカタ々ไท]|[aB1_éཀ]+", text)
+    assert [text[start:end] for start, end in zip(found.starts, found.ends)] == pieces
+    assert found.hashes.tolist() == [scan(piece).word_hash_lower[0] for piece in pieces]
+    if len(pieces) == len(scanned.word_start):
+        assert np.array_equal(found.hashes, scanned.word_hash_lower)
+
+
+def test_a_question_without_blanks_is_found_inside_a_paragraph_and_a_part_of_it():
+    question = "珍妮特的鸭子每天下16颗蛋，她每天早上早餐时吃掉三颗。"
+    index = EvaluationIndex.build({"zh": [question], "ja": ["一番高い山は何ですか"]})
+    match, = matches(index, f"这是一个故事。{question}后来呢？")
+    assert (match.set, match.kind, match.text) == ("zh", "13-gram", "珍妮特的鸭子每天下16颗蛋，她")
+    assert matches(index, "前の行\n一番高い山は何ですか？\n次の行")[0].kind == "line"
+    assert not matches(index, "珍妮特的鸭子每天下蛋。一番高い山は何でしたか。")
 
 
 def test_an_empty_index_matches_nothing():

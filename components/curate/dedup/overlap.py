@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from stagecraft.data.decontamination import GRAM, grams, members
+from stagecraft.data.decontamination import GRAM, grams, members, words_of
 from stagecraft.data.scan import Scan, scan
 
 Documents = Iterable[tuple[int, str]]
@@ -60,15 +60,17 @@ def find_overlaps(documents: Documents, others: Callable[[], Documents], memory_
 
 
 def _parts(documents: Documents, memory_bytes: int) -> Iterator[dict[int, str]]:
-    """As many documents as the memory holds, at least one; a word is at least a character and what parts it from the next."""
+    """As many documents as the memory holds, at least one; a word is at least a character, and what parts it from the next
+    where its script has blanks."""
     part: dict[int, str] = {}
     words = 0
     for index, text in documents:
-        if part and (words + len(text) // 2) * _ENTRY_BYTES > memory_bytes:
+        more = len(text) // 2 if text.isascii() else len(text)
+        if part and (words + more) * _ENTRY_BYTES > memory_bytes:
             yield part
             part, words = {}, 0
         part[index] = text
-        words += len(text) // 2
+        words += more
     if part:
         yield part
 
@@ -89,17 +91,18 @@ def _shared(keys: np.ndarray, others: Documents, threads: int) -> Iterator[tuple
 
 def _overlap(text: str, scanned: Scan, sources: np.ndarray) -> Overlap:
     """Args: sources: int64 [13-grams], the document that each occurs in, or _NONE."""
-    steps = np.zeros(len(scanned.word_start) + 1, np.int64)  # +1 where a shared run begins, -1 after its end
+    words = words_of(scanned)
+    steps = np.zeros(len(words.starts) + 1, np.int64)  # +1 where a shared run begins, -1 after its end
     runs = np.flatnonzero(sources != _NONE)
     np.add.at(steps, runs, 1)
     np.add.at(steps, runs + GRAM, -1)
-    words = scanned.word_start[np.cumsum(steps[:-1]) > 0]
-    shared = np.unique(np.searchsorted(scanned.line_start, words, "right") - 1)
+    places = words.starts[np.cumsum(steps[:-1]) > 0]
+    shared = np.unique(np.searchsorted(scanned.line_start, places, "right") - 1)
     edges = [-1, *shared.tolist(), len(scanned.line_start)]
     stretches = [(int(scanned.line_start[before + 1]), int(scanned.line_end[after - 1]))
                  for before, after in pairwise(edges) if after - before > 1]
     start, end = max(stretches, key=lambda each: (each[1] - each[0], -each[0]), default=(0, 0))
     other = int(sources[runs].min())
     place = int(runs[sources[runs] == other][0])
-    passage = text[scanned.word_start[place]:scanned.word_end[place + GRAM - 1]]
+    passage = text[words.starts[place]:words.ends[place + GRAM - 1]]
     return Overlap(len(shared), start, end, other, passage)
