@@ -134,17 +134,70 @@ def test_encodings_are_found(encoding):
     assert text == PLANTED[encoding]
 
 
+LEGACY = {
+    "cp1252": [
+        "The Brontë sisters wrote their novels in a parsonage in Yorkshire. Their father read the newspaper aloud every evening.",
+        "We met at the café near the station and talked about the new railway for two hours before the train came.",
+        "It costs £20 to enter the museum, and the guide book is another £5. Children pay half.",
+        "The temperature rose to 35°C in the afternoon, which is unusual for this valley in May.",
+        "He’s written a “résumé” – quite a long one – for the job at the bakery, and they liked it very much.",
+        "L'été dernier, nous avons traversé la forêt à pied jusqu'à la rivière, où des pêcheurs préparaient le dîner.",
+        "Die Straße führt über die Brücke nach München, wo die Bäcker schon früh am Morgen geöffnet haben.",
+        "El niño llegó mañana por la mañana a la estación y compró un periódico español para su señora madre.",
+        "© 2019 The Authors. This is an open access article distributed under the terms of the licence.",
+        "Naïve Bayes classifiers are a family of simple probabilistic classifiers based on applying a theorem."],
+    "cp1251": ["Это открытая статья, она распространяется на условиях лицензии.",
+               "Version 1.2: исправлены ошибки в библиотеке, see CHANGES for details"],
+    "koi8_r": ["Поддержка русского языка в системе была добавлена в прошлом году."],
+    "cp1253": ["Η βιβλιοθήκη είναι ανοικτή κάθε μέρα από το πρωί μέχρι το βράδυ."],
+    "cp1250": ["Zażółć gęślą jaźń, a rzeka płynie obok starego miasta."],
+    "cp1254": ["Yeşil ırmak eski şehrin yanından akıyor ve çocuklar kıyıda oynuyor, güneş doğuyor."],
+    "euc_kr": ["강은 오래된 도시 옆을 흐르고 아이들은 강가에서 놀고 있습니다."],
+}
+
+
+@pytest.mark.parametrize(("encoding", "text"), [(encoding, text) for encoding, several in LEGACY.items() for text in several])
+def test_ordinary_sentences_in_legacy_encodings_are_read_as_they_were_written(encoding, text):
+    assert decode(text.encode(encoding)) == (text, encoding)
+
+
+def test_what_is_declared_comes_first_where_it_fits():
+    text = "Ein kurzer Satz: ð, þ."
+    assert decode(text.encode("latin-1"), "ISO-8859-1") == (text, "cp1252")
+    for encoding, declared in (("koi8-r", "KOI8-R"), ("iso8859-7", "iso-8859-7"), ("gb18030", "gb2312"), ("iso2022_jp", "ISO-2022-JP")):
+        short = {"koi8-r": "Да", "iso8859-7": "Ώρα", "gb18030": "好", "iso2022_jp": "川の町"}[encoding]
+        assert decode(short.encode(encoding), declared) == (short, encoding)
+    assert decode("Größe".encode(), "iso-8859-1") == ("Größe", "utf-8")
+    for unusable in ("no-such-encoding", "rot13", "\0"):
+        assert decode(text.encode("latin-1"), unusable) == (text, "cp1252") and decode(b"plain", unusable) == ("plain", "utf-8")
+    with pytest.raises(UnreadableError):
+        decode(b"\x81\xff\x00", "iso-8859-1")
+
+
+def test_pages_are_read_in_the_charset_they_declare(tmp_path):
+    body = "".join(f"<p>Пункт {n}: река течет мимо старого города, и дети играют на берегу до вечера.</p>" for n in range(5))
+    for encoding, head in (("koi8-r", "<meta charset='koi8-r'>"),
+                           ("iso8859-5", "<META http-equiv=Content-Type content='text/html; charset=ISO-8859-5'>")):
+        page = f"<html><head>{head}<title>t</title></head><body><article>{body}</article></body></html>".encode(encoding)
+        (tmp_path / f"{encoding}.html").write_bytes(page)
+    page = f"<html><body><article>{body}</article></body></html>".encode("iso8859-5")
+    (tmp_path / "crawl.warc.gz").write_bytes(archive([page], "text/html; charset=iso-8859-5"))
+    encodings = {document.metadata["path"]: (document.metadata["encoding"], "Пункт 4: река" in document.text)
+                 for file in list_files(str(tmp_path)) for document in read(file, print, LIMIT)}
+    assert encodings == {"koi8-r.html": ("koi8-r", True), "iso8859-5.html": ("iso8859-5", True), "crawl.warc.gz:1": ("iso8859-5", True)}
+
+
 def test_text_decoded_wrongly_before_is_mended_and_binary_refused():
     assert decode("Le château était fermé".encode().decode("cp1252").encode())[0] == "Le château était fermé"
     with pytest.raises(UnreadableError, match="binary"):
         decode(b"\x89PNG\0\0")
 
 
-def archive(pages: list[bytes]) -> bytes:
+def archive(pages: list[bytes], content_type: str = "text/html") -> bytes:
     stream = io.BytesIO()
     writer = WARCWriter(stream, gzip=True)
     for number, page in enumerate(pages):
-        headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.0")
+        headers = StatusAndHeaders("200 OK", [("Content-Type", content_type)], protocol="HTTP/1.0")
         url = f"http://example.com/{number}"
         writer.write_record(writer.create_warc_record(url, "response", payload=io.BytesIO(page), http_headers=headers))
     return stream.getvalue()

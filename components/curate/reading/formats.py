@@ -23,7 +23,7 @@ from components.curate.reading.kinds import compression_of
 from components.curate.reading.licence import licence_of
 from components.curate.reading.listing import File
 from components.curate.reading.manual import plain
-from components.curate.reading.web import extract, records
+from components.curate.reading.web import charset, extract, records
 
 Broken = Callable[[str, str], None]
 Found = Iterator[tuple[int, str, dict[str, Any]]]  # row counted from 1, or 0 for the whole file; text; what is known of it
@@ -55,12 +55,12 @@ def read(file: File, broken: Broken, max_document_bytes: int) -> Iterator[Docume
             "source": file.source, "path": path, "licence": licence, "digest": hashlib.sha256(text.encode()).hexdigest(), **known})
 
 
-def _whole(file: File, limit: int) -> tuple[str, str]:
+def _whole(file: File, limit: int, declared: Callable[[bytes], str] = lambda data: "") -> tuple[str, str]:
     with _open(file) as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
         raise UnreadableError(f"longer than {limit} bytes (curate.max_document_bytes)")
-    return decode(data)
+    return decode(data, declared(data))
 
 
 def _text(file: File, broken: Callable[[int, str], None], limit: int) -> Found:
@@ -81,7 +81,7 @@ def _manual(file: File, broken: Callable[[int, str], None], limit: int) -> Found
 
 
 def _html(file: File, broken: Callable[[int, str], None], limit: int) -> Found:
-    text, encoding = _whole(file, limit)
+    text, encoding = _whole(file, limit, charset)
     yield 0, extract(text), {"encoding": encoding}
 
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from components.curate.reading.encoding import UnreadableError, decode
+
+_HEAD = 4096  # bytes that a `meta` is looked for in; browsers look at 1024
+_CHARSET = re.compile(rb"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
+_META = re.compile(rb"<meta\s[^>]*" + _CHARSET.pattern, re.IGNORECASE)
+
+
+def charset(data: bytes, content_type: str = "") -> str:
+    """The encoding that a page declares: in its Content-Type, or in a `meta` at its beginning; "" if it does not."""
+    found = _CHARSET.search(content_type.encode("ascii", "replace")) or _META.search(data[:_HEAD])
+    return found[1].decode() if found else ""
 
 
 def extract(page: str) -> str:
@@ -34,7 +45,8 @@ def records(stream: IO[bytes], broken: Callable[[int, str], None], limit: int) -
                 broken(number, f"longer than {limit} bytes (curate.max_document_bytes)")
                 continue
             try:
-                page, encoding = decode(data)
+                content_type = record.http_headers.get_header("Content-Type") if record.http_headers else None
+                page, encoding = decode(data, charset(data, content_type or ""))
             except UnreadableError as error:
                 broken(number, str(error))
                 continue
