@@ -70,6 +70,17 @@ def test_a_uri_gives_what_the_directory_gives(tmp_path, protocol):
     assert texts(root) == ({"input/a.txt": TEXT, "web/b.md.gz": TEXT}, {})
 
 
+def test_directories_named_like_our_sources_are_the_users(tmp_path):
+    for name in ("x.txt", "input/x.txt", "stdlib/x.py", "mine/x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(TEXT)
+    for where in (str(tmp_path), f"file://{tmp_path}"):
+        documents = [document for file in list_files(where) for document in read(file, print, LIMIT)]
+        assert len({document.id for document in documents}) == 4 and {document.metadata["licence"] for document in documents} == {""}
+        assert {(document.metadata["source"], document.metadata["path"]) for document in documents} == {
+            ("input", "x.txt"), ("input", "input/x.txt"), ("input", "stdlib/x.py"), ("mine", "x.txt")}
+
+
 def test_broken_files_are_told_by_name_and_reading_goes_on(tmp_path):
     rows = [json.dumps({"text": "one", "id": 7}), "{broken", json.dumps({"body": "x"}), "", json.dumps({"text": "y" * LIMIT}),
             json.dumps({"text": "again", "id": 7}), json.dumps({"text": "last", "license": "MIT", "url": "u"})]

@@ -14,6 +14,7 @@ from components.curate.reading.kinds import SUFFIXES, kind_of
 from stagecraft.contract.errors import UserError
 
 SYSTEM, SYSTEM_DOCS = "system", "system+docs"
+_STDLIB, _INPUT = "stdlib", "input"
 _NO_PROSE = {"test", "tests", "idle_test", "encodings", "site-packages", "__pycache__"}  # odd on purpose, or tables
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)
 _MANUAL = re.compile(r"\.[1-9]\w*(\.gz)?$")
@@ -26,7 +27,7 @@ class File:
 
     Args:
         source: the kind of place it comes from: `stdlib`, `descriptions`, `licences`, `docs`, `manuals`, or the first directory
-            of its path, or `input`.
+            of its path, or `input` where there is none or it is called `stdlib` or `input`.
         name: its path below the source's root.
         path: where it is: a local path or an fsspec URI.
         size: bytes.
@@ -68,7 +69,7 @@ def _system() -> Iterator[File]:
     library, packages = Path(paths["stdlib"]), Path(paths["purelib"])
     for path in library.rglob("*.py"):
         if not _NO_PROSE & set(path.relative_to(library).parts):
-            yield _file("stdlib", path, library, "text")
+            yield _file(_STDLIB, path, library, "text")
     for path in packages.glob("*.dist-info/**/*"):
         if path.name == "METADATA":
             yield _file("descriptions", path, packages, "metadata")
@@ -90,14 +91,19 @@ def _docs() -> Iterator[File]:
 def _local(root: Path) -> Iterator[File]:
     if root.is_file():
         if kind := kind_of(root.name):
-            yield _file("input", root, root.parent, kind)
+            yield _file(_INPUT, root, root.parent, kind)
         return
     if not root.is_dir():
         raise UserError("no such directory or file", where=str(root), mend=f"set curate.input to a directory, or to `{SYSTEM}`")
     for path in _walk(root):
         if kind := kind_of(path.name):
-            parts = path.relative_to(root).parts
-            yield _file(parts[0], path, root / parts[0], kind) if len(parts) > 1 else _file("input", path, root, kind)
+            source, _ = _placed(path.relative_to(root).parts)
+            yield _file(source, path, root if source == _INPUT else root / source, kind)
+
+
+def _placed(parts: tuple[str, ...]) -> tuple[str, str]:
+    """(source, name below it) of a file of the user's, by its path: a directory with a name that means something here is no source."""
+    return (_INPUT, "/".join(parts)) if len(parts) == 1 or parts[0] in (_INPUT, _STDLIB) else (parts[0], "/".join(parts[1:]))
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -123,7 +129,6 @@ def _remote(where: str) -> Iterator[File]:
         name = PurePosixPath(path).relative_to(root).as_posix() if path != root else PurePosixPath(path).name
         kind = kind_of(PurePosixPath(path).name)
         if kind and not any(part.startswith(".") for part in PurePosixPath(name).parts):
-            parts = PurePosixPath(name).parts
-            source, below = (parts[0], "/".join(parts[1:])) if len(parts) > 1 else ("input", name)
+            source, below = _placed(PurePosixPath(name).parts)
             stamp = next((str(entry[key]) for key in ("ETag", "etag", "mtime", "created") if entry.get(key)), "")
             yield File(source, below, filesystem.unstrip_protocol(path), int(entry["size"] or 0), stamp, kind)
