@@ -83,7 +83,13 @@ def reached(uri: str, mend: str) -> Iterator[MlflowClient]:
     try:
         yield connect(uri)
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        raise UserError(f"MLflow failed: {error}", where=f"MLFLOW_TRACKING_URI={uri}", mend=mend) from None
+        raise UserError(_without_password(f"MLflow failed: {error}"), where=_without_password(f"MLFLOW_TRACKING_URI={uri}"),
+                        mend=mend) from None
+
+
+def _without_password(text: str) -> str:
+    """Addresses in it without whom they are asked as."""
+    return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 def experiment_id(client: MlflowClient) -> str:

@@ -101,8 +101,10 @@ def test_what_a_registry_refuses_is_one_line(server, monkeypatch):
         with reached(server, "ask") as client:
             client.create_model_version("stagecraft", source="file:///etc", run_id=run)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match=r"MLflow failed: .*Connection refused"), reached("http://127.0.0.1:9", "ask") as client:
+    with pytest.raises(UserError, match=r"MLflow failed: .*Connection refused") as refused, reached("http://me:secret@127.0.0.1:9",
+                                                                                                  "ask") as client:
         promote(client, verdict("e", record(90)))
+    assert "127.0.0.1:9" in str(refused.value) and "secret" not in str(refused.value)
 
 
 def test_a_directory_may_have_any_name(tmp_path, monkeypatch):
