@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -36,3 +37,12 @@ def below(pid: int, wanted: Callable[[psutil.Process], bool]) -> list[psutil.Pro
 def named(pid: int, name: str) -> list[psutil.Process]:
     """Those with `name` in their command line."""
     return below(pid, lambda process: name in " ".join(process.cmdline()))
+
+
+def answers(url: str) -> bool:
+    """Whether a server is up there."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False

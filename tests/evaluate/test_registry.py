@@ -17,6 +17,7 @@ from stagecraft.contract.registry import promote, registered
 from stagecraft.contract.stages import PATHS
 from stagecraft.contract.tracking import connect, experiment_id, reached
 from tests.evaluate.test_champion import record, verdict
+from tests.processes import answers
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +33,13 @@ def server(tmp_path_factory):
             cwd=root, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
     try:
-        while not _answers(f"{address}/health"):
+        while not answers(f"{address}/health"):
             assert process.poll() is None and time.monotonic() < deadline, (root / "log").read_text()
             time.sleep(0.2)
         yield address
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _answers(url):
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def _model(weights):

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from stagecraft.cli.page.app import LARGEST, application
 from stagecraft.cli.page.record import HEIGHT, WIDTH, collect
 from tests.page.tree import HOSTILE, write_tree
+from tests.processes import answers
 
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -181,17 +182,9 @@ def test_the_command(tmp_path):
     finally:
         process.terminate()
         process.communicate(timeout=30)
-    _until(lambda: not _answers(f"http://{mlflow}/health"), seconds=20)
+    _until(lambda: not answers(f"http://{mlflow}/health"), seconds=20)
     wrong = subprocess.run(command("--url", "nowhere"), cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: nowhere: no address of a server")
-
-
-def _answers(url):
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def _until(true, seconds=120):
