@@ -64,9 +64,10 @@ def run_task(stage: str, params: str, *, inputs: Mapping[str, Any] | None = None
     """
     if is_dataclass(task_config):
         os.environ[TASK_VARIABLE] = json.dumps(asdict(task_config))
+    asked = json.loads(params)
     try:
-        with _tree(stage, json.loads(params), inputs or {}):
-            figures = _run(stage, json.loads(params), inputs or {})
+        with _tree(stage, asked, inputs or {}):
+            figures = _run(stage, asked, inputs or {})
             lock = read_lock()
             known = {name: lock[name] for name in list(STAGES)[: list(STAGES).index(stage) + 1] if name in lock}
             for name, artifact in (outputs or {}).items():
