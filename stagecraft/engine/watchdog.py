@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from traceback import walk_stack
 from types import FrameType, TracebackType
 
 import torch.distributed as dist
@@ -114,7 +115,10 @@ class Watchdog:
         path = self.directory / f"stack-{self.rank}.txt"
         self._collectives.unlink(missing_ok=True)
         with suppress(OSError), path.open("w") as stream:
-            faulthandler.dump_traceback(stream, all_threads=True)
+            frames = walk_stack(sys._current_frames()[threading.main_thread().ident])
+            stream.write("Main thread (most recent call first):\n" + "".join(f"  {_line(frame)}\n" for frame, _ in frames) + "\n")
+            stream.flush()
+            faulthandler.dump_traceback(stream, all_threads=True)  # a hundred at most, the main thread last
         recorder = threading.Thread(target=self._write_collectives, daemon=True)  # which may itself wait for a GPU that hangs
         recorder.start()
         recorder.join(_RECORDER)
