@@ -115,8 +115,9 @@ class Watchdog:
         path = self.directory / f"stack-{self.rank}.txt"
         self._collectives.unlink(missing_ok=True)
         with suppress(OSError), path.open("w") as stream:
-            frames = walk_stack(sys._current_frames()[threading.main_thread().ident])
-            stream.write("Main thread (most recent call first):\n" + "".join(f"  {_line(frame)}\n" for frame, _ in frames) + "\n")
+            frames = (frame for frame, _ in walk_stack(sys._current_frames()[threading.main_thread().ident]))
+            stream.write("Main thread (most recent call first):\n" + "".join(
+                f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}\n' for frame in frames) + "\n")
             stream.flush()
             faulthandler.dump_traceback(stream, all_threads=True)  # a hundred at most, the main thread last
         recorder = threading.Thread(target=self._write_collectives, daemon=True)  # which may itself wait for a GPU that hangs

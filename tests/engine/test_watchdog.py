@@ -61,7 +61,7 @@ def test_a_stopped_rank_is_named_by_the_one_that_waits_for_it(tmp_path):
         ranks[1].kill()
     assert ranks[0].returncode == 75
     assert "rank 1 has been silent for" in error and "rank 0 has waited" in error and "Traceback" not in error
-    assert re.search(r"^Main thread .*\n  <string>:\d+ \(<module>\)\n", (tmp_path / "stack-0.txt").read_text())
+    assert re.search(r'^Main thread .*\n  File "<string>", line \d+ in <module>\n', (tmp_path / "stack-0.txt").read_text())
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["a step behind", "in the same step"])
