@@ -5,7 +5,7 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 # docs/dependencies.md gives the reason for each.
-DIFFERENT = {"apache-tvm-ffi", "setuptools"}
+DIFFERENT = {"apache-tvm-ffi", "chardet", "setuptools"}
 
 
 def pins(name: str) -> dict[str, str]:
