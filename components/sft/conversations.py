@@ -69,14 +69,11 @@ def encode(corpus: Path, params: Params, stage: Stage, directory: Path, first: F
         UserError: there are no conversations, or a bad row is not to be skipped: the first of them, on every rank; or a training has begun
             with other contents of a file.
     """
-    digests, known, begun = first.broadcast(first.here and (
-        {name: _digest(Path(name)) for name in params.data.files}, _known(directory / _PARTS),
-        any(directory.parent.glob("checkpoints/step-*"))))
-    changed = [] if known is None else [name for name, digest in digests.items() if digest and digest != known[name]]
-    if changed and begun:
-        raise UserError("the file is not what it was when this training began", where=f"sft.data.files: {changed[0]}",
+    digests, whole, lost = first.broadcast(first.here and _last(directory, params))
+    if lost:
+        raise UserError("the file is not what it was when this training began", where=f"sft.data.files: {lost}",
                         mend=f"put it back as it was, or delete {directory.parent} to begin anew with what it is now")
-    if known is None or changed:
+    if not whole:
         part = directory / f"part-{first.rank:05d}"
         conversations, skipped, fault = _encode(corpus, params, stage, first.rank, first.ranks, log)
         if not fault:
@@ -104,9 +101,18 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _known(parts: Path) -> dict[str, str] | None:
-    """Digests of the files that all parts were made of; None if not all parts are there."""
-    return json.loads(parts.read_text())["files"] if parts.is_file() else None
+def _last(directory: Path, params: Params) -> tuple[dict[str, str], bool, str]:
+    """(Digests of the files, whether all parts there are made of them, a file that is another since a training began or "")."""
+    digests, parts = {name: _digest(Path(name)) for name in params.data.files}, directory / _PARTS
+    if not parts.is_file():
+        return digests, False, ""
+    known = json.loads(parts.read_text())["files"]
+    changed = [name for name, digest in digests.items() if digest and digest != known[name]]
+    if changed and any(directory.parent.glob("checkpoints/step-*")):
+        return digests, False, changed[0]
+    if changed:
+        parts.unlink()  # before a rank replaces its part: if another then fails, no start takes what is left for a whole
+    return digests, not changed, ""
 
 
 def _encode(corpus: Path, params: Params, stage: Stage, rank: int, ranks: int,

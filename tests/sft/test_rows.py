@@ -118,6 +118,18 @@ def test_a_file_that_was_mended_is_read_anew_unless_a_training_has_begun_with_it
                     f"or delete {work} to begin anew with what it is now"}
 
 
+def test_a_file_that_is_put_back_after_a_change_that_failed_is_read_anew(corpus, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    before, data = "\n".join(said(f"a{row}") for row in range(4)), Data(tasks=False, files=[str(path)], bad_rows="fail")
+    path.write_text(before)
+    expected = plain(encode_on(2, corpus, tmp_path / "parts", data)[0])
+    path.write_text("\n".join([*(said(f"b{row}") for row in range(3)), "{broken"]))
+    for error in encode_on(2, corpus, tmp_path / "parts", data):
+        assert str(error).startswith(f"{path}:4: not JSON: ")
+    path.write_text(before)
+    assert plain(encode_on(2, corpus, tmp_path / "parts", data)[0]) == expected
+
+
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
 
 
