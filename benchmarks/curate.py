@@ -39,7 +39,7 @@ from rich.table import Table
 from components.curate.catalogue import Catalogue
 from components.curate.categories import is_code
 from components.curate.params import Params, QualityParams
-from components.curate.quality import broken_bound, normalise
+from components.curate.quality import broken_bound
 from components.curate.reading.formats import read
 from components.curate.reading.listing import File, list_files
 from components.curate.shards.plan import draw_sample, plan_shards
@@ -49,6 +49,7 @@ from components.curate.tiers.classifier import train
 from components.curate.tiers.seeds import default_seeds
 from stagecraft.contract.params import parse, read_profile
 from stagecraft.data.decontamination import EvaluationIndex
+from stagecraft.data.normalise import normalise
 from tests.curate.test_rules import REGEX
 
 _ANYTHING = QualityParams(min_characters=1, max_characters=10**9, max_line_characters=10**9, min_letter_share=0.0, min_ascii_share=0.0,

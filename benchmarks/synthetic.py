@@ -21,10 +21,11 @@ from components.curate.dedup.clusters import KEPT, find_duplicates
 from components.curate.dedup.signature import signature, text_digest
 from components.curate.evaluation import evaluation_texts
 from components.curate.params import Params
-from components.curate.quality import broken_bound, normalise
+from components.curate.quality import broken_bound
 from components.curate.synthetic.families import FAMILIES
 from components.curate.synthetic.verify import failure
 from stagecraft.data.decontamination import EvaluationIndex
+from stagecraft.data.normalise import normalise
 from stagecraft.data.scan import scan
 from stagecraft.data.tasks import draw_splits
 

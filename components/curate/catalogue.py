@@ -14,10 +14,10 @@ import xxhash
 from components.curate.dedup.clusters import KEPT, find_duplicates
 from components.curate.dedup.overlap import find_overlaps
 from components.curate.dedup.substrings import Cut, cut, find_repeated, passage
-from components.curate.quality import normalise
 from components.curate.shards import store
 from components.curate.shards.tally import Tally
 from stagecraft.data.lineage import DUPLICATES
+from stagecraft.data.normalise import normalise
 
 _COLUMNS = ("id", "source", "path", "category", "tier", "language", "licence", "bytes", "fingerprint")
 _CLUSTERS, _MEMBERS, _SHOWN = 10, 5, 200  # shown in the report: clusters, members of each, characters of a removed text

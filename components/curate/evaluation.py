@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from components.curate.pii import redact
-from components.curate.quality import normalise
 from stagecraft.contract.errors import UserError
 from stagecraft.data.decontamination import count_words
 from stagecraft.data.tables import READERS, read_table, strings
@@ -43,10 +41,3 @@ def evaluation_texts(tasks: dict[str, list[dict[str, Any]]], data: str) -> dict[
         texts.setdefault(name, []).extend(text for path in asked for row in read_table(path) for text in strings(row)
                                           if count_words(text) >= _WORDS)
     return texts
-
-
-def forms(text: str) -> tuple[str, ...]:
-    """An evaluation text as documents have it: normalised, and with its personal data replaced too."""
-    plain = normalise(text)
-    redacted, replaced = redact(plain)
-    return (plain, redacted) if replaced else (plain,)

@@ -1,28 +1,16 @@
-"""Normalisation and the quality rules: what a text must be like to be worth training on."""
+"""The quality rules: what a text must be like to be worth training on."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 
 from components.curate.params import QualityParams
 from stagecraft.data.tokenizer import MARKERS, RESERVED, SPECIAL
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
-# Tried at the start of a run of blanks alone and never with less of it, or a long run inside a line would cost its square.
-_TRAILING = re.compile(r"(?<![ \t])[ \t]++$", re.MULTILINE)
-_BLANKS = re.compile(r"\n{4,}")
 _MARKUP = re.compile("|".join([*map(re.escape, (*SPECIAL, *MARKERS)), RESERVED.pattern]))
 _LETTERS = re.compile(r"[^\W\d_]|\s")
 _ASCII = re.compile(r"[\x00-\x7f]+")
 _PLAIN_LETTERS = bytes(code for code in range(128) if _LETTERS.match(chr(code)))
-
-
-def normalise(text: str) -> str:
-    """Unicode NFC, newlines as \\n, no control characters, no trailing blanks, at most two empty lines in a row."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = _BLANKS.sub("\n\n\n", _TRAILING.sub("", _CONTROL.sub("", text)))
-    return text.strip("\n") + "\n"
 
 
 def broken_bound(text: str, bounds: QualityParams) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 from components.curate.blend import group_of
 from components.curate.catalogue import Catalogue
 from components.curate.corpus import HELDOUT, TokenFile, write_blends, write_tokens
-from components.curate.evaluation import evaluation_texts, forms
+from components.curate.evaluation import evaluation_texts
 from components.curate.funnel import Funnel
 from components.curate.params import Params
 from components.curate.plots import funnel_figure
@@ -65,7 +65,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     prompts = evaluation_texts(tasks, params.benchmarks)
     for name in (name for name, texts in prompts.items() if not texts):
         log.note(f"no text of {name} is kept out of training: none of its strings has the eight words that tell it from any other text")
-    evaluation = EvaluationIndex.build(prompts, forms)
+    evaluation = EvaluationIndex.build(prompts)
     evaluation.save(results / "evaluation.npz")
 
     files = list_files(params.input)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from stagecraft.data.decontamination import EvaluationIndex, grams
+from stagecraft.data.decontamination import EvaluationIndex, forms, grams
 from stagecraft.data.indexed import read_indexed
 from stagecraft.data.scan import scan
 from stagecraft.data.tasks import read_rows
@@ -44,8 +44,8 @@ def check(corpus: Path, sets: Mapping[str, Sequence[str]]) -> dict[str, Overlap]
         corpus: the corpus artifact.
         sets: name -> texts.
     """
-    index = EvaluationIndex.build(sets)
-    divided = [_lines(text) for texts in sets.values() for text in texts if not grams(scan(text)).size]
+    index, written = EvaluationIndex.build(sets), {name: [forms(text) for text in texts] for name, texts in sets.items()}
+    divided = [_lines(form) for texts in written.values() for text in texts for form in text if not grams(scan(form)).size]
     short, counts = {" ".join(lines) for lines in divided if lines}, {len(lines) for lines in divided if lines}
     shared, standing = [np.empty(0, np.uint64)], set()
     for text in training_texts(corpus):
@@ -55,8 +55,9 @@ def check(corpus: Path, sets: Mapping[str, Sequence[str]]) -> dict[str, Overlap]
             standing.update(short.intersection(" ".join(lines[start:start + count]) for start in range(len(lines) - count + 1)))
     seen = np.unique(np.concatenate(shared))
     overlaps = {}
-    for name, texts in sets.items():
-        rows = [row for row, text in enumerate(texts) if " ".join(_lines(text)) in standing or np.isin(grams(scan(text)), seen).any()]
+    for name, texts in written.items():
+        rows = [row for row, text in enumerate(texts)
+                if any(" ".join(_lines(form)) in standing or np.isin(grams(scan(form)), seen).any() for form in text)]
         overlaps[name] = Overlap(len(texts), len(rows), rows)
     return overlaps
 

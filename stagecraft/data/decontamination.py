@@ -7,7 +7,7 @@ An evaluation text of fewer than 13 words has no such overlap; it matches a docu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from stagecraft.data.normalise import normalise
+from stagecraft.data.pii import redact
 from stagecraft.data.scan import BASE, Scan, lower_case, mix, scan
 
 GRAM = 13  # words
@@ -56,12 +58,8 @@ class EvaluationIndex:
         self.grams, self.gram_rows, self.lines, self.line_rows = grams, gram_rows, lines, line_rows
 
     @classmethod
-    def build(cls, sets: Mapping[str, Iterable[str]], forms: Callable[[str], Iterable[str]] = lambda text: (text,)) -> EvaluationIndex:
-        """Index the texts of evaluation sets, by name.
-
-        Args:
-            forms: how a text may stand in the documents.
-        """
+    def build(cls, sets: Mapping[str, Iterable[str]]) -> EvaluationIndex:
+        """Index the texts of evaluation sets, by name, in all their `forms`."""
         grams, lines = [], []
         for number, texts in enumerate(sets.values()):
             for row, form in ((row, form) for row, text in enumerate(texts) for form in forms(text)):
@@ -121,6 +119,12 @@ class Words:
     hashes: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
+
+
+def forms(text: str) -> tuple[str, ...]:
+    """An evaluation text as it may stand in training text: as it is, normalised, and with its personal data replaced too."""
+    plain = normalise(text)
+    return tuple(dict.fromkeys((text.strip("\n") + "\n", plain, redact(plain)[0])))
 
 
 def words_of(scanned: Scan) -> Words:

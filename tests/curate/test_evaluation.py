@@ -5,11 +5,11 @@ import unicodedata
 
 import pytest
 
-from components.curate.evaluation import TASKS, evaluation_texts, forms
-from components.curate.pii import redact
-from components.curate.quality import normalise
+from components.curate.evaluation import TASKS, evaluation_texts
 from stagecraft.contract.errors import UserError
 from stagecraft.data.decontamination import EvaluationIndex
+from stagecraft.data.normalise import normalise
+from stagecraft.data.pii import redact
 from stagecraft.data.scan import scan
 
 NONE = {name: [] for name in TASKS}
@@ -33,7 +33,7 @@ def test_a_text_matches_its_own_copy_as_the_steps_leave_it():
              "Please forward the complete signed contract to maria.lopez@contoso.com before Friday",
              "Write to the office at maria.lopez@contoso.com and ask them for a copy of the signed contract, please",
              "A question without anything that a step would change, only many words."]
-    index = EvaluationIndex.build({"set": texts}, forms)
+    index = EvaluationIndex.build({"set": texts})
     for row, text in enumerate(texts):
         for copy in (normalise(text), redact(normalise(text))[0]):
             assert [match.row for match in index.matches(copy, scan(copy))] == [row]

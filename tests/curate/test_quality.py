@@ -1,15 +1,13 @@
-"""Normalisation and the rules, each broken by a text made for it and by no other."""
+"""The rules, each broken by a text made for it and by no other."""
 
 import re
-import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.curate import quality
 from components.curate.params import QualityParams
-from components.curate.quality import broken_bound, letters, normalise, repeated_share
+from components.curate.quality import broken_bound, letters, repeated_share
 
 BOUNDS = QualityParams(min_characters=200, max_characters=5000, max_line_characters=500, min_letter_share=0.6, min_ascii_share=0.97,
                        max_repeated_share=0.3)
@@ -37,27 +35,6 @@ def test_a_text_made_to_break_a_bound_breaks_it_first(name):
 @given(st.text())
 def test_letters_are_counted_as_a_pattern_counts_them(text):
     assert letters(text) == len(re.findall(r"[^\W\d_]|\s", text))
-
-
-@given(st.text())
-def test_normalising_twice_changes_nothing(text):
-    assert normalise(normalise(text)) == normalise(text)
-
-
-@given(st.text(alphabet=" \t\nab\u00a0"))
-def test_blanks_go_at_the_ends_of_lines_alone(text):
-    assert quality._TRAILING.sub("", text) == re.sub(r"(?m)[ \t]+$", "", text)
-
-
-def test_a_long_run_of_blanks_inside_a_line_is_no_burden():
-    text = f"a{' ' * 200_000}b\n"
-    began = time.perf_counter()
-    assert normalise(text) == text
-    assert time.perf_counter() - began < 20, "the square of the run: five minutes"
-
-
-def test_what_normalising_does():
-    assert normalise("\ufeffe\u0301 \r\nb\x00\t \r\rc\n\n\n\n\nd\n\n") == "é\nb\n\nc\n\n\nd\n"
 
 
 def test_repeated_share_counts_characters_of_lines_seen_before():

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 from numba import njit
 
-from components.curate.quality import normalise
+from stagecraft.data.normalise import normalise
 from stagecraft.data.scan import BASE, Scan, mix, scan
 
 Span = tuple[int, int]  # first and one past the last token

@@ -20,8 +20,7 @@ from loguru import logger
 from components.curate.categories import CODE, category, is_code
 from components.curate.dedup.signature import signature, text_digest
 from components.curate.params import Params
-from components.curate.pii import redact
-from components.curate.quality import broken_bound, normalise
+from components.curate.quality import broken_bound
 from components.curate.reading.formats import read
 from components.curate.rules.bounds import RuleBounds
 from components.curate.rules.check import failed_rule
@@ -33,6 +32,8 @@ from components.curate.tiers.classifier import Classifier, tier
 from stagecraft.contract.files import write_atomic
 from stagecraft.data.decontamination import EvaluationIndex
 from stagecraft.data.language import LanguageId
+from stagecraft.data.normalise import normalise
+from stagecraft.data.pii import redact
 from stagecraft.data.scan import scan
 
 logger.disable("datatrove")  # the run log tells how far the shards are; workers import this module before they start

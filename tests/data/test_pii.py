@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from components.curate.pii import CARD, EMAIL, IBAN, IPV4, IPV6, PHONE, SECRET, redact
+from stagecraft.data.pii import CARD, EMAIL, IBAN, IPV4, IPV6, PHONE, SECRET, redact
 from tests.curate.intervals import lower_end, recall_and_precision
 
 PLACEHOLDERS = {"email": (EMAIL,), "ip": (IPV4, IPV6), "phone": (PHONE,), "card": (CARD,), "iban": (IBAN,), "secret": (SECRET,)}
