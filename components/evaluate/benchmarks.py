@@ -15,7 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.api_models import JsonChatStr
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from components.evaluate.params import TASKS, Benchmarks
+from components.evaluate.params import MADE_PROMPTS, TASKS, Benchmarks
 from components.evaluate.protocol import source_digest
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import sha256
@@ -80,7 +80,7 @@ def load(name: str, settings: Benchmarks, seed: int, turn: int = 0) -> Benchmark
     config = load_yaml(TASKS / f"{name}.yaml")
     made = config.pop("custom_dataset", None)
     if made:
-        arguments = {**config["metadata"], "lengths": settings.lengths, "prompts": settings.prompts or 100, "seed": seed}
+        arguments = {**config["metadata"], "lengths": settings.lengths, "prompts": settings.prompts or MADE_PROMPTS, "seed": seed}
         return Benchmark(config, lambda: made(**arguments), 0, seed + _TURN * turn)
     folder = Path(settings.data) / config.pop("dataset_path")
     splits = {config["test_split"], config.get("fewshot_split") or config["test_split"]}

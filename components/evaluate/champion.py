@@ -52,4 +52,5 @@ def objections(challenger: dict[str, Any], champion: dict[str, Any] | None, gone
 
 
 def _loss(difference: Paired) -> str:
-    return f"{-100 * difference.difference:.1f} ± {100 * difference.stderr:.1f} points worse"
+    points = 100 * difference.difference
+    return f"{abs(points):.1f} ± {100 * difference.stderr:.1f} points {'better' if points > 0 else 'worse'}"

@@ -13,7 +13,8 @@ from stagecraft.contract.params import params
 TASKS = Path(__file__).with_name("tasks")
 """Where the benchmarks' YAML files lie."""
 MODELS = ("base", "sft", "aligned", "fp8", "nvfp4")
-
+MADE_PROMPTS = 100
+"""Of a benchmark that is made here, where `prompts` is 0."""
 
 
 @params

@@ -54,6 +54,9 @@ def test_what_a_run_would_meet_after_others_is_refused_before_it(change, expecte
      "rl.environment_servers.mine.rows: mine.jsonl: no such file", True),
     ("rl", {"layout": {"tensor": 4, "pipeline": 1, "context": 1, "expert": 1}}, "rl.stages.rlvr.layout: ", False),
     ("evaluate", {"tasks": {"prompts": 11}}, "evaluate.tasks.prompts: 11 are less than two of each of 6 task families", False),
+    ("evaluate", {"tasks": {"prompts": 53}}, "evaluate.gate.family_max_loss: 8 prompts of a family cannot show that no more than 0.25 is "
+     "lost to the champion: equal answers leave 0.273 possible - raise it to 0.28 or more, or raise evaluate.tasks.prompts", False),
+    ("evaluate", {"benchmarks": {"prompts": 8}}, "evaluate.gate.family_max_loss: 8 prompts of a benchmark cannot show", False),
     ("evaluate", {"benchmarks": {"data": "nowhere"}}, "evaluate.benchmarks.data: nowhere: no such folder", True),
 ])
 def test_what_a_later_stage_would_refuse_is_foreseen(section, change, expected, here_alone):

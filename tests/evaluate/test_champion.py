@@ -1,12 +1,14 @@
 """A challenger against the registered champion: what it may lose, what is no comparison, and who stays."""
 
 import copy
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components.evaluate.champion import objections
+from components.evaluate.foresee import unprovable_loss
 from tests.evaluate.made import PROTOCOL
 
 RULES = {"family_max_loss": 0.1, "family_confidence": 0.95, "other_protocol": "refuse"}
@@ -33,6 +35,13 @@ def test_a_loss_within_the_limit_that_is_not_sure_is_an_objection():
     assert "lower 95% bound -13." in objections(challenger, champion)[0]
 
 
+def test_a_gain_that_is_not_sure_is_called_one():
+    champion, challenger = record(80), record(80)
+    challenger["scores"]["sort"] = [float(10 <= i < 95) for i in range(100)]
+    assert re.match(r"sort is 5\.0 ± 5\.0 points better \(lower 95% bound -3\.\d, allowed -2\.0\)", objections(
+        {**challenger, "rules": {**RULES, "family_max_loss": 0.02}}, champion)[0])
+
+
 def test_benchmarks_count_like_families():
     assert "needle is 20.0" in objections(record(needle=0.3), record(needle=0.5))[0]
 
@@ -56,6 +65,14 @@ def test_no_challenger_that_answers_as_many_is_worse_over_all(answers, families)
     pair = [recorded(**{f"family{i}": [float(each) for each in scores] for i in range(families)}) for scores in (more, fewer)]
     pair[0]["rules"]["family_max_loss"] = 2.0
     assert objections(*pair) == []
+
+
+@given(st.integers(2, 300), st.sampled_from([0.9, 0.95, 0.99]))
+def test_a_limit_is_foreseen_to_be_out_of_reach_where_equal_answers_do_not_meet_it(prompts, confidence):
+    challenger = recorded(family=[1.0] * prompts)
+    for share, met in ((0.999, False), (1.001, True)):
+        challenger["rules"] |= {"family_max_loss": share * unprovable_loss(prompts, confidence), "family_confidence": confidence}
+        assert (objections(challenger, challenger) == []) == met
 
 
 @pytest.mark.parametrize("champion", [None, record(seed=2)])
