@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -37,12 +38,16 @@ class EndpointParams:
         """The endpoint's key, or "" if it asks for none; `where` names this group of parameters.
 
         Raises:
-            UserError: the variable named for it is not set.
+            UserError: the variable named for it is not set, or holds what no header may.
         """
-        found = os.environ.get(self.key_variable, "") if self.key_variable else ""
+        # Without blanks around it: a key that was read from a file ends in a newline.
+        found = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
         if self.key_variable and not found:
             raise UserError(f"the environment variable {self.key_variable} is not set", where=f"{where}.key_variable",
                             mend="export the endpoint's key in it, or set key_variable to \"\" if it needs none")
+        if not re.fullmatch("[!-~]*", found):
+            raise UserError(f"the environment variable {self.key_variable} holds no key: one is printable ASCII without blanks",
+                            where=f"{where}.key_variable", mend="export the endpoint's key in it, and nothing else")
         return found
 
 
@@ -62,8 +67,8 @@ class Endpoint:
     """
 
     def __init__(self, params: EndpointParams, where: str, instead: str, max_retries: int):
-        self._where, self._instead = where, instead
-        self.client = {"base_url": params.url, "api_key": params.key(where) or "none", "timeout": params.timeout_seconds,
+        self._where, self._instead, self._key = where, instead, params.key(where)
+        self.client = {"base_url": params.url, "api_key": self._key or "none", "timeout": params.timeout_seconds,
                        "max_retries": max_retries}
 
     @contextmanager
@@ -79,14 +84,18 @@ class Endpoint:
         try:
             yield
         except APIConnectionError as error:
-            raise UserError(f"the endpoint cannot be reached: {error.__cause__ or error}", where=url,
+            raise UserError(f"the endpoint cannot be reached: {self._told(error.__cause__ or error)}", where=url,
                             mend=f"correct {where}.url, or leave it empty for {self._instead}; {again}") from None
         except (AuthenticationError, PermissionDeniedError) as error:
-            raise UserError(f"the endpoint refuses the key: {error.message}", where=url,
+            raise UserError(f"the endpoint refuses the key: {self._told(error.message)}", where=url,
                             mend=f"put a valid key into the environment variable that {where}.key_variable names") from None
         except APIStatusError as error:
-            told = f"the endpoint answers {error.status_code}: {error.message}"
+            told = f"the endpoint answers {error.status_code}: {self._told(error.message)}"
             mend = again if error.status_code in (408, 409, 429) or error.status_code >= 500 else f"correct {where}.url or .model"
             raise UserError(told, where=url, mend=mend) from None
         except (APIError, ValueError, IndexError, AttributeError, TypeError) as error:
-            raise UserError(f"what answers is no OpenAI endpoint: {error}", where=url, mend=f"correct {where}.url") from None
+            raise UserError(f"what answers is no OpenAI endpoint: {self._told(error)}", where=url, mend=f"correct {where}.url") from None
+
+    def _told(self, said: object) -> str:
+        """What was said, but for the key, which an endpoint may quote."""
+        return str(said).replace(self._key, "...") if self._key else str(said)

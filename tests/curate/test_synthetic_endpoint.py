@@ -84,7 +84,7 @@ class Server:
                 reply = (answers or {}).get((family, number), json.dumps(numbered(GOOD[family], number)))
                 content = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [
                     {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}]}
-                data = json.dumps(content if status == 200 else {"error": {"message": "not now"}}).encode()
+                data = json.dumps(content if status == 200 else {"error": {"message": f"not {outer.headers[-1][1]}"}}).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
@@ -245,7 +245,11 @@ def test_what_is_wrong_with_the_endpoint_is_one_line(tmp_path, monkeypatch):
         assert "cannot be reached" in refused(tmp_path / "a", url=url)
     monkeypatch.delenv("WRITER_KEY", raising=False)
     assert "WRITER_KEY is not set" in refused(tmp_path / "b", url=url, key_variable="WRITER_KEY")
-    monkeypatch.setenv("WRITER_KEY", "sesame")
+    for odd in ("s\u00e9same", "open sesame", "sesame\nsesame"):
+        monkeypatch.setenv("WRITER_KEY", odd)
+        message = refused(tmp_path / "c", url=url, key_variable="WRITER_KEY")
+        assert "WRITER_KEY holds no key" in message and "same" not in message
+    monkeypatch.setenv("WRITER_KEY", "sesame\n")  # as a file that an editor wrote has it
     for status, words in ((401, "refuses the key"), (404, "answers 404"), (503, "run again")):
         with Server(failures=[status] * 9) as server:
             message = refused(tmp_path / str(status), url=server.url, key_variable="WRITER_KEY")
