@@ -165,6 +165,13 @@ def test_half_an_endpoint_and_conversations_are_refused():
             parse(Params, rl | changes, "rl")
 
 
+@pytest.mark.parametrize("url", ["http://judge:PORT/v1", "http://localhost:80OO/v1", "http://[::1/v1", "http:///v1", "http://judge:0/v1"])
+def test_an_address_that_no_client_can_be_made_with_is_refused_where_it_is_read(url):
+    rl = read_profile(PROFILE)["rl"]
+    with pytest.raises(UserError, match=r"^rl\.stages\.rlhf\.preferences\.url: .* - correct the value$"):
+        parse(Params, rl | {"stages": {"rlhf": {"preferences": {"enabled": True, "url": url, "model": "judge"}}}}, "rl")
+
+
 @pytest.mark.slow
 def test_the_stage_trains_and_serves_its_own_reward_model_and_a_kill_changes_no_bit(tuned, tmp_path):
     preferences = read_profile(PROFILE)["rl"]["preferences"] | {"enabled": True, "comparisons": 200, "steps": 8, "heldout": 20}
