@@ -145,6 +145,17 @@ def test_an_endpoint_that_does_not_answer_is_one_line():
         Judge(preferences).scores([("a", "b", "c")])
 
 
+def test_a_reply_in_parts_is_one_line(monkeypatch):
+    preferences = replace(PARAMS.preferences, url="http://127.0.0.1:9/v1", model="judge")
+
+    async def create(self, **_):
+        return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=[{"type": "text", "text": "5 1"}]))])
+
+    monkeypatch.setattr("openai.resources.chat.AsyncCompletions.create", create)
+    with pytest.raises(UserError, match=r"what answers is no OpenAI endpoint: .* - correct rl.preferences.url"):
+        Judge(preferences).scores([("sum?", "4", "5")])
+
+
 def test_a_key_that_is_not_set_is_told_of_before_any_work_but_for_our_own_server(monkeypatch):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     preferences = replace(PARAMS.preferences, enabled=True, url="http://127.0.0.1:9/v1", model="judge", key_variable="JUDGE_KEY")

@@ -75,8 +75,7 @@ class Judge:
                     reply = await client.chat.completions.create(
                         model=asked.model, temperature=0, max_tokens=asked.max_tokens,
                         messages=[{"role": "user", "content": question(asked.principle, request, answers, self._form)}])
-                    text = reply.choices[0].message.content or ""
-            return verdict(text)
+                    return verdict(reply.choices[0].message.content or "")
 
         async with AsyncOpenAI(**self._endpoint.client) as client:
             return await asyncio.gather(*(one(client, pair) for pair in pairs))
