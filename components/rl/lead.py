@@ -60,7 +60,7 @@ class Lead:
         self._clock.append(time.monotonic())
         step, samples = done - 1, self._draw.samples
         seconds = dict(zip(("seconds_wait", "seconds_update", "seconds_handover"), (b - a for a, b in pairwise(self._clock))))
-        drawn, values = summary(samples, step), figures(result)
+        drawn, values = summary(samples, step, self._params.preferences.enabled), figures(result)
         if result and result.skipped:
             self._log.note(told_of_skipped(result, self._before + done))
         self._log.step(self._before + done, **drawn, **values, seconds_generate=self._draw.seconds, **seconds)
@@ -93,8 +93,8 @@ class Lead:
         self._open.close()
 
 
-def summary(samples: list[Sample], step: int) -> dict[str, float]:
-    """Figures of one step's rollouts."""
+def summary(samples: list[Sample], step: int, judged: bool) -> dict[str, float]:
+    """Figures of one step's rollouts; `judged`: their rewards are a judge's, beside which stands what the verifiers say."""
     count = len(samples)
     return {
         "reward": sum(sample.reward for sample in samples) / count,
@@ -104,7 +104,7 @@ def summary(samples: list[Sample], step: int) -> dict[str, float]:
         "tokens": sum(sum(sample.mask) for sample in samples),
         "staleness": step - min(sample.version for sample in samples),
         **means_by_family(samples),
-        **({"verified": sum(sample.parts["verified"] for sample in samples) / count} if "verified" in samples[0].parts else {}),
+        **({"verified": sum(sample.parts["verified"] for sample in samples) / count} if judged else {}),
     }
 
 

@@ -21,13 +21,14 @@ from stagecraft.engine.trainer import Optimization, Trainer
 from tests.architectures import tiny
 from tests.rl.test_prompts import PARAMS
 
-FLAT, TAUGHT, NAN = "flat", "taught", "nan"  # what a step's group is like
+FLAT, TAUGHT, NAN, GRADED = "flat", "taught", "nan", "graded"  # what a step's group is like
 
 
 def group(kind):
     logprob = math.nan if kind == NAN else -5.0
     return [Sample("a", "sort", "?", [1, 2], 0, tokens=[3 + place, 4], mask=[1, 1], logprobs=[logprob] * 2, finished=True,
-                   reward=float(place and kind != FLAT)) for place in range(2)]
+                   reward=float(place and kind != FLAT), parts={"verified": 1.0} if kind == GRADED and not place else {})
+            for place in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,11 @@ def test_what_taught_nothing_or_was_skipped_has_no_figures_and_no_part_in_the_me
     assert mismatches(rows[:1]) == {}
     skipped = [line for line in told if "skipped" in line]
     assert [line.split(":")[0] for line in skipped] == [f"step {step} is skipped" for step in (13, 14, 15)] and "loss nan" in skipped[0]
+
+
+def test_a_figure_of_a_resource_server_is_not_taken_for_a_judges(tmp_path, monkeypatch, weights):
+    rows, _, error = trained(tmp_path, monkeypatch, weights, GRADED)
+    assert error is None and rows[0]["reward"] == 0.5 and "verified" not in rows[0]
 
 
 def test_too_many_steps_without_a_finite_loss_end_the_run_and_one_that_teaches_nothing_between_them_does_not_help(
