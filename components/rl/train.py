@@ -36,7 +36,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
         weights: canonical tensors of `job.model`, on every rank.
         job: what the generators are to do, from the stage's first step on.
         work: directory of this stage alone, kept between runs.
-        before: steps of the stages before, behind which this one's are counted in curve and rollouts.
+        before: steps of the stages before, behind which this one's are counted in curve, rollouts and what is told.
         log: on rank 0 only.
 
     Raises:
@@ -61,7 +61,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
         with Lead(replace(job, first=trainer.steps_done), now, work, before, kept, log) if log else nullcontext() as lead:
             first.broadcast()  # that the prompts were tried, if the curriculum wants it: a watchdog may have less patience than that takes
             with of_this_rank(work, params.hang_seconds) as watchdog:
-                _train(trainer, params, reference, work, first, lead, watchdog)
+                _train(trainer, params, reference, work, before, first, lead, watchdog)
         del reference
     trained = {**weights, **trainer.weights()}
     del trainer
@@ -69,7 +69,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
     return trained
 
 
-def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: Path, first: FirstRank, lead: Lead | None,
+def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: Path, before: int, first: FirstRank, lead: Lead | None,
            watchdog: Watchdog) -> None:
     def beat() -> None:
         watchdog.beat(trainer.steps_done)
@@ -84,7 +84,7 @@ def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: P
         if result:
             skipped = skipped + 1 if result.skipped else 0
         if skipped > MAX_SKIPPED:
-            raise loop.too_many_skipped(result, trainer.steps_done, MAX_SKIPPED, work.name)
+            raise loop.too_many_skipped(result, before + trainer.steps_done, MAX_SKIPPED, work.name)
         if lead:
             lead.updated()
         weights, done = trainer.weights(), trainer.steps_done

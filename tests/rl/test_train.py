@@ -86,5 +86,5 @@ def test_a_figure_of_a_resource_server_is_not_taken_for_a_judges(tmp_path, monke
 def test_too_many_steps_without_a_finite_loss_end_the_run_and_one_that_teaches_nothing_between_them_does_not_help(
         tmp_path, monkeypatch, weights):
     rows, _, error = trained(tmp_path, monkeypatch, weights, TAUGHT, NAN, NAN, FLAT, NAN, NAN, TAUGHT)
-    assert error.startswith("rlvr: loss nan and gradient norm ") and "at step 6, after 3 steps in a row that were skipped" in error
+    assert error.startswith("rlvr: loss nan and gradient norm ") and "at step 16, after 3 steps in a row that were skipped" in error
     assert [row["step"] for row in rows] == [11, 12, 13, 14, 15]
