@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
@@ -35,6 +35,9 @@ class EndpointParams:
         max_tokens: of a reply.
         concurrency: requests under way at a time.
     """
+
+    # Which model it is, `model` says: the work goes on where the same one is asked elsewhere, or otherwise.
+    PLACEMENT: ClassVar = ("url", "key_variable", "concurrency", "timeout_seconds")
 
     url: Annotated[str, Field(pattern=r"^(https?://\S+)?$"), AfterValidator(_with_host)]
     model: str

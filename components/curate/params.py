@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field, fields
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -110,6 +110,8 @@ class AuthorParams(EndpointParams):
         max_retries: of a request that fails with 429, 5xx or on the way, with growing pauses.
     """
 
+    PLACEMENT: ClassVar = (*EndpointParams.PLACEMENT, "max_retries")
+
     temperature: Annotated[float, Field(ge=0, le=2)]
     max_retries: Count
 
@@ -168,7 +170,7 @@ class Params:
         executor: `local` processes, or the tasks of a cluster; the result does not depend on it.
         workers: shards worked on at a time; the result does not depend on it.
         slurm: for the executor `slurm`.
-        memory_bytes: bound of the deduplication's index.
+        memory_bytes: bound of the deduplication's index; the result does not depend on it.
         max_document_bytes: a longer row or file is reported as broken.
         benchmarks: directory with the data of benchmarks, which no document may share text with; "": none.
         languages: ISO 639 codes to keep, of texts other than code; empty: all.
@@ -177,6 +179,8 @@ class Params:
         tokenizer: `train`, or a directory with a Hugging Face tokenizer.
         reserved_tokens: special tokens without a meaning yet, of a trained tokenizer; `vocab_size` counts them.
     """
+
+    PLACEMENT: ClassVar = ("executor", "workers", "slurm", "memory_bytes")
 
     seed: Seed
     input: Annotated[str, Field(min_length=1)]

@@ -76,7 +76,7 @@ class Preferences(EndpointParams):
 class Stage:
     """GRPO. Sizes in prompts, completions, tokens or steps; learning rates per step."""
 
-    PLACEMENT: ClassVar = ("layout", "hang_seconds")
+    PLACEMENT: ClassVar = ("layout", "checkpoint_every", "hang_seconds")
 
     seed: Seed
     layout: Layout

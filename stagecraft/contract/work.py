@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -16,11 +15,7 @@ def work_key(params: Any, inputs: dict[str, str], code: str = "") -> str:
 
 
 def _work(params: Any, values: dict[str, Any]) -> dict[str, Any]:
-    placement = getattr(params, "PLACEMENT", ())
-    return {name: _work(getattr(params, name), value) if is_dataclass(getattr(params, name)) else _without(value, placement)
-            for name, value in values.items() if name not in placement}
-
-
-def _without(value: Any, placement: Sequence[str]) -> Any:
-    """What a mapping says that overrides parameters, as a part of a run does."""
-    return {key: _without(each, placement) for key, each in value.items() if key not in placement} if isinstance(value, dict) else value
+    """What is left of values: of the parameters' own, or of what a part of a run says differently, under its name."""
+    groups = {name: group for name, group in vars(params).items() if is_dataclass(group)}
+    return {name: _work(groups.get(name, params), value) if isinstance(value, dict) else value
+            for name, value in values.items() if name not in getattr(params, "PLACEMENT", ())}

@@ -28,7 +28,7 @@ def test_a_stage_differs_in_what_it_says_alone():
 
 
 def test_where_it_is_done_is_no_part_of_what_is_done():
-    """A killed run goes on under another layout, also one that a stage says."""
+    """A killed run goes on under another layout, with a judge at another address, also one that a stage says."""
     def key(**changes):
         return work_key(replace(PARAMS, **changes), {}, "")
 
@@ -36,6 +36,14 @@ def test_where_it_is_done_is_no_part_of_what_is_done():
     divided = {"one": {"layout": {"context": 2}}, "two": {"layout": {"expert": 2}, "lr": 1e-5}}
     assert key(stages=stages) == key(stages=divided) == key(stages=stages, layout=layout, processes=2)
     assert key(stages=stages) != key(stages={"one": {}, "two": {"lr": 2e-5}})
+    assert key(checkpoint_every=7) == key() == key(preferences=replace(PARAMS.preferences, url="http://judge/v1", model="", concurrency=1))
+
+    def judged(**endpoint):
+        asked = {"enabled": True, "url": "http://a/v1", "model": "judge"} | endpoint
+        return {"rlvr": {}, "rlhf": {"environments": {}, "preferences": asked}}
+
+    moved = judged(url="http://b:8000/v1", key_variable="KEY", concurrency=2, timeout_seconds=9.0)
+    assert key(stages=judged()) == key(stages=moved) != key(stages=judged(model="another"))
 
 
 @pytest.mark.parametrize(("stages", "message"), [
