@@ -36,11 +36,22 @@ def foresee(profile: Profile, pod: Pod | None) -> None:
             server = part.environment_servers.get(known)
             if not (server and server.rows):
                 environment(known)
-            elif not pod and not Path(server.rows).is_file():
+    if not pod:
+        check_rows(params)
+        check_sandbox(params)
+
+
+def check_rows(params: Params) -> None:
+    """Refuse rows that are not here, in any of the stages: a later one would miss them after hours.
+
+    Raises:
+        UserError: names the environment and the file.
+    """
+    for part in params.parts.values():
+        for known, server in part.environment_servers.items():
+            if server.rows and not Path(server.rows).is_file():
                 raise UserError("no such file of rows", where=f"rl.environment_servers.{known}.rows: {server.rows}",
                                 mend="name a JSONL file")
-    if not pod:
-        check_sandbox(params)
 
 
 def check_sandbox(params: Params) -> None:

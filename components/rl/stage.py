@@ -7,7 +7,7 @@ import math
 import shutil
 from pathlib import Path
 
-from components.rl.foresee import check_model, check_sandbox
+from components.rl.foresee import check_model, check_rows, check_sandbox
 from components.rl.params import Params, Stage
 from stagecraft.contract.runlog import RunLog
 
@@ -26,6 +26,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     for part in parts.values():
         if part.preferences.enabled and part.preferences.url:
             part.preferences.key("rl.preferences")  # which a later stage would miss after hours
+    check_rows(params)
     architecture = read_architecture(inputs["sft"])
     check_model(params, architecture, world_size() if is_launched() else params.processes)
     check_sandbox(params)

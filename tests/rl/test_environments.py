@@ -11,6 +11,7 @@ import pytest
 from components.rl.params import EnvironmentServer
 from components.rl.prompts import environment_rows, file_rows, read_prompts
 from components.rl.rollouts import batches, read_draw
+from components.rl.stage import main
 from components.rl.talks import begin, begin_all, hear_all
 from stagecraft.contract.errors import UserError
 from stagecraft.data.conversations import encode_conversation
@@ -36,6 +37,13 @@ def tokenizer(tmp_path_factory):
     rows = [row for name in PLAYED for row in environment_rows(name, 5, "0")]
     save_tokenizer(train_tokenizer([json.dumps(row["messages"]) for row in rows], 400), directory, 512)
     return load_tokenizer(directory)
+
+
+def test_rows_of_a_later_stage_that_are_not_here_are_told_of_before_any_work(tmp_path):
+    served = {"mine": {"url": "http://127.0.0.1:9", "rows": str(tmp_path / "mine.jsonl"), "turns": 1}}
+    stages = {"first": {}, "second": {"environments": {"mine": 1.0}, "environment_servers": served}}
+    with pytest.raises(UserError, match=r"^rl.environment_servers.mine.rows: .*mine.jsonl: no such file of rows - name a JSONL file"):
+        main(replace(PARAMS, environments={}, environment_servers={}, stages=stages), {}, {}, None)
 
 
 def said(tokenizer, text, finished=True):
