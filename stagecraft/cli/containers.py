@@ -25,19 +25,23 @@ from stagecraft.contract.errors import UserError
 
 LABEL = "dev.stagecraft.run"
 SCRATCH = "/scratch"  # of the images (components/Containerfile): the one place outside the project where a task writes
-_PASSED = ("STAGECRAFT_", "MLFLOW_", "OMP_")
+_PASSED = ("STAGECRAFT_", "MLFLOW_", "OMP_", "RAY_ADDRESS")
 _GRACE_SECONDS = 20
 
 
 class Engine:
     """The engine behind `$DOCKER_HOST` (Docker, or podman's service), for one run of a pipeline.
 
+    Args:
+        outside: paths beside the project that its tasks see.
+        variables: of the environment, that its tasks have beside ours.
+
     Raises:
         UserError: none answers, or an image of the pipeline is not there.
     """
 
-    def __init__(self, root: Path, images: Iterable[str], outside: Iterable[Path] = ()):
-        self._root, self._outside, self._run = root, list(outside), uuid4().hex
+    def __init__(self, root: Path, images: Iterable[str], outside: Iterable[Path] = (), variables: Iterable[str] = ()):
+        self._root, self._outside, self._variables, self._run = root, list(outside), set(variables), uuid4().hex
         address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
         try:
             self._client = docker.from_env()
@@ -83,7 +87,7 @@ class Engine:
             "read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"],
             "tmpfs": {SCRATCH: "mode=1777,exec"}, "shm_size": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2}",
             "network_mode": "host", "working_dir": str(self._root), "labels": {LABEL: self._run},
-            "environment": {**{name: value for name, value in os.environ.items() if name.startswith(_PASSED)},
+            "environment": {**{name: value for name, value in os.environ.items() if name.startswith(_PASSED) or name in self._variables},
                             "XDG_CACHE_HOME": str(caches), "PYTHONPATH": str(self._root)},
         }
 
@@ -131,6 +135,14 @@ def images_of(pipeline: Any) -> list[str]:
     """The images of a pipeline's tasks, each once."""
     executors = dict(pipeline.pipeline_spec.deployment_spec)["executors"]
     return sorted({spec["container"]["image"] for spec in executors.values() if "container" in spec})
+
+
+def key_variables(values: Any) -> set[str]:
+    """The variables that a nested value says keys of endpoints are in: every `key_variable` in it."""
+    if not isinstance(values, Mapping):
+        return set()
+    own = {values["key_variable"]} if values.get("key_variable") else set()
+    return own.union(*map(key_variables, values.values()))
 
 
 def named_outside(root: Path, values: Any) -> list[Path]:

@@ -63,16 +63,17 @@ def run_local(pipeline: Any, arguments: Mapping[str, str], root: Path, first: st
 
 
 def engine_for(pipeline: Any, arguments: Mapping[str, str], root: Path) -> Engine:
-    """The container engine, which has the pipeline's images and will show its tasks what lies outside the project.
+    """The container engine, which has the pipeline's images, and will give its tasks what lies outside the project and endpoints' keys.
 
     Raises:
         UserError: no engine answers, or an image is missing.
     """
-    from stagecraft.cli.containers import Engine, images_of, named_outside
+    from stagecraft.cli.containers import Engine, images_of, key_variables, named_outside
 
     git = subprocess.run(["git", "rev-parse", "--path-format=absolute", "--git-common-dir"], capture_output=True, text=True, check=False)
     # DVC looks for the repository, which lies elsewhere if the project is a worktree.
-    return Engine(root, images_of(pipeline), named_outside(root, [dict(arguments), read_profile(), git.stdout.strip()]))
+    profile = read_profile()
+    return Engine(root, images_of(pipeline), named_outside(root, [dict(arguments), profile, git.stdout.strip()]), key_variables(profile))
 
 
 def _conduct(pipeline: Any, arguments: Mapping[str, str], root: Path, log: Path, engine: Engine | None) -> int:

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
 from stagecraft.cli.containers import LABEL, named_outside
+from stagecraft.cli.local import engine_for
 from stagecraft.contract.images import image
 from tests.images.engine import need_images, service
 from tests.orchestration.conftest import copy
@@ -85,6 +87,20 @@ def test_paths_outside_the_project_are_found(tmp_path):
     values = [{"base_uri": str(other), "again": f"file://{other}", "count": 3},
               [str(root / "inside"), str(tmp_path / "none"), "inside", "system"]]
     assert named_outside(root, values) == [other]
+
+
+def test_a_task_has_the_keys_that_the_profile_names_and_the_ray_cluster_but_nothing_else_of_the_users(tmp_path, monkeypatch):
+    profile = tmp_path / "params.yaml"
+    profile.write_text("curate: {synthetic: {endpoint: {key_variable: WRITER_KEY}}}\n"
+                       "rl: {preferences: {key_variable: ''}, stages: {rlhf: {preferences: {key_variable: JUDGE_KEY}}}}\n")
+    exported = {"WRITER_KEY": "w", "JUDGE_KEY": "j", "RAY_ADDRESS": "ray://head:10001", "ANOTHER_KEY": "a"}
+    for name, value in {**exported, "STAGECRAFT_PARAMS": str(profile)}.items():
+        monkeypatch.setenv(name, value)
+    pipeline = SimpleNamespace(pipeline_spec=SimpleNamespace(deployment_spec={"executors": {}}))
+    with bare_engine() as address:
+        monkeypatch.setenv("DOCKER_HOST", address)
+        told = engine_for(pipeline, {}, tmp_path).settings()["environment"]
+    assert {name: told[name] for name in exported if name in told} == {name: exported[name] for name in exported if name != "ANOTHER_KEY"}
 
 
 def test_all_stages_run_in_containers(contained_project):
