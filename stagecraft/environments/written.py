@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)  # ends at the first marker, as for vLLM's parser
-_FENCE = re.compile(r"```(?:python|py)?[^\S\n]*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```(?:([^\n`]*)\n(.*?)|[^\n`]+)```", re.DOTALL)  # the second: a span within a line, which pairs with no fence
+_PYTHON = ("py", "python", "python3")
 
 
 def read_calls(answer: str) -> tuple[list[dict[str, Any]], str] | None:
@@ -43,9 +44,11 @@ def object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def code_of(answer: str) -> str:
-    """The Python code of an answer: the last block in a fence, or all of it if there is none."""
-    fenced = _FENCE.findall(answer)
-    return fenced[-1] if fenced else answer
+    """The Python code of an answer: the last block in a fence that says so, else the last in one that names no language, else all of it."""
+    blocks = [((*info.lower().split(), "")[0], code) for info, code in _FENCE.findall(answer) if code]
+    python = [code for language, code in blocks if language in _PYTHON]
+    unnamed = [code for language, code in blocks if not language]
+    return (python or unnamed or [answer])[-1]
 
 
 def _read(written: str) -> dict[str, Any] | None:

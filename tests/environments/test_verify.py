@@ -118,6 +118,10 @@ def test_a_verifier_and_an_episode_agree_on_what_is_one_tool_call(completion):
 
 @pytest.mark.parametrize("answer", [
     "```python\nx = 1\n```", "Here:\n```\ny\n```\nor\n```py \t\nx = 1\n```.", "```python  \nx = 1\n```", "x = 1\n",
+    "Run it:\n```bash\npip install x\n```\nThen the function:\n```python\nx = 1\n```",
+    "```python\nx = 1\n```\nIt prints\n```text\n1\n```\nDone.\n```",
+    "```python3\nx = 1\n```", "Here: ```Python title=x\nx = 1\n```", "```python\nx = 1\n```\nIts output:\n```\n1\n```",
+    "As ```x``` is\n```python\nx = 1\n```", "```sh\ny\n```\n```\nx = 1\n```",
 ])
 def test_code_is_the_last_block_in_a_fence_or_the_whole_answer(answer):
     assert code_of(answer) == "x = 1\n"
