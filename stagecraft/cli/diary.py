@@ -14,7 +14,7 @@ from stagecraft.cli.summary import read_metrics
 from stagecraft.contract.errors import EXIT_INTERRUPTED
 from stagecraft.contract.params import read_profile
 from stagecraft.contract.stages import STAGES
-from stagecraft.contract.tracking import PARENT_VARIABLE, experiment_id, log_cached, log_metrics, log_params, reached
+from stagecraft.contract.tracking import PARENT_VARIABLE, experiment_id, log_cached, log_metrics, log_params, reached, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +38,7 @@ class Diary:
             try:
                 log_cached(self._client, stage, params, inputs, metrics)
             except Exception as error:  # of whatever kind MLflow or its database raises
-                print(f"MLflow has no record of {stage}: {error}", file=sys.stderr, flush=True)
+                print(f"MLflow has no record of {stage}: {without_password(error)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def diary(name: str, stamp: str) -> Iterator[Diary]:
             with _impatience():
                 _end(client, experiment, run, told)
         except Exception as error:  # of whatever kind MLflow or its database raises
-            print(f"MLflow has no full record of this run: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"MLflow has no full record of this run: {without_password(error)}", file=sys.stderr, flush=True)
 
 
 def _end(client: MlflowClient, experiment: str, run: str, told: Diary) -> None:

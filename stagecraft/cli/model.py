@@ -16,7 +16,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.contract.registry import MODEL, promoted, registered
 from stagecraft.contract.repository import dvc
 from stagecraft.contract.stages import PATHS
-from stagecraft.contract.tracking import DEFAULT_URI, reached
+from stagecraft.contract.tracking import DEFAULT_URI, reached, without_password
 
 FETCHED = Path(".work/models")
 _URI = re.compile(rf"models:/{MODEL}@(?P<alias>[\w.-]+)")
@@ -81,7 +81,7 @@ def _registered(alias: str) -> Found:
                         mend="give a checkpoint directory, or run the pipeline")
     with reached(uri, "give a checkpoint directory, or start it") as client:
         path = registered(client, alias)  # verifies it
-    return Found(path, f"{MODEL}@{alias} of {uri}", manifest.read(path)["digest"])
+    return Found(path, f"{MODEL}@{alias} of {without_password(uri)}", manifest.read(path)["digest"])
 
 
 def _at_revision(revision: str, model: str) -> Found:

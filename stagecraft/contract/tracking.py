@@ -83,13 +83,13 @@ def reached(uri: str, mend: str) -> Iterator[MlflowClient]:
     try:
         yield connect(uri)
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        raise UserError(_without_password(f"MLflow failed: {error}"), where=_without_password(f"MLFLOW_TRACKING_URI={uri}"),
+        raise UserError(without_password(f"MLflow failed: {error}"), where=without_password(f"MLFLOW_TRACKING_URI={uri}"),
                         mend=mend) from None
 
 
-def _without_password(text: str) -> str:
-    """Addresses in it without whom they are asked as."""
-    return re.sub(r"://[^/@\s]+@", "://", text)
+def without_password(said: object) -> str:
+    """What was said in one line, and the addresses in it without whom they are asked as: a password may have slashes."""
+    return " ".join(re.sub(r"://[^:/\s]*(:\S*)?@", "://", str(said)).split())
 
 
 def experiment_id(client: MlflowClient) -> str:
@@ -196,7 +196,7 @@ class MlflowSink(Sink):
         if self._thread.is_alive():
             self._error = TimeoutError(f"{self._uri} did not answer within 120 s")
         if self._error:
-            print(f"MLflow has no full record of this run: {self._error}", file=sys.stderr, flush=True)
+            print(f"MLflow has no full record of this run: {without_password(self._error)}", file=sys.stderr, flush=True)
 
     def _work(self) -> None:
         try:

@@ -5,8 +5,9 @@ from mlflow import MlflowClient
 
 from stagecraft.cli.diary import diary
 from stagecraft.contract.stages import STAGES
-from stagecraft.contract.tracking import PARENT_VARIABLE
+from stagecraft.contract.tracking import PARENT_VARIABLE, MlflowSink, without_password
 from tests.orchestration.conftest import copy
+from tests.orchestration.project import REPOSITORY
 from tests.orchestration.test_cluster import run_pod
 
 NOWHERE = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
@@ -131,3 +132,32 @@ def test_a_diary_that_fails_at_the_end_costs_the_record_not_the_run(finished, mo
     assert capsys.readouterr().err == "MLflow has no full record of this run: no space left on the server\n"
     ((parent, _),) = runs(MlflowClient(uri, uri))
     assert parent.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("said", "expected"), [
+    ("no postgresql://me:pa/ss@h:5432/db\nhere", "no postgresql://h:5432/db here"),
+    ("http://me:p@ss@h/x, http://me@h/x", "http://h/x, http://h/x"),
+    ("sqlite:////home/me@work/mlflow.db is locked", "sqlite:////home/me@work/mlflow.db is locked"),
+    ("http://h:5000/x asked of models:/stagecraft@champion", "http://h:5000/x asked of models:/stagecraft@champion"),
+])
+def test_an_address_is_told_without_its_password(said, expected):
+    assert without_password(said) == expected
+
+
+def test_no_line_about_a_lost_record_has_a_password(monkeypatch, capsys, tmp_path):
+    def fail(*_):
+        raise OSError(f"{address} is full")
+
+    address = "http://me:s3/cret@127.0.0.1:9"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    MlflowSink(address.replace("/cret", "cret"), "evaluate", {}, {}).close("FINISHED", {})
+    monkeypatch.chdir(REPOSITORY)
+    for name, value in (("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db"), ("MLFLOW_EXPERIMENT_ID", ""), (PARENT_VARIABLE, "")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(MlflowClient, "set_terminated", fail)
+    with diary("full", "now") as told:
+        told.cached("sft", {}, {}, {})
+    sink, *lines = capsys.readouterr().err.splitlines()
+    assert "http://127.0.0.1:9/api" in sink and "s3" not in sink
+    assert lines == ["MLflow has no record of sft: http://127.0.0.1:9 is full",
+                     "MLflow has no full record of this run: http://127.0.0.1:9 is full"]
