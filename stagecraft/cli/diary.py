@@ -14,14 +14,21 @@ from stagecraft.cli.summary import read_metrics
 from stagecraft.contract.errors import EXIT_INTERRUPTED
 from stagecraft.contract.params import read_profile
 from stagecraft.contract.stages import STAGES
-from stagecraft.contract.tracking import PARENT_VARIABLE, experiment_id, log_cached, log_metrics, log_params, reached, without_password
+from stagecraft.contract.tracking import (
+    PARENT_VARIABLE,
+    experiment_id,
+    impatience,
+    log_cached,
+    log_metrics,
+    log_params,
+    reached,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _STATUS = {0: "FINISHED", EXIT_INTERRUPTED: "KILLED"}  # of exit statuses; every other one is FAILED
-
-_ATTEMPTS = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
 class Diary:
@@ -33,12 +40,15 @@ class Diary:
 
     def cached(self, stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], metrics: Mapping[str, Any]) -> None:
         """A stage had nothing to do. (Its task, a process of its own, would take seconds to import MLflow for this.) What goes wrong
-        costs the record, never the run."""
+        costs the record, never the run; what failed once may take minutes to fail again, so it is not asked again."""
         if self._client:
             try:
-                log_cached(self._client, stage, params, inputs, metrics)
+                with impatience():
+                    log_cached(self._client, stage, params, inputs, metrics)
             except Exception as error:  # of whatever kind MLflow or its database raises
-                print(f"MLflow has no record of {stage}: {without_password(error)}", file=sys.stderr, flush=True)
+                self._client = None
+                print(f"MLflow has no record of {stage}, nor of what is skipped after it: {without_password(error)}", file=sys.stderr,
+                      flush=True)
 
 
 @contextlib.contextmanager
@@ -55,7 +65,7 @@ def diary(name: str, stamp: str) -> Iterator[Diary]:
     params = {name: section for name, section in read_profile().items() if name in STAGES}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     tags = {"pipeline": name, "runner": "local", "git.commit": commit}
-    with _impatience(), reached(uri, "start it, or do without: MLFLOW_TRACKING_URI= (empty)") as client:
+    with reached(uri, "start it, or do without: MLFLOW_TRACKING_URI= (empty)") as client:
         experiment = experiment_id(client)
         run = client.create_run(experiment, run_name=f"{name}-{stamp}", tags=tags).info.run_id
         log_params(client, run, params)
@@ -65,7 +75,7 @@ def diary(name: str, stamp: str) -> Iterator[Diary]:
         yield told
     finally:
         try:
-            with _impatience():
+            with impatience():
                 _end(client, experiment, run, told)
         except Exception as error:  # of whatever kind MLflow or its database raises
             print(f"MLflow has no full record of this run: {without_password(error)}", file=sys.stderr, flush=True)
@@ -80,15 +90,3 @@ def _end(client: MlflowClient, experiment: str, run: str, told: Diary) -> None:
         log_metrics(client, run, read_metrics(stage), prefix=f"{stage}.")
     if Path("dvc.lock").exists():
         client.log_artifact(run, "dvc.lock")
-
-
-@contextlib.contextmanager
-def _impatience() -> Iterator[None]:
-    """Have a server asked twice, where the environment does not say how often: MLflow would try for four minutes, and somebody waits."""
-    given = os.environ.get(_ATTEMPTS)
-    os.environ.setdefault(_ATTEMPTS, "1")  # beside the first one
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ[_ATTEMPTS]

@@ -112,11 +112,11 @@ def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[
             if local:  # its conductor has MLflow in memory, which takes seconds to import
                 emit("cached", stage=stage, params=params, inputs=digests, metrics=figures)
             else:
-                with reached(uri, _AGAIN) as client:
+                with reached(uri, _AGAIN, patient=True) as client:
                     log_cached(client, stage, params, digests, figures)
         if stage == "evaluate":
             verdict, run = read_promotion(PATHS["evaluation"]), os.environ.get("MLFLOW_RUN_ID") or os.environ.get(PARENT_VARIABLE)
-            with reached(uri, _AGAIN) as client:
+            with reached(uri, _AGAIN, patient=not local) as client:
                 promote(client, verdict, run, lambda message: emit("note", message=message))
     emit("stage_end", stage=stage, cached=not ran)
     return figures

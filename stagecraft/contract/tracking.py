@@ -66,12 +66,13 @@ def connect(uri: str) -> MlflowClient:
 
 
 @contextlib.contextmanager
-def reached(uri: str, mend: str) -> Iterator[MlflowClient]:
+def reached(uri: str, mend: str, *, patient: bool = False) -> Iterator[MlflowClient]:
     """`connect`, for what cannot go on without MLflow.
 
     Args:
         uri: its database or server.
         mend: what to do where it fails.
+        patient: nobody waits for it, so a server that starts again is waited for.
 
     Raises:
         UserError: MLflow refused what the body asked of it, or cannot be reached.
@@ -81,10 +82,26 @@ def reached(uri: str, mend: str) -> Iterator[MlflowClient]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield connect(uri)
+        with contextlib.nullcontext() if patient else impatience():
+            yield connect(uri)
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         raise UserError(without_password(f"MLflow failed: {error}"), where=without_password(f"MLFLOW_TRACKING_URI={uri}"),
                         mend=mend) from None
+
+
+@contextlib.contextmanager
+def impatience() -> Iterator[None]:
+    """Have a server asked twice, where the environment does not say how often: MLflow would try for four minutes, and somebody waits.
+
+    The environment is left alone: a stage that is started meanwhile would have it, and its record has the time.
+    """
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
+
+    usual, RETRIES.default = RETRIES.default, 1  # beside the first time
+    try:
+        yield
+    finally:
+        RETRIES.default = usual
 
 
 def without_password(said: object) -> str:

@@ -1,11 +1,15 @@
 """MLflow keeps the diary: a parent per pipeline run, a nested run per stage, skipped stages tagged, the champion registered once."""
 
+import os
+
 import pytest
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 
-from stagecraft.cli.diary import diary
+from stagecraft.cli.diary import Diary, diary
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.stages import STAGES
-from stagecraft.contract.tracking import PARENT_VARIABLE, MlflowSink, without_password
+from stagecraft.contract.tracking import PARENT_VARIABLE, MlflowSink, connect, experiment_id, impatience, reached, without_password
 from tests.orchestration.conftest import copy
 from tests.orchestration.project import REPOSITORY
 from tests.orchestration.test_cluster import run_pod
@@ -159,5 +163,31 @@ def test_no_line_about_a_lost_record_has_a_password(monkeypatch, capsys, tmp_pat
         told.cached("sft", {}, {}, {})
     sink, *lines = capsys.readouterr().err.splitlines()
     assert "http://127.0.0.1:9/api" in sink and "s3" not in sink
-    assert lines == ["MLflow has no record of sft: http://127.0.0.1:9 is full",
+    assert lines == ["MLflow has no record of sft, nor of what is skipped after it: http://127.0.0.1:9 is full",
                      "MLflow has no full record of this run: http://127.0.0.1:9 is full"]
+
+
+def test_nobody_waits_for_a_server_that_is_gone_but_who_has_the_time(monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    told = Diary(connect(NOWHERE["MLFLOW_TRACKING_URI"]))
+    for stage in ("sft", "rl"):
+        told.cached(stage, {}, {}, {})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("MLflow has no record of sft, nor of what is skipped after it: ")
+    for patient in (False, True):
+        assert sum(waited) < 5
+        with pytest.raises(UserError, match="MLflow failed"), reached(NOWHERE["MLFLOW_TRACKING_URI"], "", patient=patient) as client:
+            experiment_id(client)
+    assert sum(waited) > 200
+
+
+def test_impatience_is_not_inherited_by_what_is_started_meanwhile(monkeypatch):
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    with impatience():
+        assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 1 and "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 7
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    with impatience():
+        assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 3
