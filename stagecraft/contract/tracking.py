@@ -35,6 +35,7 @@ PARENT_VARIABLE = "STAGECRAFT_PARENT_RUN"
 _FLUSH_SECONDS = 2.0
 _BATCH = 900  # MLflow takes at most 1000 metrics in one call
 _SYSTEM_SECONDS = 5
+_DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module -> package, where they differ
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -75,18 +76,21 @@ def reached(uri: str, mend: str, *, patient: bool = False) -> Iterator[MlflowCli
         patient: nobody waits for it, so a server that starts again is waited for.
 
     Raises:
-        UserError: MLflow refused what the body asked of it, or cannot be reached.
+        UserError: MLflow refused what the body asked of it, cannot be reached, or lacks the driver of its database.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException  # of files that pass through a server
     from sqlalchemy.exc import SQLAlchemyError
 
+    where = without_password(f"MLFLOW_TRACKING_URI={uri}")
     try:
         with contextlib.nullcontext() if patient else impatience():
             yield connect(uri)
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        raise UserError(without_password(f"MLflow failed: {error}"), where=without_password(f"MLFLOW_TRACKING_URI={uri}"),
-                        mend=mend) from None
+        raise UserError(without_password(f"MLflow failed: {error}"), where=where, mend=mend) from None
+    except ModuleNotFoundError as error:
+        raise UserError(f"MLflow lacks a package for this: {error}", where=where,
+                        mend=f"pip install '{_DRIVERS.get(error.name, error.name)}'") from None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """MLflow keeps the diary: a parent per pipeline run, a nested run per stage, skipped stages tagged, the champion registered once."""
 
 import os
+import re
+import sys
 
 import pytest
 from mlflow import MlflowClient
@@ -191,3 +193,13 @@ def test_impatience_is_not_inherited_by_what_is_started_meanwhile(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     with impatience():
         assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 3
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("postgresql+psycopg2", "psycopg2-binary"), ("mysql", "mysqlclient"),
+                                                 ("mysql+pymysql", "pymysql")])
+def test_a_database_without_its_driver_is_one_line(monkeypatch, scheme, package):
+    for driver in ("psycopg2", "MySQLdb", "pymysql"):
+        monkeypatch.setitem(sys.modules, driver, None)  # as if it were not installed
+    with pytest.raises(UserError, match=f"^MLFLOW_TRACKING_URI={re.escape(scheme)}://h/d: .* - pip install '{package}'$"):
+        with reached(f"{scheme}://a:b@h/d", "start it") as client:
+            experiment_id(client)
