@@ -7,13 +7,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from stagecraft.contract.bounded import Count, Positive
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import parse, read_profile, section_of
+from stagecraft.inference.server_settings import Settings
 from stagecraft.model.config import Architecture
 from stagecraft.planning.architecture import nemotron_h
 from stagecraft.planning.formats import formats
@@ -24,6 +28,19 @@ from stagecraft.planning.plan import Run, plan_serving, plan_training
 from stagecraft.planning.serving import Drafts
 
 _LENGTHS = "1k/1k,8k/1k,8k/64k,64k/8k"
+
+
+@dataclass(config=ConfigDict(extra="ignore", strict=True, frozen=True), kw_only=True)
+class _Pretraining:
+    """What is read of section `pretrain`. The rest is not looked at: its layout need not go with what is planned, which finds one."""
+
+    architecture: Architecture
+    sequence_length: Positive
+    global_batch: Positive
+    mtp_depths: Count
+    optimizer: Literal["adamw", "muon"]
+    precision: str
+    steps: Positive
 
 
 def main(argv: Sequence[str]) -> None:
@@ -69,24 +86,23 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _training(options: argparse.Namespace, machines: Cluster, efficiency: Efficiencies) -> dict[str, Any]:
-    section, where = _section(options.profile, "pretrain")
-    architecture = parse(Architecture, section["architecture"], f"{where}.architecture")
-    work = Workload(section["sequence_length"], section["global_batch"], section["mtp_depths"], section["optimizer"])
-    recipe = formats("training", options.precision or section["precision"])
-    run = Run(work, options.tokens or work.tokens * section["steps"], options.mtbf_hours, options.price or machines.gpu.price)
+    section = parse(_Pretraining, *_section(options.profile, "pretrain"))
+    work = Workload(section.sequence_length, section.global_batch, section.mtp_depths, section.optimizer)
+    recipe = formats("training", options.precision or section.precision)
+    run = Run(work, options.tokens or work.tokens * section.steps, options.mtbf_hours, options.price or machines.gpu.price)
     layout = parse_layout(options.layout, machines.count) if options.layout else None
     state = State(gradient=2.0) if options.gradients == "bfloat16" else None
-    return plan_training(nemotron_h(architecture), run, machines, recipe, efficiency, layout, state)
+    return plan_training(nemotron_h(section.architecture), run, machines, recipe, efficiency, layout, state)
 
 
 def _serving(options: argparse.Namespace, machines: Cluster, efficiency: Efficiencies) -> dict[str, Any]:
-    section, where = _section(options.profile, "pretrain")
-    architecture = parse(Architecture, section["architecture"], f"{where}.architecture")
+    architecture = parse(_Pretraining, *_section(options.profile, "pretrain")).architecture
     if options.tensor is not None and (not 0 < options.tensor <= machines.count or architecture.num_attention_heads % options.tensor):
         raise UserError(f"engines of {options.tensor} GPUs cannot be made of {options.gpus} with {architecture.num_attention_heads} heads",
                         where="--tensor", mend="give a divisor of the heads that the GPUs suffice for")
-    server = _section(options.profile, "serve")[0]["server"]
-    length = server["draft_tokens"] if options.drafts is None else options.drafts
+    section, where = _section(options.profile, "serve")
+    server = parse(Settings, section_of(section, "server", where), f"{where}.server")
+    length = server.draft_tokens if options.drafts is None else options.drafts
     length = length if architecture.num_nextn_predict_layers else 0
     if options.accepted and not 1 <= options.accepted <= length + 1:
         raise UserError(f"{options.accepted:g} tokens of a step cannot be kept with {length} drafts", where="--accepted",
@@ -96,7 +112,7 @@ def _serving(options: argparse.Namespace, machines: Cluster, efficiency: Efficie
         drafts = Drafts(length, options.accepted) if options.accepted else Drafts.expected(length)
     narrowest = next(name for name in ("nvfp4", "fp8", "bf16") if name in machines.gpu.peak or name == "bf16")
     return plan_serving(nemotron_h(architecture), machines, formats("serving", options.precision or narrowest), efficiency,
-                        _lengths(options.lengths), drafts=drafts, limit=server["max_num_seqs"],
+                        _lengths(options.lengths), drafts=drafts, limit=server.max_num_seqs,
                         price=options.price or machines.gpu.price, tensor=options.tensor)
 
 
@@ -106,7 +122,7 @@ def _section(profile: str, name: str) -> tuple[dict[str, Any], str]:
     path = named.get(profile, Path(profile))
     if not path.is_file():
         raise UserError(f"no profile {profile!r}", where="stagecraft plan", mend=f"give a path, or one of {', '.join(named)}")
-    return section_of(read_profile(path), name, str(path)), f"{path}: {name}"
+    return section_of(read_profile(path), name, str(path)) or {}, f"{path}: {name}"
 
 
 def _positive(text: str) -> float:

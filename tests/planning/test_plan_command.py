@@ -71,6 +71,35 @@ def test_a_mistake_is_one_line_and_exit_code_two(arguments, capsys):
     assert printed.err.count("\n") == 1 and printed.err.startswith(MISTAKES[arguments])
 
 
+def without(key):
+    return lambda section: section.pop(key)
+
+
+@pytest.mark.parametrize(("stage", "change", "expected"), [
+    ("pretrain", lambda section: section.clear(), "pretrain.architecture: missing - add it"),
+    ("pretrain", without("optimizer"), "pretrain.optimizer: missing - add it"),
+    ("pretrain", without("architecture"), "pretrain.architecture: missing - add it"),
+    ("pretrain", lambda section: section.update(global_batch="eight"), "pretrain.global_batch: Input should be a valid integer"),
+    ("pretrain", lambda section: section.update(steps=0), "pretrain.steps: Input should be greater than 0 (found 0)"),
+    ("pretrain", lambda section: section.update(optimizer="moun"), "pretrain.optimizer: Input should be 'adamw' or 'muon' (found 'moun')"),
+    ("pretrain", lambda section: section["architecture"].update(layers=3), "pretrain.architecture.layers: unknown key"),
+    ("serve", lambda section: section.clear(), "serve: no section 'server' - add it"),
+    ("serve", lambda section: section.update(server=3), "serve.server: "),
+    ("serve", lambda section: section["server"].update(draft_tokenz=section["server"].pop("draft_tokens")),
+     "serve.server.draft_tokenz: unknown key"),
+])
+def test_a_mistake_in_the_profile_is_one_line_too(tmp_path, capsys, stage, change, expected):
+    profile = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    change(profile[stage])
+    profile = {name: section or None for name, section in profile.items()}  # as `serve:` with nothing below it
+    (path := tmp_path / "mine.yaml").write_text(json.dumps(profile))
+    with pytest.raises(SystemExit) as end:
+        exit_on_user_error(lambda: command.main([str(path), "--gpus", "H100", "--stage", stage]))
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and not printed.out
+    assert printed.err.count("\n") == 1 and printed.err.startswith(f"error: {path}: {expected}")
+
+
 def test_the_optimizer_of_the_profile_counts(tmp_path, capsys):
     text = (ROOT / "params" / "super-120b.yaml").read_text()
     (profile := tmp_path / "mine.yaml").write_text(text.replace("optimizer: adamw", "optimizer: muon"))
