@@ -11,7 +11,8 @@ from pathspec import GitIgnoreSpec
 from stagecraft.contract.files import digest_of, sha256
 
 _ROOT = Path(__file__).parents[2]
-_CONTRACT = ("stagecraft/contract/manifest.py", "stagecraft/contract/runner.py")
+# What of the contract shapes outputs: how rows are padded, figures are drawn, manifests written, stages run.
+_CONTRACT = tuple(f"stagecraft/contract/{name}.py" for name in ("division", "figures", "manifest", "runner"))
 _ASIDE = ".dvcignore"  # what describes a stage or lies beside it: one list, for DVC and for us
 _KINDS = (".py", ".yaml", ".cpp", ".hpp", ".jinja")
 

@@ -100,7 +100,7 @@ def test_the_code_of_a_stage_is_what_it_reaches(tmp_path, monkeypatch):
         "components/curate/dry_run.py": "import stagecraft.planning.plan",
         "stagecraft/data/rows.py": "import stagecraft.native", "stagecraft/native.py": "", "stagecraft/data/loops.cpp": "",
         "stagecraft/planning/plan.py": "", "stagecraft/cli/ui.py": "import stagecraft.data", "stagecraft/contract/runner.py": "",
-        "stagecraft/contract/manifest.py": "",
+        "stagecraft/contract/manifest.py": "", "stagecraft/contract/division.py": "", "stagecraft/contract/figures.py": "",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -108,7 +108,8 @@ def test_the_code_of_a_stage_is_what_it_reaches(tmp_path, monkeypatch):
     for name in ("stagecraft/planning/plan.py", "stagecraft/cli/ui.py", "components/curate/dry_run.py", "components/curate/shown/page.py"):
         (tmp_path / name).write_text("changed = 1")
         assert code.code_digest("curate") == before, name
-    for name in ("stagecraft/native.py", "stagecraft/data/loops.cpp", "components/curate/stage.py", "stagecraft/contract/runner.py"):
+    for name in ("stagecraft/native.py", "stagecraft/data/loops.cpp", "components/curate/stage.py", "stagecraft/contract/runner.py",
+                 "stagecraft/contract/division.py", "stagecraft/contract/figures.py"):
         (tmp_path / name).write_text("changed = 1")
         after = code.code_digest("curate")
         assert after != before, name
