@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,21 @@ def write_json(path: Path, value: Any) -> None:
 def whole_directory(path: Path) -> Iterator[Path]:
     """An empty directory to write into, renamed to `path` once the block is through and its files are on disk; what stood there goes then.
 
-    A block that fails or is killed leaves `path` as it was. One process at a time may write it: what an earlier one left unfinished goes.
+    A block that fails or is killed leaves `path` as it was. A kill just after it may leave none, between two renames, but never a part.
+    One process at a time may write it: what an earlier one left unfinished goes.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, former = (path.with_name(f".{path.name}.{kind}") for kind in ("tmp", "old"))
+    for left in (temporary, former):
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
     for file in (each for each in temporary.rglob("*") if each.is_file()):
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())
-    shutil.rmtree(path, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        path.rename(former)
     temporary.rename(path)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def link_or_copy(source: str, target: str) -> None:

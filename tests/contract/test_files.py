@@ -1,5 +1,8 @@
 """Directories that are there whole or not at all."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from stagecraft.contract.files import whole_directory
@@ -29,3 +32,22 @@ def test_what_stood_there_stays_until_another_is_whole(tmp_path):
         except RuntimeError:
             pass
         assert [path.name for path in (tmp_path / "part").iterdir()] == ["old" if error else text]
+
+
+def test_a_kill_while_the_old_one_goes_leaves_no_part_of_it(tmp_path, monkeypatch):
+    def killed(path, **_):
+        (Path(path) / "1").unlink()
+        raise KeyboardInterrupt
+
+    part = tmp_path / "part"
+    for name in ("old", "new", "last"):
+        try:
+            with whole_directory(part) as directory:
+                for number in "12":
+                    (directory / number).write_text(name)
+                if name == "new":
+                    monkeypatch.setattr(shutil, "rmtree", killed)
+        except KeyboardInterrupt:
+            monkeypatch.undo()
+        assert {path.name: path.read_text() for path in part.iterdir()} == {"1": name, "2": name}
+    assert list(tmp_path.iterdir()) == [part]
