@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
                       help="override a parameter, as in pretrain.steps=100 (written to params.yaml), or a pipeline argument")
     made.add_argument("--profile", type=Path, metavar="FILE", help="make this whole profile params.yaml, once all is checked")
     made.add_argument("--from", dest="first", metavar="STAGE", choices=list(STAGES),
-                      help="start at STAGE and take the artifacts of the stages before it as they lie")
+                      help="start at STAGE and take the artifacts of the stages before it as they lie; for runs here, not on a cluster")
     made.add_argument("--docker", action="store_true",
                       help="run here, each task in a container of its stage's image (Docker, or podman's service at $DOCKER_HOST)")
     made.add_argument("--endpoint", default=os.environ.get("KFP_ENDPOINT"), metavar="URL",
@@ -79,6 +79,9 @@ def main(arguments: Sequence[str]) -> int:
     overrides = [item for item in options.assignments if item.partition(".")[0] in (*STAGES, SECTION)]
     others = [item for item in options.assignments if item not in overrides]
     to_cluster = bool(options.endpoint) and not options.docker
+    if to_cluster and options.first:
+        raise UserError("only a run here can take artifacts as they lie", where=f"--from {options.first}",
+                        mend="leave it out, or --endpoint and $KFP_ENDPOINT")
     text, changes = check_params(root, source, str(options.profile or "params.yaml"), overrides, stages_of(file, options.first),
                                  local=not to_cluster)
     os.environ[RUNNER_VARIABLE] = "cluster" if to_cluster else "local"  # a pipeline for this machine asks for no pods

@@ -136,3 +136,11 @@ def test_no_such_pipeline_and_no_server(fresh):
     line = one_line(fresh.kfp("--endpoint", "http://127.0.0.1:9", "sft.rate=0.5"))
     assert "http://127.0.0.1:9: cannot reach the Kubeflow Pipelines server" in line
     assert "rate: 0.5" not in (fresh.root / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize(("arguments", "environment"), [(("--endpoint", "http://127.0.0.1:9"), {}),
+                                                        ((), {"KFP_ENDPOINT": "http://127.0.0.1:9"})])
+def test_a_later_start_is_for_runs_here(fresh, arguments, environment):
+    line = one_line(fresh.kfp("--from", "sft", "sft.rate=0.5", *arguments, **environment))
+    assert line.startswith("error: --from sft: only a run here can take artifacts as they lie - ")
+    assert "rate: 0.5" not in (fresh.root / "params.yaml").read_text()
