@@ -12,14 +12,14 @@ from urllib.parse import urlparse
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.ports import listener
-from stagecraft.contract.tracking import DEFAULT_URI
+from stagecraft.contract.tracking import DEFAULT_URI, served, without_password
 
 HOST = "127.0.0.1"
 _MEND = "choose another: make ui PORT=5001"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve the page until Ctrl-C; MLflow runs as a child that ends with it.
+    """Serve the page until Ctrl-C; MLflow, where its record is a database, runs as a child that ends with it.
 
     Raises:
         UserError: the port is taken, or the model server's address is none.
@@ -33,15 +33,16 @@ def main(arguments: Sequence[str]) -> None:
     if urlparse(upstream).scheme not in ("http", "https") or not urlparse(upstream).hostname:
         raise UserError("no address of a server", where=chosen.url, mend="give http://HOST:PORT with --url")
     listening = listener(HOST, chosen.port, _MEND)  # whoever reads the address below may ask at once
-    child = None if chosen.no_mlflow else _start_mlflow()
+    uri = "" if chosen.no_mlflow else os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+    child, mlflow = _start_mlflow(uri) if uri and not served(uri) else (None, without_password(uri))
     import uvicorn
 
     from stagecraft.cli.page.app import application
 
     print(f"the report and the chat on http://{HOST}:{listening.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-    if child:
-        print(f"MLflow on {child[1]}", flush=True)
-    server = uvicorn.Server(uvicorn.Config(application(Path.cwd(), upstream, child and child[1]), log_level="warning", server_header=False,
+    if mlflow:
+        print(f"MLflow on {mlflow}", flush=True)
+    server = uvicorn.Server(uvicorn.Config(application(Path.cwd(), upstream, mlflow), log_level="warning", server_header=False,
                                            timeout_graceful_shutdown=2))
     try:
         server.run(sockets=[listening])
@@ -49,14 +50,13 @@ def main(arguments: Sequence[str]) -> None:
         pass
     finally:
         if child:
-            child[0].stdin.close()  # its tether
+            child.stdin.close()  # its tether
 
 
-def _start_mlflow() -> tuple[subprocess.Popen, str]:
-    """MLflow's server on a free port, in a group that ends with this process: (process, address)."""
+def _start_mlflow(uri: str) -> tuple[subprocess.Popen, str]:
+    """MLflow's server of a database on a free port, in a group that ends with this process: (process, address)."""
     with listener(HOST, 0, _MEND) as probe:
         port = probe.getsockname()[1]
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     # With one worker and no jobs: 0.5 GB of memory instead of 1.7.
     process = subprocess.Popen(
         [sys.executable, "-m", "stagecraft.inference.tether", "mlflow", "server", "--backend-store-uri", uri, "--host", HOST,

@@ -1,6 +1,7 @@
 """The page without a browser: what it reads, what it escapes, what it lets a browser do, and what it passes on to the server."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -10,8 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
+from stagecraft.cli import ui
 from stagecraft.cli.page.app import LARGEST, application
 from stagecraft.cli.page.record import HEIGHT, WIDTH, collect
 from tests.page.tree import HOSTILE, write_tree
@@ -171,7 +174,7 @@ def test_the_command(tmp_path):
         return [sys.executable, "-m", "stagecraft.cli.main", "ui", *arguments]
 
     process = subprocess.Popen(command("--port", "0"), cwd=write_tree(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               text=True)
+                               text=True, env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"})
     try:
         page, mlflow = (process.stdout.readline().split("http://")[1].split()[0] for _ in range(2))
         with urllib.request.urlopen(f"http://{page}", timeout=60) as answer:
@@ -185,6 +188,22 @@ def test_the_command(tmp_path):
     _until(lambda: not answers(f"http://{mlflow}/health"), seconds=20)
     wrong = subprocess.run(command("--url", "nowhere"), cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: nowhere: no address of a server")
+
+
+@pytest.mark.parametrize(("uri", "told"), [("", []), ("https://me:s3cret@mlflow.test/x", ["MLflow on https://mlflow.test/x"])])
+def test_the_command_starts_no_mlflow_where_there_is_none_or_a_server(tmp_path, monkeypatch, capsys, uri, told):
+    def shown(server, sockets):
+        page = TestClient(server.config.app, base_url="http://127.0.0.1").get("/").text
+        assert "s3cret" not in page and ('href="https://mlflow.test/x">MLflow' in page) == bool(uri)
+        sockets[0].close()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(uvicorn.Server, "run", shown)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    ui.main(["--port", "0"])
+    assert capsys.readouterr().out.splitlines()[1:] == told
+    assert not list(tmp_path.iterdir())
 
 
 def _until(true, seconds=120):

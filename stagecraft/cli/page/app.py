@@ -42,13 +42,13 @@ class Question(BaseModel):
     max_tokens: int = Field(default=256, gt=0, le=8192)
 
 
-def application(root: Path, upstream: str, mlflow: str | None = None) -> Starlette:
+def application(root: Path, upstream: str, mlflow: str = "") -> Starlette:
     """The page's server.
 
     Args:
         root: the project directory.
         upstream: address of the vLLM server, without /v1.
-        mlflow: address of MLflow, for a link.
+        mlflow: address of MLflow, for a link; empty: none.
     """
     client = httpx.AsyncClient(base_url=f"{upstream}/v1/", timeout=httpx.Timeout(10, read=300), trust_env=False)
 
