@@ -19,7 +19,9 @@ CHANGES = {
     "pretrain": {"steps": 8, "warmup_steps": 2, "decay_steps": 2, "checkpoint_every": 2, "sequence_length": 64,
                  "heldout_every": 2, "heldout_look_rows": 4, "heldout_rows": 4, "merge": {"every": 2, "window": 2, "use": "better"}},
     "sft": {"steps": 8, "warmup_steps": 2, "decay_steps": 2, "checkpoint_every": 2, "pack_tokens": 512},
+    # A model this small solves nothing: what it writes wrongly teaches it, in answers long enough to come to an end.
     "rl": {"steps": 4, "warmup_steps": 1, "checkpoint_every": 1, "prompts_per_step": 4, "generations_per_prompt": 4,
+           "max_new_tokens": 192, "malformed_penalty": 1.0,
            "healing": {"steps": 4, "lr": 1.0e-3, "depths": 2, "rollouts": 2, "heldout": 12}},
 }
 LATER = [{"steps": 3, "loss_mean": "conversations", "pack_tokens": 640, "packs_per_step": 4, "modes": {"off": 0.1, "low": 0.1, "cut": 0.4}}]
