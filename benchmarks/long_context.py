@@ -106,7 +106,8 @@ def go_on(weights: dict[str, Tensor], params: Params, corpus: Path, work: Path) 
     long = params.long_context
     rows = PhaseRows(TokenFiles(corpus, work), [phase for phase in params.phases if phase.start >= params.steps], params.seed)
     parallel.initialize(params.seed)
-    trainer = Trainer(params.architecture, replace(Optimization.of(params), lr=long.lr, min_lr=0.0, warmup_steps=0, decay_steps=0),
+    constant = replace(Optimization.of(params), steps=long.steps, lr=long.lr, min_lr=0.0, warmup_steps=0, decay_steps=0)
+    trainer = Trainer(params.architecture, constant,
                       max_sequence_length=long.sequence_length, weights=weights, precision="bf16", mtp_depths=params.mtp_depths,
                       mtp_loss_scale=params.mtp_loss_scale, expert_bias_rate=params.expert_bias_rate, aux_loss=params.aux_loss)
     for step in range(params.steps, params.steps + long.steps):

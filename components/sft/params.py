@@ -28,8 +28,8 @@ class Modes:
     cut: Share
 
     def __post_init__(self) -> None:
-        if self.off + self.low + self.cut > 1:
-            raise ValueError(f"off + low + cut is {self.off + self.low + self.cut:g}, more than 1")
+        if (whole := self.off + self.low + self.cut) > 1 + 1e-9:  # 0.33 + 0.56 + 0.11 is 1 and a bit
+            raise ValueError(f"off + low + cut is {whole:g}, more than 1")
 
 
 @params

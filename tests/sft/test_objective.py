@@ -91,4 +91,4 @@ def test_impossible_parameters_are_one_line():
                              ({"data": {"tasks": True, "files": [], "bad_rows": "ignore"}}, "'fail' or 'skip'")):
         with pytest.raises(UserError, match=message):
             parse(Params, {**section, **changes}, "sft")
-    parse(Params, {**section, "warmup_steps": 170, "min_lr": section["lr"]}, "sft")
+    parse(Params, {**section, "warmup_steps": 170, "min_lr": section["lr"], "modes": {"off": 0.33, "low": 0.56, "cut": 0.11}}, "sft")
