@@ -78,6 +78,9 @@ def _as_asked(task: PipelineTask, pod: Pod) -> PipelineTask:
     task.set_cpu_request(pod.cpu).set_cpu_limit(pod.cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
     if pod.gpu.count:
         task.set_accelerator_type(pod.gpu.type).set_accelerator_limit(pod.gpu.count)
+        if pod.nodes == 1:
+            # The nodes with GPUs have a topology, and Kueue gives none of them to a pod that does not say what it wants of it.
+            kubernetes.add_pod_annotation(task, "kueue.x-k8s.io/podset-unconstrained-topology", "true")
     for key, value in pod.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     for taint in pod.tolerations:

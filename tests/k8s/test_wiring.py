@@ -5,13 +5,14 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import yaml
+from kfp import dsl
 
 from components.serve.deployment import arguments
 from components.serve.params import Deployment
 from stagecraft.cli import doctor
 from stagecraft.contract import jobspec, trainjob
 from stagecraft.contract.cluster import ON_MANY_NODES, read_cluster
-from stagecraft.contract.pod import SETTINGS, SETTINGS_KEYS, SHARED, SHARED_CLAIM
+from stagecraft.contract.pod import SETTINGS, SETTINGS_KEYS, SHARED, SHARED_CLAIM, in_pod
 from stagecraft.contract.profile import read_profile
 from stagecraft.doctor.node import load as load_node
 from stagecraft.doctor.node import share
@@ -320,6 +321,34 @@ def test_tasks_fit_the_queue(objects, overlay):
         for asked in read_cluster(ROOT / profile).values():
             for key, value in (("cpu", asked.cpu), ("memory", asked.memory), (GPU, asked.gpu.count)):
                 assert amount(value) <= quota[key], (profile, key)
+
+
+def annotations(stage: str) -> dict[str, str]:
+    """What KFP is told to write on the pod of a stage's task."""
+    def nothing() -> None: ...
+    nothing.__name__ = stage
+    made = []
+
+    @dsl.pipeline
+    def alone():
+        made.append(in_pod(dsl.component(nothing, base_image="-", install_kfp_package=False)()))
+    return made[0].platform_config["kubernetes"]["podMetadata"].get("annotations", {})
+
+
+def test_every_task_has_a_flavour_that_takes_it(objects, monkeypatch):
+    """A flavour with a topology takes no pod that does not ask for one, a flavour without it none that does, where a queue has both."""
+    (group,) = only(objects, "ClusterQueue", "stagecraft-train")["spec"]["resourceGroups"]
+    topology = {item["metadata"]["name"]: "topologyName" in item["spec"] for item in objects if item["kind"] == "ResourceFlavor"}
+    assert len({topology[flavour["name"]] for flavour in group["flavors"]}) == 2
+    for profile in ("params.yaml", "params/super-120b.yaml"):
+        monkeypatch.setenv("STAGECRAFT_PARAMS", profile)
+        for stage, asked in read_cluster(ROOT / profile).items():
+            # The task that waits for a TrainJob asks for nothing itself.
+            sizes = {"cpu": asked.cpu, "memory": asked.memory, GPU: asked.gpu.count} if asked.nodes == 1 else {}
+            asks = any(key.startswith("kueue.x-k8s.io/podset-") for key in annotations(stage))
+            quotas = [{entry["name"]: amount(entry["nominalQuota"]) for entry in flavour["resources"]} for flavour in group["flavors"]
+                      if topology[flavour["name"]] == asks]
+            assert any(all(amount(value) <= quota[key] for key, value in sizes.items()) for quota in quotas), (profile, stage)
 
 
 def test_the_tasks_role_is_what_following_a_job_takes(objects):
