@@ -23,7 +23,9 @@ REMOTE_CLAIM, REMOTE = "stagecraft-remote", "/remote"
 SHARED_CLAIM, SHARED = "stagecraft-work", "/work"
 QUEUE = "stagecraft-pipelines"
 USER = 1000  # of the images (components/Containerfile)
-_LONGEST_PAUSE = "3600s"
+# How long after a task's first pod another may start, and run: what Argo makes of KFP's longest backoff. Its clock runs while pods wait in
+# Kueue's queue too, so this is a hundred years, and it is `timeout_seconds` and `retries` that end a task.
+_RETRIED_FOR = f"{100 * 365 * 86400}s"
 
 
 def _local() -> bool:
@@ -89,7 +91,7 @@ def _as_asked(task: PipelineTask, pod: Pod) -> PipelineTask:
         task.set_env_variable(name, value)
     kubernetes.set_timeout(task, pod.timeout_seconds)
     if pod.retries.count:
-        task.set_retry(pod.retries.count, f"{pod.retries.pause_seconds}s", 2.0, _LONGEST_PAUSE)
+        task.set_retry(pod.retries.count, f"{pod.retries.pause_seconds}s", 2.0, _RETRIED_FOR)
     if pod.nodes > 1:
         job = Job(nodes=pod.nodes, image=pod.image, shared_memory=pod.shared_memory, priority=pod.priority,
                   timeout_seconds=pod.timeout_seconds)

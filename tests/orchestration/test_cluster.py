@@ -180,6 +180,9 @@ def test_every_task_carries_what_the_profile_asks(tmp_path, profile):
         retries = task.get("retryPolicy", {"maxRetryCount": 0})
         assert retries["maxRetryCount"] == entry["retries"]["count"]
         assert retries["maxRetryCount"] == 0 or retries["backoffDuration"] == f"{entry['retries']['pause_seconds']}s"
+        if count := retries["maxRetryCount"]:  # Argo starts and ends them by a clock that runs from the first pod on, in the queue too
+            longest = (count + 1) * entry["timeout_seconds"] + (2**count - 1) * entry["retries"]["pause_seconds"]
+            assert int(retries["backoffMaxDuration"].removesuffix("s")) > 2 * longest
         secrets = {secret["secretName"]: {key["secretKey"]: key["envVar"] for key in secret["keyToEnv"]} for secret in pod["secretAsEnv"]}
         assert secrets == {"mlflow-client": {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
                            **entry["secrets"]}
