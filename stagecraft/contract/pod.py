@@ -23,6 +23,7 @@ REMOTE_CLAIM, REMOTE = "stagecraft-remote", "/remote"
 SHARED_CLAIM, SHARED = "stagecraft-work", "/work"
 QUEUE = "stagecraft-pipelines"
 USER = 1000  # of the images (components/Containerfile)
+ARCHITECTURE = "kubernetes.io/arch"  # label of every node
 # How long after a task's first pod another may start, and run: what Argo makes of KFP's longest backoff. Its clock runs while pods wait in
 # Kueue's queue too, so this is a hundred years, and it is `timeout_seconds` and `retries` that end a task.
 _RETRIED_FOR = f"{100 * 365 * 86400}s"
@@ -42,12 +43,14 @@ def _asked(stage: str) -> Pod:
 def on_nodes(stage: str) -> list[TaskConfigPassthrough] | None:
     """What a component hands on to the TrainJob it starts, None where the stage runs in its task's own pod.
 
-    The task that waits for a TrainJob takes no GPU itself and runs anywhere; its volumes and environment it needs as any other.
+    The task that waits for a TrainJob takes no GPU itself and runs anywhere where its image does; its volumes and environment it needs as
+    any other.
     """
     if _local() or _asked(stage).nodes == 1:
         return None
-    fields = (TaskConfigField.RESOURCES, TaskConfigField.KUBERNETES_TOLERATIONS, TaskConfigField.KUBERNETES_NODE_SELECTOR)
-    both = (TaskConfigField.ENV, TaskConfigField.KUBERNETES_VOLUMES)
+    fields = (TaskConfigField.RESOURCES, TaskConfigField.KUBERNETES_NODE_SELECTOR)
+    both = (TaskConfigField.ENV, TaskConfigField.KUBERNETES_VOLUMES, TaskConfigField.KUBERNETES_TOLERATIONS,
+            TaskConfigField.KUBERNETES_AFFINITY)
     return [*(TaskConfigPassthrough(field) for field in fields), *(TaskConfigPassthrough(field, apply_to_task=True) for field in both)]
 
 
@@ -96,4 +99,6 @@ def _as_asked(task: PipelineTask, pod: Pod) -> PipelineTask:
         job = Job(nodes=pod.nodes, image=pod.image, shared_memory=pod.shared_memory, priority=pod.priority,
                   timeout_seconds=pod.timeout_seconds)
         task.set_env_variable(TRAINJOB_VARIABLE, json.dumps(asdict(job)))
+        if ARCHITECTURE in pod.node_selector:  # that of the image, which the task has too
+            kubernetes.add_node_affinity(task, [{"key": ARCHITECTURE, "operator": "In", "values": [pod.node_selector[ARCHITECTURE]]}])
     return task

@@ -193,9 +193,11 @@ def test_every_task_carries_what_the_profile_asks(tmp_path, profile):
                   for field in specification["components"][f"comp-{name}"].get("taskConfigPassthroughs", ())}
         if entry["nodes"] == 1:
             assert job is None and passed == {}
-        else:  # the task itself only waits: it takes no node's place
-            assert passed == {"RESOURCES": False, "KUBERNETES_TOLERATIONS": False, "KUBERNETES_NODE_SELECTOR": False, "ENV": True,
-                              "KUBERNETES_VOLUMES": True}
+        else:  # the task itself only waits: it takes no node's place, but runs where its image does
+            assert passed == {"RESOURCES": False, "KUBERNETES_TOLERATIONS": True, "KUBERNETES_NODE_SELECTOR": False, "ENV": True,
+                              "KUBERNETES_VOLUMES": True, "KUBERNETES_AFFINITY": True}
+            (affinity,) = pod["nodeAffinity"]
+            assert affinity == {"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "In", "values": ["arm64"]}]}
             assert json.loads(job) == {"nodes": entry["nodes"], "image": container["image"], "shared_memory": entry["shared_memory"],
                                        "priority": entry["priority"], "timeout_seconds": entry["timeout_seconds"]}
     assert (profile == "params/super-120b.yaml") == (asked["pretrain"]["nodes"] > 1)
