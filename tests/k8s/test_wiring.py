@@ -253,6 +253,9 @@ def test_node_environment_is_what_the_doctor_wants(overlay, objects):
     command = re.search(r"`stagecraft doctor (.*)`", text.splitlines()[0])[1]
     asked = doctor.parser().parse_args(command.split())
     assert asked.profile == kinds[0] and text == doctor.environment(asked.profile, load_node(asked.profile), asked.env)
+    guide = next(line for line in (ROOT / "docs" / "cluster.md").read_text().splitlines() if f"| `k8s/overlays/{overlay}` |" in line)
+    for promised in (guide, (ROOT / "k8s" / "overlays" / overlay / "kustomization.yaml").read_text().splitlines()[0]):
+        assert {gpu.lower() for gpu in re.findall(r"\bG?[BH]\d00\b", promised)} == set(kinds)  # others are taken for a laptop
     for kind in kinds:
         assert only(objects, "ConfigMap", "node-env")["data"] == {line.name: line.value for line in load_node(kind).environment}
     assert only(objects, "ConfigMap", "node-env")["data"]["USE_MNNVL"] == {"hopper": "0", "blackwell": "1"}[overlay]
