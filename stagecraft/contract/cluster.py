@@ -63,7 +63,7 @@ class Toleration:
 
 @params
 class Retries:
-    """How often a pod that was lost is started again; the pause doubles each time."""
+    """How often a pod that vanished is started again, one drained or evicted is not; the pause doubles each time."""
 
     count: Count
     pause_seconds: Positive
