@@ -42,7 +42,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     from components.serve.reasoning import metrics
     from components.serve.session import inspect
     from stagecraft.inference.server import Server, ServerLateError, running
-    from stagecraft.inference.server_settings import local_arguments
+    from stagecraft.inference.server_settings import drafts_borne, local_arguments
 
     model, verdict = promoted(inputs, "see report.html beside it; train further or change evaluate.gate in the parameters, "
                               "then run dvc repro serve")
@@ -62,12 +62,15 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
                             mend=f"give it more time; what it said is in {log.work}") from error
 
     out, deployed = outputs["serving"], params.deployment
+    drafts = drafts_borne(settings.draft_tokens, model, deployed.dtype)
+    if drafts < settings.draft_tokens:
+        log.note(f"deployed without drafts: vLLM bears none in {deployed.dtype} from a checkpoint whose config.json names another dtype")
     write_json(out / "report.json", {"promoted": verdict["promoted"], "digest": verdict["digest"], **report})
     write_json(out / "vllm_args.json", {
         "checked_here": local_arguments(model, settings, PORT),
-        "deployed": arguments(settings.name, deployed, settings.draft_tokens),
+        "deployed": arguments(settings.name, deployed, drafts),
     })
-    write_manifest(out / "deployment.yaml", objects(settings.name, deployed, settings.draft_tokens, verdict))
+    write_manifest(out / "deployment.yaml", objects(settings.name, deployed, drafts, verdict))
     best = max(report["load"], key=lambda level: level["tokens_per_second"])
     alone = report["load"][0]
     log.record(engine="vllm", compute_dtype=settings.dtype, served=verdict["promoted"])

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import count, filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _resolve(model: str) -> tuple[str, Path | str, str | None]:
 
 
 def _distinct(subjects: list[Any]) -> list[Any]:
-    """The subjects, numbered where a name occurs twice."""
+    """The subjects, numbered where a name occurs twice, by numbers that make no other's name."""
     names = [subject.name for subject in subjects]
-    return [replace(subject, name=f"{subject.name}-{names[:index].count(subject.name) + 1}") if names.count(subject.name) > 1 else subject
-            for index, subject in enumerate(subjects)]
+    numbered = {name: filterfalse(names.__contains__, map(f"{name}-{{}}".format, count(1))) for name in names}
+    return [replace(subject, name=next(numbered[subject.name])) if names.count(subject.name) > 1 else subject for subject in subjects]

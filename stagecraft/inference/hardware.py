@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -61,9 +63,15 @@ def _gpus() -> list[tuple[str, int]]:
     if tool is None:
         return []
     try:
-        listed = subprocess.run([tool, *_QUERY], capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS)
+        listed = subprocess.run([tool, *_QUERY, *_visible()], capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:
         raise UserError(f"no answer within {_PATIENCE_SECONDS:g} seconds", where=tool,
                         mend="see to the GPU's driver: dmesg | grep NVRM") from None
     rows = [line.rpartition(",") for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
     return [(name.strip(), int(free) << 20) for name, _, free in rows if free.strip().isdigit()]
+
+
+def _visible() -> list[str]:
+    """What makes `nvidia-smi` list the GPUs that CUDA shows to this process; of parts of GPUs it knows nothing."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [f"--id={shown}"] if re.fullmatch(r"(\d+|GPU-[\w-]+)(,(\d+|GPU-[\w-]+))*", shown) else []

@@ -12,7 +12,7 @@ from pydantic import Field
 from stagecraft.contract.bounded import AboveZero, Positive
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
-from stagecraft.inference.hardware import Hardware
+from stagecraft.inference.hardware import Hardware, built_for_gpus
 from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, served_config, weight_bytes
 
 LOOPBACK = "127.0.0.1"
@@ -80,6 +80,20 @@ def fitting(wanted: Settings, model: Path, asked: bool = False) -> Settings:
     return replace(wanted, draft_tokens=0)
 
 
+def drafts_borne(draft_tokens: int, model: Path, dtype: str) -> int:
+    """`draft_tokens`, or 0 where vLLM's build for GPUs would end at its first request.
+
+    It gives one projection of the MTP block the type of config.json, whatever the engine computes in (models/nemotron_h_mtp.py:80 of vLLM
+    0.32.0); the one for CPUs is mended (vllm_cpu/draft_dtype.py).
+
+    Raises:
+        UserError: the model's config.json cannot be read.
+    """
+    config = served_config(model)
+    named = config.get("dtype", config.get("torch_dtype", "bfloat16"))
+    return draft_tokens if dtype == named or (dtype == "auto" and named != "float32") else 0  # `auto` takes no model in float32
+
+
 def local_arguments(model: Path, settings: Settings, port: int) -> list[str]:
     """vLLM's arguments for one lean server on the loopback interface of this machine, beside which others have room.
 
@@ -89,6 +103,8 @@ def local_arguments(model: Path, settings: Settings, port: int) -> list[str]:
     Raises:
         UserError: the model's config.json cannot be read.
     """
+    if built_for_gpus():
+        settings = replace(settings, draft_tokens=drafts_borne(settings.draft_tokens, model, settings.dtype))
     cache = kv_cache_bytes(served_config(model), settings.max_model_len, settings.max_num_seqs, settings.dtype, settings.draft_tokens,
                            settings.tensor)
     many = ["--tensor-parallel-size", str(settings.tensor), "--distributed-executor-backend", "mp"] if settings.tensor > 1 else []
@@ -100,8 +116,8 @@ def local_arguments(model: Path, settings: Settings, port: int) -> list[str]:
 def machine_arguments(model: Path, settings: Settings, port: int, hardware: Hardware, drain_seconds: int) -> list[str]:
     """vLLM's arguments for a server that has this machine to itself.
 
-    On a CPU the lean one's. On GPUs: bfloat16 where the profile says float32, CUDA graphs, vLLM's own share of the memory, and the
-    fewest GPUs that hold the weights and divide the heads.
+    On a CPU the lean one's. On GPUs: bfloat16 where the profile says float32, with the drafts that it bears, CUDA graphs, vLLM's own share
+    of the memory, and the fewest GPUs that hold the weights and divide the heads.
 
     Args:
         drain_seconds: what requests under way are given to finish once the server is told to end.
@@ -114,6 +130,7 @@ def machine_arguments(model: Path, settings: Settings, port: int, hardware: Hard
         _check_cpu(model, settings, hardware)
         return [*local_arguments(model, settings, port), *drain]
     dtype = "bfloat16" if settings.dtype == "float32" else settings.dtype
+    settings = replace(settings, draft_tokens=drafts_borne(settings.draft_tokens, model, dtype))
     gpus = ["--tensor-parallel-size", str(_gpus_for(model, hardware)), "--gpu-memory-utilization", str(GPU_SHARE)]
     return [*_common(model, settings, port, dtype), *gpus, *drain]
 

@@ -276,3 +276,5 @@ def test_equal_names_get_numbers(project):
     subjects = compare._distinct([Subject("a", "x"), Subject("b", "y"), Subject("a", "z")])
     assert [subject.name for subject in subjects] == ["a-1", "b", "a-2"]
     assert replace(subjects[0], name="a") == Subject("a", "x")
+    taken = compare._distinct([Subject("a", "x"), Subject("a", "y"), Subject("a-1", "z"), Subject("a-3", "w")])
+    assert [subject.name for subject in taken] == ["a-2", "a-4", "a-1", "a-3"]

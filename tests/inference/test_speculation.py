@@ -18,6 +18,7 @@ from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 
 from stagecraft.inference import vllm_cpu
 from stagecraft.inference.engine import Engine
+from stagecraft.inference.memory import served_config
 from tests.checkpoints import VOCABULARY
 from tests.inference.conftest import LENGTH, SEQUENCES, draw_prompts, greedy, reference_logprobs
 
@@ -40,6 +41,17 @@ def test_greedy_answers_do_not_depend_on_drafts(foreseeing, expected, draft_toke
         assert drafted == draft_tokens * drafts > 0 and len(accepted) == draft_tokens
         assert accepted == sorted(accepted, reverse=True) and 0.1 * drafts < accepted[0] < drafts
         assert accepted[min(draft_tokens, 3) - 1] > 0  # not the first draft only
+        # Alone, and no `top_p` beside: its first step has no draft to choose the likeliest tokens for.
+        (alone,) = engine._run(PROMPTS[:1], [SamplingParams(temperature=1, top_k=1, max_tokens=16)])
+        assert list(alone.outputs[0].token_ids) == expected[0]
+
+
+def test_a_model_drafts_in_another_type_than_its_checkpoints(foreseeing):
+    assert served_config(foreseeing)["dtype"] == "float32"
+    with Engine(foreseeing, max_model_len=LENGTH, max_num_seqs=SEQUENCES, draft_tokens=2, dtype="bfloat16") as engine:
+        assert all(len(completion.token_ids) == 16 for completion, in engine.generate(PROMPTS[:4], temperature=0, max_tokens=16))
+        drafts, _, accepted = engine.draft_statistics()
+        assert 0 < accepted[0] <= drafts
 
 
 @pytest.mark.parametrize("draft_tokens", [1, 3])

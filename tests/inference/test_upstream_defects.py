@@ -8,8 +8,8 @@ import sys
 import pytest
 
 DEFECTS = ("moe", "mamba_speculative, convolution", "mamba_speculative, recurrence", "conv_repack", "prefix_caching", "seeded_sampling",
-           "speculative_sampling", "quantised, float32", "quantised, NVFP4 kernel", "kv_cache", "kernel_scan, numba",
-           "kernel_scan, flask", "draft_padding", "thinking_budget")
+           "speculative_sampling, temperature", "speculative_sampling, no draft", "draft_dtype", "quantised, float32",
+           "quantised, NVFP4 kernel", "kv_cache", "kernel_scan, numba", "kernel_scan, flask", "draft_padding", "thinking_budget")
 
 
 @pytest.fixture(scope="module")

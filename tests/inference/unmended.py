@@ -1,6 +1,7 @@
 """Prints, as JSON, what vLLM does in a process without our plugin: {defect: still there?}. Run by test_upstream_defects.py."""
 
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
 from vllm.model_executor.layers.mamba.ops.cpu.causal_conv1d import causal_conv1d_update_cpu
 from vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm import selective_state_update
 from vllm.model_executor.layers.quantization.modelopt import ModelOptFp8Config
+from vllm.model_executor.models import nemotron_h_mtp
 from vllm.platforms import current_platform
 from vllm.platforms.interface import PlatformEnum
 from vllm.triton_utils.dispatcher import _rebind_kernels
@@ -33,6 +35,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.sample.logits_processor.interface import BatchUpdate
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -143,7 +146,10 @@ def main() -> None:
         "conv_repack": convolution_is_repacked(),
         "prefix_caching": MambaMixer2.get_kv_cache_spec is not MambaBase.get_kv_cache_spec,
         "seeded_sampling": raises(RuntimeError, lambda: torch.Generator().get_offset()),
-        "speculative_sampling": temperatures_are_cut(),
+        "speculative_sampling, temperature": temperatures_are_cut(),
+        "speculative_sampling, no draft": raises(RuntimeError, lambda: apply_top_k_top_p(
+            torch.empty(0, 10), torch.empty(0, dtype=torch.int32), None)),
+        "draft_dtype": "params_dtype=config.dtype" in inspect.getsource(nemotron_h_mtp),
         "quantised, float32": torch.float32 not in fp8.get_supported_act_dtypes(),
         "quantised, NVFP4 kernel": not _POSSIBLE_NVFP4_KERNELS.get(PlatformEnum.CPU),
         "kv_cache": cache_becomes_fp8(),

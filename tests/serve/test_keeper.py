@@ -87,6 +87,8 @@ def test_arguments_for_a_cpu_and_for_gpus_are_understood_by_vllm(project):
     gpu = parser.parse_args(machine_arguments(project / "aligned", replace(params().server, draft_tokens=0), 8000, H100, 30))
     assert (gpu.dtype, gpu.enforce_eager, gpu.tensor_parallel_size) == ("bfloat16", False, 1)
     assert gpu.enable_prefix_caching is None
+    drafting = parser.parse_args(machine_arguments(project / "aligned", params().server, 8000, H100, 30))
+    assert drafting.dtype == "bfloat16" and not drafting.speculative_config  # of a float32 checkpoint vLLM bears none in it
     assert gpu.kv_cache_memory_bytes is None
 
 
@@ -115,6 +117,14 @@ def driver(tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return tool
+
+
+@pytest.mark.parametrize(("shown", "asked"), [("1", "--id=1"), ("0,GPU-1a-2b", "--id=0,GPU-1a-2b"), ("MIG-1", ""), ("", "")])
+def test_of_gpus_that_cuda_hides_nothing_is_asked(driver, monkeypatch, shown, asked):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    driver.write_text(f"""#!/bin/sh\necho "$*" > {driver.parent}/asked; echo 'NVIDIA H100, 7'\n""")
+    assert detect().count == 1
+    assert (driver.parent / "asked").read_text().split()[2:] == asked.split()
 
 
 def test_the_hardware_is_what_the_driver_lists(driver):

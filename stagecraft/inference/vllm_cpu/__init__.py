@@ -36,6 +36,7 @@ def register() -> None:
         backbone,
         cache_slots,
         conv_repack,
+        draft_dtype,
         draft_padding,
         forked_engine,
         kernel_scan,
@@ -56,8 +57,8 @@ def register() -> None:
     )
 
     for defect in (moe, mamba_speculative, speculative_sampling, seeded_sampling, conv_repack, prefix_caching, quantised, kv_cache,
-                   prefill_conv, kernel_scan, draft_padding, cache_slots, forked_engine, norm, routing, linear, latent_moe, backbone,
-                   steady, thinking_budget):
+                   prefill_conv, kernel_scan, draft_dtype, draft_padding, cache_slots, forked_engine, norm, routing, linear, latent_moe,
+                   backbone, steady, thinking_budget):
         defect.mend()
     share_device()
     replace_products()
