@@ -21,13 +21,14 @@ from typing import Any
 
 from stagecraft.contract import manifest
 from stagecraft.contract.clone import clone
-from stagecraft.contract.cluster import TASK_VARIABLE
+from stagecraft.contract.cluster import TASK_VARIABLE, TRAINJOB_VARIABLE
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
 from stagecraft.contract.events import VARIABLE, emit, events_file, read_events
 from stagecraft.contract.params import PROFILE, params_path, parse, read_profile
 from stagecraft.contract.profile import replace_section
 from stagecraft.contract.registry import promote, read_promotion
 from stagecraft.contract.repository import dvc, has_remote, locked_md5, merge_lock, read_lock
+from stagecraft.contract.runner import WORK, finished
 from stagecraft.contract.stages import PATHS, STAGES
 from stagecraft.contract.tracking import DEFAULT_URI, PARENT_VARIABLE, log_cached, numbers, reached
 from stagecraft.contract.work import work_key
@@ -135,12 +136,17 @@ def _kept(stage: str) -> bool:
 def _reproduce(stage: str) -> bool:
     """Have DVC run the stage if it must; says whether it ran (False: unchanged, or restored from the cache or the remote)."""
     if events_file() is None:
-        Path(".work").mkdir(exist_ok=True)
-        os.environ[VARIABLE] = str(Path(".work", "events.jsonl").absolute())
+        WORK.mkdir(exist_ok=True)
+        os.environ[VARIABLE] = str((WORK / "events.jsonl").absolute())
         try:
             return _reproduce(stage)
         finally:
             del os.environ[VARIABLE]
+    begun = WORK / f"{stage}.begun"  # and not yet recorded
+    if begun.exists() and finished(stage):
+        _record(stage)
+    begun.parent.mkdir(exist_ok=True)
+    begun.touch()
     _, before = read_events(events_file())
     status = dvc("repro", *(["--pull"] if has_remote() else []), "--single-item", stage)
     events, _ = read_events(events_file(), before)
@@ -148,7 +154,19 @@ def _reproduce(stage: str) -> bool:
         if any(event["event"] == "error" for event in events):
             sys.exit(EXIT_USER_ERROR)  # the stage has said what is wrong
         sys.exit(f"dvc repro --single-item {stage} failed with status {status}")
+    begun.unlink()
     return any(event["event"] == "open" for event in events)
+
+
+def _record(stage: str) -> None:
+    """Have DVC know what was made before it, or the task that followed, was killed: it would remove that and have it made again."""
+    if TRAINJOB_VARIABLE in os.environ:
+        from stagecraft.contract.trainjob import end_job  # Kubernetes' client, which nobody else needs
+
+        end_job()
+    print(f"{stage} was finished in an earlier attempt, which did not come to record it", flush=True)
+    if (status := dvc("commit", "--force", stage)) != 0:
+        sys.exit(f"dvc commit --force {stage} failed with status {status}")
 
 
 def _prepare_clone(stage: str, params: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
 import os
 import runpy
 import shutil
@@ -22,9 +23,9 @@ from stagecraft.contract.code import code_digest
 from stagecraft.contract.environment import describe_environment
 from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.events import emit
-from stagecraft.contract.files import write_json
+from stagecraft.contract.files import digest_of, write_json
 from stagecraft.contract.lock import alone
-from stagecraft.contract.params import load, params_path, refuse_another_profile
+from stagecraft.contract.params import PROFILE, load, params_path, parse, refuse_another_profile
 from stagecraft.contract.repository import STAGE_VARIABLE
 from stagecraft.contract.runlog import RunLog
 from stagecraft.contract.sinks import open_sinks
@@ -85,6 +86,28 @@ def _run(name: str) -> dict[str, Any]:
     for done in (work, *_others(work)):
         shutil.rmtree(done, ignore_errors=True)
     return metrics
+
+
+def finished(name: str) -> bool:
+    """Whether all that the stage would make of params.yaml lies in the current directory, whole.
+
+    By parameters, inputs and code it is what a start anew would have gone on with, and no work in progress is left: that goes last.
+    """
+    stage = STAGES[name]
+    kind = importlib.import_module(f"components.{name}.params").Params
+    try:
+        key = work_key(load(kind, name, PROFILE), {key: manifest.read(PATHS[key])["digest"] for key in stage.inputs}, code_digest(name))
+        metrics = digest_of(json.loads(stage.metrics_path.read_text()))
+        for made in (manifest.read(PATHS[key]) for key in stage.outputs):
+            if (work_key(parse(kind, made["params"], name), made["inputs"], made["code"]), digest_of(made["metrics"])) != (key, metrics):
+                return False
+        if _work_path(stage, key).exists() or not stage.plots_path.is_dir():
+            return False
+        for output in stage.outputs:
+            manifest.verify(PATHS[output])
+    except (UserError, OSError, ValueError, KeyError):
+        return False
+    return True
 
 
 def _verify(artifacts: Sequence[Path], log: RunLog) -> None:

@@ -57,10 +57,9 @@ def run_on_nodes(stage: str) -> None:
     name = tree.name
     job = parse(Job, json.loads(os.environ[TRAINJOB_VARIABLE]), TRAINJOB_VARIABLE)
     task = json.loads(os.environ.get(TASK_VARIABLE, "{}"))
-    logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns where it may not read the version of the control plane
-    backend = TrainerClient(backend_config=KubernetesBackendConfig(namespace=NAMESPACE)).backend
+    backend = _backend()
     emit("open", stage=stage)
-    with _told_to_end():
+    with _told_to_end(), _in_words(name):
         try:
             asked = wanted(name, stage, job, task, _runtime(backend), tree, read_profile()[stage])
             attached = _start(backend, name, asked, tree / STAGES[stage].metrics_path)
@@ -73,12 +72,35 @@ def run_on_nodes(stage: str) -> None:
         except UserError:
             _delete(backend, name)  # else all nodes would start again, for the same mistake
             raise
-        except JobError as error:
-            sys.exit(str(error))
-        except ApiException as error:
-            raise _refused(error, name) from None
-        except HTTPError as error:
-            sys.exit(f"the API server does not answer: {error}")
+
+
+def end_job() -> None:
+    """End the job of the clone that is the current directory, if there is one: what it was to make is there.
+
+    Raises:
+        UserError: the cluster refuses.
+    """
+    backend, name = _backend(), Path.cwd().name
+    with _in_words(name):
+        _delete(backend, name)
+        wait_until_gone(backend, name, _GONE_SECONDS)
+
+
+def _backend() -> KubernetesBackend:
+    logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns where it may not read the version of the control plane
+    return TrainerClient(backend_config=KubernetesBackendConfig(namespace=NAMESPACE)).backend
+
+
+@contextmanager
+def _in_words(name: str) -> Iterator[None]:
+    try:
+        yield
+    except JobError as error:
+        sys.exit(str(error))
+    except ApiException as error:
+        raise _refused(error, name) from None
+    except HTTPError as error:
+        sys.exit(f"the API server does not answer: {error}")
 
 
 @contextmanager

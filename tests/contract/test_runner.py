@@ -1,10 +1,13 @@
 """The work directory of a stage: found again by the same work, kept until other work has succeeded."""
 
 import os
+import shutil
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -12,13 +15,15 @@ from components.pretrain.params import Params as PretrainParams
 from stagecraft.contract import code, runner
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, params
-from stagecraft.contract.runner import run_stage
+from stagecraft.contract.runner import finished, run_stage
 from stagecraft.contract.starting import wait_for_first
 from stagecraft.contract.work import work_key
 
 
 @params
 class Params:
+    PLACEMENT: ClassVar = ("checkpoint",)
+
     steps: int
     mistake: bool = False
     checkpoint: bool = True
@@ -31,7 +36,8 @@ def main(params, inputs, outputs, log):
     (log.work / name).mkdir(exist_ok=True)
     if params.steps > 5:
         raise RuntimeError("killed")
-    return {}
+    (outputs["corpus"] / "rows").write_text("rows")
+    return {"rows": 1, "share": float("nan")}
 
 
 @pytest.fixture
@@ -39,6 +45,7 @@ def run(tmp_path, monkeypatch, capsys):
     """Run the stage with these parameters; what it says."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "components.curate.stage", SimpleNamespace(Params=Params, main=main))
+    monkeypatch.setitem(sys.modules, "components.curate.params", SimpleNamespace(Params=Params))
     monkeypatch.setattr(runner, "code_digest", lambda name: "c")
     monkeypatch.setattr(runner, "describe_environment", dict)
 
@@ -81,6 +88,24 @@ def test_of_other_work_the_newest_with_a_checkpoint_is_kept_until_success(run, t
     assert second in works(tmp_path) and len(works(tmp_path)) == 2
     run(steps=1)
     assert works(tmp_path) == set()
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda: Path("params.yaml").write_text("curate: {steps: 2}"),
+    lambda: Path("artifacts/corpus/rows").write_text("row"),
+    lambda: Path("artifacts/corpus/manifest.json").unlink(),
+    lambda: Path("metrics/curate.json").write_text("{}"),
+    lambda: Path("metrics/curate.json").unlink(),
+    lambda: shutil.rmtree("plots/curate"),
+    lambda: runner._work_directory(runner.STAGES["curate"], work_key(Params(steps=1), {}, "c")),  # it was not through
+])
+def test_what_is_finished_is_whole_and_of_the_same_work(run, wrong):
+    run(steps=1)
+    assert finished("curate")
+    Path("params.yaml").write_text("curate: {steps: 1, checkpoint: false}")  # where and how safely it is done
+    assert finished("curate")
+    wrong()
+    assert not finished("curate")
 
 
 def test_patience_and_watching_are_not_what_makes_a_training_another(monkeypatch):

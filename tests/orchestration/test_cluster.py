@@ -263,6 +263,21 @@ def test_another_pod_goes_on_where_one_was_lost(fresh_project, tmp_path):
     assert done.returncode == 0 and third.executed() == [], done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_stage_has_finished_before_dvc_was_killed_is_recorded(fresh, tmp_path, whole):
+    """DVC removes a stage's outputs before it runs it; hashing terabytes takes hours, in which a kill may come."""
+    (tmp_path / "store").mkdir()
+    assert fresh.run("components.curate").returncode == 0
+    (fresh.root / ".work" / "curate.begun").touch()
+    if not whole:
+        (fresh.root / PATHS["corpus"] / "weights.bin").write_text("half of it")
+    done = run_pod(fresh, "curate", tmp_path, STAGECRAFT_RUNNER="local")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert fresh.executed() == (["curate"] if whole else ["curate", "curate"])
+    assert fresh.dvc("status", "curate").stdout.startswith("Data and pipelines are up to date")
+    assert not (fresh.root / ".work" / "curate.begun").exists()
+
+
 def test_two_pods_with_the_same_work_take_turns(fresh_project, tmp_path):
     (tmp_path / "store").mkdir()
     pods = [copy(fresh_project, tmp_path / name) for name in ("first", "second")]

@@ -4,14 +4,18 @@ import json
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.k8s.conftest import only
 from tests.orchestration.conftest import copy
 from tests.orchestration.fake_kubernetes import fake_kubernetes
+from tests.orchestration.project import Project
 from tests.orchestration.test_cluster import ROOT, run_on_shared
-from tests.orchestration.test_train_jobs import JOB, OVERLAYS, TASK, build
+from tests.orchestration.test_train_jobs import JOB, OVERLAYS, TASK, build, created
 
 # Rank 1 of the substitute stage: it leaves a word and ends.
 WORKER = """
@@ -47,19 +51,24 @@ def kubelets(cluster, environment):
         cluster.condition(name, "Failed" if any(node.returncode for node in nodes) else "Complete")
 
 
+@contextmanager
+def served(directory):
+    """A cluster, and what a task finds in its environment there."""
+    manifests = build(OVERLAYS / "blackwell")
+    with fake_kubernetes(only(manifests, "TrainingRuntime"), only(manifests, "Role", "pipelines"), directory) as (cluster, config):
+        yield cluster, {"KUBECONFIG": str(config), "STAGECRAFT_TRAINJOB": json.dumps(JOB), "STAGECRAFT_TASK_CONFIG": json.dumps(TASK)}
+
+
 def on_nodes(project, stage, directory):
     """Run a task of a stage on two nodes."""
     (project.root / "components" / stage / "worker.py").write_text(WORKER)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("STAGECRAFT_", "MLFLOW_"))}
     environment = {**clean, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "", "SEEN": str(directory),
                    "EXECUTED": str(project.root / "executed.log"), "STAGECRAFT_PARAMS": "params/super-120b.yaml"}
-    manifests = build(OVERLAYS / "blackwell")
-    with fake_kubernetes(only(manifests, "TrainingRuntime"), only(manifests, "Role", "pipelines"), directory) as (cluster, config):
-        with ThreadPoolExecutor() as pool:
-            playing = pool.submit(kubelets, cluster, environment)
-            done = run_on_shared(project, stage, directory, KUBECONFIG=str(config), STAGECRAFT_TRAINJOB=json.dumps(JOB),
-                                 STAGECRAFT_TASK_CONFIG=json.dumps(TASK))
-            playing.result()
+    with served(directory) as (cluster, task), ThreadPoolExecutor() as pool:
+        playing = pool.submit(kubelets, cluster, environment)
+        done = run_on_shared(project, stage, directory, **task)
+        playing.result()
     return done, cluster
 
 
@@ -93,3 +102,27 @@ def test_a_mistake_of_rank_0_is_the_tasks(fresh, directory):
     assert done.returncode == 2, done.stdout + done.stderr
     assert "error: corpus.txt: nothing to read - write something into it" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_job_that_ends_while_no_task_follows_it_is_not_started_again(fresh, directory, tmp_path):
+    fresh.edit("params.yaml", "amount: 2 ", "amount: 22 ")
+    with served(directory) as (cluster, task), ThreadPoolExecutor() as pool:
+        lost = pool.submit(run_on_shared, fresh, "pretrain", directory, **task)
+        name = cluster.job()["metadata"]["name"]
+        clone = Project(directory / "shared" / name)
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if Path(process.cwd()) == clone.root:  # the task, DVC and the stage's command
+                    process.kill()
+        assert lost.result().returncode != 0
+        rank = clone.run("components.pretrain", RANK="0", EXECUTED=str(fresh.root / "executed.log"))
+        assert rank.returncode == 0, rank.stderr
+        cluster.condition(name, "Complete")
+        done = run_on_shared(fresh, "pretrain", directory, **task)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not cluster.objects["trainjobs"] and len(created(cluster)) == 1
+    assert fresh.executed() == ["pretrain"]
+    assert not clone.root.exists()
+    again = copy(fresh, tmp_path / "again")
+    done = run_on_shared(again, "pretrain", directory)  # the run cache has it, its curves and figures too
+    assert done.returncode == 0 and again.executed() == [], done.stdout + done.stderr
