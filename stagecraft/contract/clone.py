@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import filecmp
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from stagecraft.contract.files import write_atomic
+from stagecraft.contract.params import PROFILE
+
 # What DVC needs to know a stage, and Python to run it.
-_PARTS = ("dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", "components", "stagecraft")
+_PARTS = ("dvc.yaml", ".dvcignore", ".dvc/config", "components", "stagecraft")
 _LOCAL = "[core]\n    no_scm = true\n"  # a clone is no git checkout
 
 
 @contextmanager
-def clone(source: Path, shared: Path, name: str) -> Iterator[Path]:
-    """The clone `shared/name` as the current directory, with the code of `source`.
+def clone(source: Path, shared: Path, name: str, profile: str) -> Iterator[Path]:
+    """The clone `shared/name` as the current directory, with the code of `source` and `profile` as its params.yaml.
 
     What else is in it (inputs, checkpoints, DVC's cache) stays until the body is left without an error; then all of it goes. Two tasks
     with the same work take turns: the second finds what the first has pushed.
@@ -25,7 +29,7 @@ def clone(source: Path, shared: Path, name: str) -> Iterator[Path]:
     (shared / ".locks").mkdir(parents=True, exist_ok=True)
     with open(shared / ".locks" / name, "w") as lock:
         _wait_for(lock.fileno(), name)
-        _lay_out(source, directory)
+        _lay_out(source, directory, profile)
         before = Path.cwd()
         os.chdir(directory)
         try:
@@ -43,14 +47,33 @@ def _wait_for(lock: int, name: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def _lay_out(source: Path, directory: Path) -> None:
+def _lay_out(source: Path, directory: Path, profile: str) -> None:
+    """Ranks that a lost task has left running may be starting here: what they would read the same is not touched."""
     shutil.rmtree(directory / ".dvc" / "tmp", ignore_errors=True)  # locks by process id, of a pod that is gone
     for part in _PARTS:
-        target = directory / part
-        target.parent.mkdir(parents=True, exist_ok=True)
         if (source / part).is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source / part, target, ignore=shutil.ignore_patterns("__pycache__"))
+            _mirror(source / part, directory / part)
         elif (source / part).exists():
-            shutil.copy(source / part, target)
+            _copy(source / part, directory / part)
+    if not (directory / PROFILE).is_file() or (directory / PROFILE).read_bytes() != profile.encode():
+        write_atomic(directory / PROFILE, profile)
     (directory / ".dvc" / "config.local").write_text(_LOCAL)
+
+
+def _mirror(source: Path, target: Path) -> None:
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    known = {target / each for file in files for each in (file, *file.parents)}
+    for gone in sorted(set(target.rglob("*")) - known, reverse=True):  # what is in a directory before itself
+        with suppress(OSError):
+            gone.rmdir() if gone.is_dir() and not gone.is_symlink() else gone.unlink()
+    for file in files:
+        _copy(source / file, target / file)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.new")
+    shutil.copy2(source, beside)
+    beside.replace(target)

@@ -24,8 +24,8 @@ from stagecraft.contract.clone import clone
 from stagecraft.contract.cluster import TASK_VARIABLE, TRAINJOB_VARIABLE
 from stagecraft.contract.errors import EXIT_USER_ERROR, UserError
 from stagecraft.contract.events import VARIABLE, emit, events_file, read_events
-from stagecraft.contract.params import PROFILE, params_path, parse, read_profile
-from stagecraft.contract.profile import replace_section
+from stagecraft.contract.params import PROFILE, params_path, parse, read_profile, read_text
+from stagecraft.contract.profile import replace_section, with_section
 from stagecraft.contract.registry import promote, read_promotion
 from stagecraft.contract.repository import dvc, has_remote, locked_md5, merge_lock, read_lock
 from stagecraft.contract.runner import WORK, finished
@@ -93,7 +93,8 @@ def _tree(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> Abst
     known = {name: artifact.metadata.get("digest") or artifact.uri for name, artifact in inputs.items()}
     place = Path(shared or tempfile.mkdtemp(prefix="stagecraft-"))
     asked = parse(importlib.import_module(f"components.{stage}.params").Params, params, stage)
-    return clone(root, place, f"{stage}-{work_key(asked, known)[:16]}")
+    profile = with_section(read_text(root / PROFILE, PROFILE.name), stage, params)
+    return clone(root, place, f"{stage}-{work_key(asked, known)[:16]}", profile)
 
 
 def _run(stage: str, params: dict[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
-from stagecraft.contract.params import parse_profile, read_profile, read_text
+from stagecraft.contract.params import parse_profile, read_text
 
 
 def override(text: str, assignments: Sequence[str], shown: str = "params.yaml") -> tuple[str, list[str]]:
@@ -48,14 +48,21 @@ def override(text: str, assignments: Sequence[str], shown: str = "params.yaml") 
     return (_dump(yaml, data), changes) if changes else (text, changes)
 
 
+def with_section(text: str, section: str, values: Mapping[str, Any], shown: str = "params.yaml") -> str:
+    """The text of the profile `shown` with one section equal to `values`: the same text if it already is."""
+    if parse_profile(text, shown).get(section) == values:
+        return text
+    yaml = _round_trip()
+    data = yaml.load(text)
+    data[section] = dict(values)
+    return _dump(yaml, data)
+
+
 def replace_section(path: Path, section: str, values: Mapping[str, Any]) -> None:
     """Make one section of a profile equal to `values`; nothing is written when it already is."""
-    if read_profile(path).get(section) == values:
-        return
-    yaml = _round_trip()
-    data = yaml.load(read_text(path, str(path)))
-    data[section] = dict(values)
-    write_atomic(path, _dump(yaml, data))
+    before = read_text(path, str(path))
+    if (text := with_section(before, section, values, str(path))) != before:
+        write_atomic(path, text)
 
 
 def _round_trip() -> YAML:

@@ -6,11 +6,14 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from stagecraft.contract import kfp_task
+from stagecraft.contract.params import read_profile
 from stagecraft.contract.stages import PATHS, STAGES
 from tests.k8s.kustomize import build
 from tests.orchestration.conftest import copy
@@ -276,6 +279,37 @@ def test_what_a_stage_has_finished_before_dvc_was_killed_is_recorded(fresh, tmp_
     assert fresh.executed() == (["curate"] if whole else ["curate", "curate"])
     assert fresh.dvc("status", "curate").stdout.startswith("Data and pipelines are up to date")
     assert not (fresh.root / ".work" / "curate.begun").exists()
+
+
+def test_a_task_that_takes_over_leaves_what_ranks_read_as_it_is(fresh_project, tmp_path, monkeypatch):
+    """A job that a lost task has left running starts its ranks in the clone: no module, nor the task's parameters, may ever be missing."""
+    image = copy(fresh_project, tmp_path / "image").root
+    (image / "stagecraft" / "new").mkdir()
+    (image / "stagecraft" / "new" / "module.py").touch()
+    monkeypatch.setenv("STAGECRAFT_ROOT", str(image))
+    monkeypatch.setenv("STAGECRAFT_SHARED", str(tmp_path / "shared"))
+    params = read_profile(ROOT / "params.yaml")["curate"] | {"seed": 77}
+
+    def look():
+        """The files of the clone before its task has done anything, each known by inode and time."""
+        with suppress(InterruptedError), kfp_task._tree("curate", params, {}) as tree:
+            found = {path.relative_to(tree).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+                     for part in ("components", "stagecraft", "params.yaml", "dvc.yaml")
+                     for path in (tree / part, *(tree / part).rglob("*")) if path.is_file()}
+            assert read_profile(tree / "params.yaml")["curate"] == params
+            (tree / "stagecraft" / "gone").mkdir(exist_ok=True)
+            (tree / "stagecraft" / "gone" / "module.py").touch()
+            raise InterruptedError  # the task is lost
+        return found
+
+    before = look()
+    assert before.keys() > {"stagecraft/new/module.py", "components/curate/stage.py", "params.yaml", "dvc.yaml"}
+    assert look() == before
+    (image / "stagecraft" / "new" / "module.py").write_text("now = 1")
+    (image / "dvc.yaml").write_text("stages: {}")
+    after = look()
+    assert {name for name in after if after[name] != before.get(name)} == {"stagecraft/new/module.py", "dvc.yaml"}
+    assert after.keys() == before.keys()
 
 
 def test_two_pods_with_the_same_work_take_turns(fresh_project, tmp_path):
