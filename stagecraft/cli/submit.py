@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ import requests
 
 from stagecraft.contract.errors import UserError
 
-_PROBE_SECONDS = 5
+_ANSWER_SECONDS = 5
+_POLL_SECONDS = 5
+_ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 
 
 def probe(endpoint: str, token: str | None) -> None:
@@ -19,10 +22,9 @@ def probe(endpoint: str, token: str | None) -> None:
     Raises:
         UserError: nothing answers, or it refuses us.
     """
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     mend = "check the address and that the server is reachable (a port-forward, a VPN), or leave --endpoint out to run here"
     try:
-        answer = requests.get(f"{endpoint.rstrip('/')}/apis/v2beta1/healthz", headers=headers, timeout=_PROBE_SECONDS)
+        answer = _ask(endpoint, token, "healthz")
     except requests.RequestException as error:
         raise UserError(f"cannot reach the Kubeflow Pipelines server ({type(error).__name__})", where=endpoint, mend=mend) from None
     if answer.status_code in (401, 403):
@@ -39,8 +41,37 @@ def submit(pipeline: Any, arguments: Mapping[str, str], options: argparse.Namesp
     run = client.create_run_from_pipeline_func(pipeline, arguments=dict(arguments), experiment_name=options.experiment,
                                                enable_caching=False)
     print(f"submitted run {run.run_id} to {options.endpoint}")
-    if not options.watch:
-        return 0
-    state = run.wait_for_run_completion().state
-    print(f"run {run.run_id}: {state}")
-    return 0 if state == "SUCCEEDED" else 1
+    return watch(options.endpoint, options.existing_token, run.run_id) if options.watch else 0
+
+
+def watch(endpoint: str, token: str | None, run: str) -> int:
+    """Wait for a run to end, however long the server is away meanwhile; returns the exit status.
+
+    The SDK's call has no end for a run that was terminated, nor for a request that nothing answers, as behind a port-forward.
+
+    Raises:
+        UserError: the server refuses, or knows no such run.
+    """
+    away = False
+    while True:
+        try:
+            answer = _ask(endpoint, token, f"runs/{run}")
+            trouble = f"HTTP {answer.status_code}" if answer.status_code >= 500 or answer.status_code == 429 else ""
+        except requests.RequestException as error:
+            trouble = type(error).__name__
+        if trouble and not away:
+            print(f"the server does not answer ({trouble}); the run goes on there, and is watched again as soon as it does", flush=True)
+        away = bool(trouble)
+        if not away:
+            if not answer.ok or "json" not in answer.headers.get("Content-Type", ""):  # the page of a login
+                raise UserError(f"the server says no more of run {run} (HTTP {answer.status_code})", where=endpoint,
+                                mend="the run goes on if nobody has deleted it: look with `kfp run get`, and a valid --existing-token")
+            if (state := answer.json().get("state")) in _ENDED:
+                print(f"run {run}: {state}")
+                return 0 if state == "SUCCEEDED" else 1
+        time.sleep(_POLL_SECONDS)
+
+
+def _ask(endpoint: str, token: str | None, what: str) -> requests.Response:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return requests.get(f"{endpoint.rstrip('/')}/apis/v2beta1/{what}", headers=headers, timeout=_ANSWER_SECONDS)

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
-def fake_kfp() -> Iterator[tuple[str, list[dict]]]:
-    """Serve; yields the address and the list of run requests received."""
+def fake_kfp(answers: Sequence[int | str] = ("SUCCEEDED",)) -> Iterator[tuple[str, list[dict]]]:
+    """Serve; yields the address and the list of run requests received.
+
+    Args:
+        answers: what who asks for the run is told, one after the other, the last from then on: a state, an HTTP status, or 0 for a
+            connection that breaks.
+    """
     received: list[dict] = []
+    answers = list(answers)
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *arguments):
             pass
 
-        def answer(self, value):
+        def answer(self, value, status=200):
             body = json.dumps(value).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -31,8 +37,12 @@ def fake_kfp() -> Iterator[tuple[str, list[dict]]]:
                 self.answer({"multi_user": False})
             elif "/experiments" in self.path:
                 self.answer({"experiments": [], "total_size": 0})
+            elif (told := answers.pop(0) if len(answers) > 1 else answers[0]) == 0:
+                self.close_connection = True
+            elif isinstance(told, int):
+                self.answer({"message": "no"}, told)
             else:
-                self.answer({"run_id": "run-1", "state": "SUCCEEDED", "display_name": "run"})
+                self.answer({"run_id": "run-1", "state": told, "display_name": "run"})
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from stagecraft.cli import submit
 from stagecraft.contract import kfp_task
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import read_profile
 from stagecraft.contract.stages import PATHS, STAGES
 from tests.k8s.kustomize import build
@@ -49,6 +51,22 @@ def test_the_pipeline_is_submitted_with_its_seven_tasks_and_their_parameters(fre
     assert defaults["rl_params"] == {"amount": 44, "rate": 3e-4, "fail": ""}
     assert set(defaults) == {f"{name}_params" for name in STAGES}
     assert fresh.executed() == []
+
+
+@pytest.mark.parametrize(("answers", "status", "outages"), [
+    (["PENDING", "CANCELING", "CANCELED"], 1, 0), (["FAILED"], 1, 0), (["SKIPPED"], 1, 0),
+    ([0, 503, 0, "RUNNING", 429, "SUCCEEDED"], 0, 2)])
+def test_a_run_is_watched_to_whatever_end_it_has(monkeypatch, capsys, answers, status, outages):
+    monkeypatch.setattr(submit, "_POLL_SECONDS", 0.01)
+    with fake_kfp(answers) as (endpoint, _):
+        assert submit.watch(endpoint, None, "run-1") == status
+    out = capsys.readouterr().out
+    assert out.endswith(f"run run-1: {answers[-1]}\n") and out.count("does not answer") == outages
+
+
+def test_a_run_that_is_watched_no_longer_is_one_line():
+    with fake_kfp([401]) as (endpoint, _), pytest.raises(UserError, match=r"no more of run run-1 \(HTTP 401\) - the run goes on"):
+        submit.watch(endpoint, "expired", "run-1")
 
 
 def test_the_endpoint_may_come_from_the_environment(fresh):
