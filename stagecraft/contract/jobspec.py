@@ -73,8 +73,9 @@ def _resources(task: Mapping[str, Any], runtime: Mapping[str, Any]) -> dict[str,
     asked = (task.get("resources") or {}).get("limits")
     if not asked:
         raise UserError("the task was handed no resources", where="TaskConfig", mend="run Kubeflow Pipelines 2.15 or later")
-    (container,) = [container for job in runtime["spec"]["template"]["spec"]["replicatedJobs"] if job["name"] == NODE
-                    for container in job["template"]["spec"]["template"]["spec"]["containers"] if container["name"] == NODE]
+    (pod,) = [job["template"]["spec"]["template"]["spec"] for job in runtime["spec"]["template"]["spec"]["replicatedJobs"]
+              if job["name"] == NODE]
+    (container,) = [container for container in pod["containers"] if container["name"] == NODE]
     has = container.get("resources", {})
     given = has.get("limits", {})
     differ = [key for key, value in asked.items() if key not in given or parse_quantity(given[key]) != parse_quantity(value)]
@@ -82,4 +83,10 @@ def _resources(task: Mapping[str, Any], runtime: Mapping[str, Any]) -> dict[str,
         found = ", ".join(f"{key} {asked[key]} (there {given.get(key, 0)})" for key in differ)
         raise UserError(f"a node of the runtime has claims to devices, and other sizes: {found}", where=runtime["metadata"]["name"],
                         mend="write the runtime's sizes into the profile's section cluster, or change the overlay")
+    for check in pod.get("initContainers", ()):  # a pod's request is the largest of its containers', and Trainer 2.3.0 sizes one of them
+        larger = [f"{key} {size}" for key, size in check.get("resources", {}).get("limits", {}).items()
+                  if key in asked and parse_quantity(size) > parse_quantity(asked[key])]
+        if larger:
+            print(f"every node reserves {', '.join(larger)} whatever is asked: its container {check['name']} keeps the runtime's sizes; "
+                  "smaller ones are for the overlay to say", flush=True)
     return dict(asked) if differ else None

@@ -321,7 +321,7 @@ def test_without_the_runtime_it_is_one_line(cluster):
         run()
 
 
-def test_sizes_other_than_the_runtimes(cluster, monkeypatch):
+def test_sizes_other_than_the_runtimes(cluster, monkeypatch, capsys):
     smaller = {"resources": {"limits": SIZES | {"memory": "400Gi"}}}
     monkeypatch.setenv(TASK_VARIABLE, json.dumps(TASK | smaller))
     with pytest.raises(UserError, match=r"stagecraft-train: a node of the runtime has claims.*memory 400Gi \(there 800Gi\)"):
@@ -337,6 +337,8 @@ def test_sizes_other_than_the_runtimes(cluster, monkeypatch):
 
     run(story)
     assert asked[0]["spec"]["trainer"]["resourcesPerNode"]["limits"] == smaller["resources"]["limits"]
+    said = capsys.readouterr().out
+    assert "every node reserves memory 1500Gi, nvidia.com/gpu 8 whatever is asked: its container doctor keeps the runtime's sizes" in said
 
 
 def test_a_task_without_its_config_is_one_line(cluster, monkeypatch):
