@@ -157,6 +157,7 @@ class Saver:
         raise UserError(f"checkpoint of step {step} cannot be written ({free:.1f} GB are free there): {error}",
                         where=str(self.directory), mend=f"make room and start again: it goes on from {older}") from error
 
+    @torch.no_grad()  # or each copy would have one more node of a graph with every save
     def _copy(self, trainer: Trainer) -> dict[str, Any]:
         """The state to save, with copies in host memory of the tensors that this rank writes."""
         state = sharded(trainer)

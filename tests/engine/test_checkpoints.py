@@ -124,6 +124,14 @@ def test_one_checkpoint_is_under_way_at_a_time(tmp_path, held):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000000", "step-00000001"]
 
 
+def test_copies_of_weights_remember_no_saves(tmp_path):
+    trainer, saver = new_trainer(precision="bf16", mtp_depths=0), Saver(tmp_path)
+    for _ in range(2):
+        saver.save(trainer)
+    saver.finish()
+    assert saver._copies and not any(copy.requires_grad for copy in saver._copies.values())
+
+
 def test_weights_saved_while_a_checkpoint_is_being_written_leave_both_whole(tmp_path):
     trainer, saver = new_trainer(precision="bf16", mtp_depths=0), Saver(tmp_path / "checkpoints")
     trainer.step([batch(0)])
