@@ -85,6 +85,8 @@ def save_weights(path: Path, module: nn.Module) -> None:
         parts = together(lambda: {path.name: sha256(path) for path in temporary.glob(f"__{dist.get_rank()}_*")})
         together(finish if first else None)
     except OSError as error:
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"weights cannot be written: {error}", where=str(path), mend="make room and start again") from error
 
 

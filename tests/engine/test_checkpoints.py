@@ -80,6 +80,17 @@ def test_a_full_disk_is_one_line_and_costs_no_older_checkpoint(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002", "step-00000003"]
 
 
+def test_weights_that_cannot_be_written_leave_nothing(tmp_path):
+    trainer, limits = new_trainer(precision="bf16", mtp_depths=0), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="weights cannot be written: rank 0: "):
+            checkpoints.save_weights(tmp_path / "weights", trainer.module)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def held(monkeypatch):
     """Writers that begin to write tensors only when this event is set."""
