@@ -163,8 +163,6 @@ def _import_megatron() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")  # old names of collectives
     for name in ("megatron.core", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # What a writer of checkpoints meets is raised too, and told by stagecraft/engine/saving.py.
-    logging.getLogger("megatron.core.dist_checkpointing.strategies.filesystem_async").setLevel(logging.CRITICAL)
     if not ON_CPU:
         import megatron.core
 

@@ -11,13 +11,13 @@ from typing import Any
 import stagecraft.megatron_cpu  # noqa: F401
 
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from torch import nn
 
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import digest_of, sha256
+from stagecraft.engine.parts import STATE, Part
 from stagecraft.engine.replicas import Reader, divide_writing
-from stagecraft.engine.saving import STATE, Saver, sharded, write_state
+from stagecraft.engine.saving import Saver, sharded
 from stagecraft.engine.together import FAILURES, together
 from stagecraft.engine.trainer import Trainer
 
@@ -63,30 +63,25 @@ def save_weights(path: Path, module: nn.Module) -> None:
     Raises:
         UserError: they could not be written.
     """
-    temporary, first = path.with_name(f".{path.name}.tmp"), dist.get_rank() == 0
+    part, first = Part(path.with_name(f".{path.name}.tmp")), dist.get_rank() == 0
 
     def begin() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        shutil.rmtree(part.directory, ignore_errors=True)
+        part.directory.mkdir(parents=True)
 
-    def write() -> None:
+    def plan() -> None:
         state = module.sharded_state_dict(prefix="")
         divide_writing(state)
-        dist_checkpointing.save(state, temporary)
-
-    def finish() -> None:
-        write_state(temporary, {}, parts)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
+        part.plan(state)
 
     try:
         together(begin if first else None)
-        together(write)
-        parts = together(lambda: {path.name: sha256(path) for path in temporary.glob(f"__{dist.get_rank()}_*")})
-        together(finish if first else None)
+        together(plan)
+        part.write()
+        part.complete({}, path)
     except OSError as error:
         if first:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(part.directory, ignore_errors=True)
         raise UserError(f"weights cannot be written: {error}", where=str(path), mend="make room and start again") from error
 
 

@@ -5,71 +5,34 @@ The thread touches the copy and files alone. What takes all ranks, the plan befo
 
 from __future__ import annotations
 
-import queue
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from stagecraft.megatron_cpu import ON_CPU
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.exchange_utils import ShardDistribution
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from torch import Tensor
 
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.files import digest_of, sha256, write_json
+from stagecraft.engine.parts import Part
 from stagecraft.engine.replicas import divide_writing
 from stagecraft.engine.together import together
 from stagecraft.engine.trainer import Trainer
 
-STATE = "trainer.json"
 
-# megatron-core has one queue per process for what its writers found, behind a manager process that outlives a killed rank
-# (dist_checkpointing/strategies/filesystem_async.py:53). Ours are threads, and of two saves at a time each would get the other's.
-filesystem_async.get_write_results_queue = lambda mp_mode="spawn": queue.Queue()
+class _Writing(NamedTuple):
+    """A checkpoint under way, with what it says besides tensors."""
 
-
-@dataclass
-class _Writing:
-    """This rank's part of a checkpoint under way.
-
-    Args:
-        state: what the checkpoint says besides tensors.
-        request: megatron-core's functions: one writes, the others are called by all ranks once all have written.
-    """
-
-    directory: Path
+    part: Part
     state: dict[str, Any]
-    request: AsyncRequest
-    digests: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.thread = Thread(target=self._write, name="checkpoint")
-
-    def _write(self) -> None:
-        if self.request.async_fn:
-            self.request.async_fn(*self.request.async_fn_args)
-        self.digests = {path.name: sha256(path) for path in self.directory.glob(f"__{dist.get_rank()}_*")}
-
-    def complete(self) -> dict[str, str]:
-        """Write, with all ranks, what describes the parts; returns SHA-256 of the files that this rank wrote.
-
-        Raises:
-            CheckpointException: a part could not be written.
-        """
-        self.thread.join()
-        for function in self.request.finalize_fns:
-            function()
-        return self.digests
+    thread: Thread
 
 
 class Saver:
@@ -100,15 +63,14 @@ class Saver:
                 shutil.rmtree(unfinished)
             temporary.mkdir(parents=True)
 
-        def plan() -> None:
-            request = dist_checkpointing.save(self._copy(trainer), temporary, async_sharded_save=True, async_strategy="mcore")
-            self._writing = _Writing(temporary, state, request)
-
+        part, copies = Part(temporary), {}
         try:
             together(begin if dist.get_rank() == 0 else None)
-            together(plan)
+            together(lambda: copies.update(self._copy(trainer)))  # before the ranks plan, in which they would wait for one without memory
+            together(lambda: part.plan(copies))
         except OSError as error:
             self._fail(temporary, error)
+        self._writing = _Writing(part, state, Thread(target=part.write, name="checkpoint"))
         self._writing.thread.start()
 
     def poll(self) -> None:
@@ -131,20 +93,17 @@ class Saver:
         """
         if self._writing is None:
             return
-        writing, self._writing = self._writing, None
-        temporary = writing.directory
+        (part, state, thread), self._writing = self._writing, None
+        temporary = part.directory
 
-        def publish() -> None:
-            write_state(temporary, writing.state, parts)
-            final = temporary.with_name(temporary.stem.removeprefix("."))
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
+        def remove_old() -> None:
             for old in sorted(self.directory.glob("step-*"))[:-self.keep]:
                 shutil.rmtree(old, ignore_errors=True)
 
+        thread.join()
         try:
-            parts = together(writing.complete)
-            together(publish if dist.get_rank() == 0 else None)
+            part.complete(state, temporary.with_name(temporary.stem.removeprefix(".")))
+            together(remove_old if dist.get_rank() == 0 else None)
         except OSError as error:
             self._fail(temporary, error)
 
@@ -170,14 +129,6 @@ class Saver:
                 shard.data = self._copies[place].copy_(shard.data, non_blocking=True)
         torch.cuda.synchronize()
         return state
-
-
-def write_state(directory: Path, state: dict[str, Any], parts: list[dict[str, str]]) -> None:
-    """Write `state` beside the files that all ranks wrote, with SHA-256 of each (`parts`: those that the ranks know) and of itself."""
-    digests = {name: digest for part in parts for name, digest in part.items()}
-    digests |= {path.name: sha256(path) for path in directory.iterdir() if path.name not in digests}
-    whole = {**state, "sha256": digests}
-    write_json(directory / STATE, {**whole, "digest": digest_of(whole)})
 
 
 def sharded(trainer: Trainer) -> dict[str, Any]:
