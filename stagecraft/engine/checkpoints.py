@@ -18,7 +18,7 @@ from stagecraft.contract.files import digest_of, sha256
 from stagecraft.engine.parts import STATE, Part
 from stagecraft.engine.replicas import Reader, divide_writing
 from stagecraft.engine.saving import Saver, sharded
-from stagecraft.engine.together import FAILURES, together
+from stagecraft.engine.together import FAILURES, mend_of, together
 from stagecraft.engine.trainer import Trainer
 
 
@@ -82,7 +82,7 @@ def save_weights(path: Path, module: nn.Module) -> None:
     except OSError as error:
         if first:
             shutil.rmtree(part.directory, ignore_errors=True)
-        raise UserError(f"weights cannot be written: {error}", where=str(path), mend="make room and start again") from error
+        raise UserError(f"weights cannot be written: {error}", where=str(path), mend=mend_of(error)) from error
 
 
 def load_weights(path: Path, module: nn.Module, reader: Reader | None = None) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from stagecraft.contract.errors import UserError
 from stagecraft.engine.parts import Part
 from stagecraft.engine.replicas import divide_writing
-from stagecraft.engine.together import together
+from stagecraft.engine.together import mend_of, together
 from stagecraft.engine.trainer import Trainer
 
 
@@ -114,7 +114,7 @@ class Saver:
         older = max((path.name for path in self.directory.glob("step-*")), default="the beginning")
         step = int(temporary.stem.rpartition("-")[2])
         raise UserError(f"checkpoint of step {step} cannot be written ({free:.1f} GB are free there): {error}",
-                        where=str(self.directory), mend=f"make room and start again: it goes on from {older}") from error
+                        where=str(self.directory), mend=f"{mend_of(error)}: it goes on from {older}") from error
 
     @torch.no_grad()  # or each copy would have one more node of a graph with every save
     def _copy(self, trainer: Trainer) -> dict[str, Any]:

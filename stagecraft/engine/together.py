@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,11 @@ def together(work: Callable[[], Any] | None) -> list[Any]:
             failed.errno = number
             raise failed
     return [result for result, _, _ in outcomes]
+
+
+def mend_of(failure: OSError) -> str:
+    """What to do about what `together` raised."""
+    return "make room and start again" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that and start again"
 
 
 def _met(error: BaseException) -> BaseException:

@@ -8,9 +8,9 @@ from tests.processes import torchrun
 
 ROOM = "make room and start again"
 REASONS = {"metadata": ("rank 0: OSError: [Errno 28] No space left on device", ROOM),
-           "format": ("rank 0: OSError: [Errno 5] Input/output error", ROOM),
+           "format": ("rank 0: OSError: [Errno 5] Input/output error", "mend that and start again"),
            "part": ("rank 1: OSError: [Errno 122] Disk quota exceeded", ROOM),
-           "copy": ("rank 1: RuntimeError: no memory", ROOM)}
+           "copy": ("rank 1: RuntimeError: no memory", "mend that and start again")}
 
 
 @pytest.mark.slow
