@@ -12,6 +12,7 @@ from pydantic import Field
 from stagecraft.contract.bounded import AboveZero, Positive
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
+from stagecraft.inference.guard import ApiAlone
 from stagecraft.inference.hardware import Hardware, built_for_gpus
 from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, served_config, weight_bytes
 
@@ -139,7 +140,7 @@ def _common(model: Path, settings: Settings, port: int, dtype: str) -> list[str]
     return [
         "--model", str(model), "--served-model-name", settings.name, "--host", LOOPBACK, "--port", str(port), "--dtype", dtype,
         "--max-model-len", str(settings.max_model_len), "--max-num-seqs", str(settings.max_num_seqs),
-        *CHAT, *speculation(settings.draft_tokens),
+        "--middleware", f"{ApiAlone.__module__}.{ApiAlone.__name__}", *CHAT, *speculation(settings.draft_tokens),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import openai
 import pytest
+import requests
 import torch
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
@@ -224,6 +225,14 @@ def test_what_is_no_json_is_refused(parroting):
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=60)
         assert 400 <= caught.value.code < 500
+
+
+@pytest.mark.parametrize(("path", "body", "status"), [
+    ("/invocations", {"model": MODEL, **SUM}, 404), ("/tokenize", {"model": MODEL, "prompt": "a"}, 404), ("/docs", None, 404),
+    ("/ping", None, 200), ("/version", None, 200),
+])
+def test_nothing_asks_the_model_past_the_path_that_a_key_guards(parroting, path, body, status):
+    assert requests.request("POST" if body else "GET", parroting.url + path, json=body, timeout=60).status_code == status
 
 
 def gauge(parroting, name):
