@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 
+from stagecraft.contract.address import reach_loopback
 from stagecraft.contract.errors import exit_on_user_error
 
 # Subcommand -> what it does. Each is a module stagecraft.cli.<name> with `main(arguments) -> int | None`, imported when asked for.
@@ -27,6 +28,7 @@ def main() -> None:
     for name, what in COMMANDS.items():
         commands.add_parser(name, help=what, add_help=False)
     command = parser.parse_args(sys.argv[1:2]).command
+    reach_loopback()
     exit_on_user_error(lambda: importlib.import_module(f"stagecraft.cli.{command}").main(sys.argv[2:]))
 
 

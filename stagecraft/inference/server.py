@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from stagecraft.contract.address import reach_loopback
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.ports import listener
 from stagecraft.contract.ranks import unranked
@@ -80,7 +81,11 @@ class Server:
         return shlex.join(["python", "-m", MODULE, *self.arguments])
 
     def start(self) -> None:
-        """Start the process, not before the last one has gone; does not wait. A second start adds to the log."""
+        """Start the process, not before the last one has gone; does not wait. A second start adds to the log.
+
+        From then on this process asks the loopback interface past any proxy: it is the server's client.
+        """
+        reach_loopback()
         environment = {
             **unranked(os.environ), "OMP_NUM_THREADS": str(self.settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -55,6 +57,25 @@ def parroting(tmp_path_factory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("parrot")
     with Server(parrot(root / "parrot", LINES), params().server, root / "log") as server:
         yield server
+
+
+@pytest.fixture
+def proxy(monkeypatch) -> Iterator[None]:
+    """The environment names a proxy, which cannot reach this machine's loopback interface, and one host that is asked without it."""
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(502)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in (("http_proxy", f"http://127.0.0.1:{server.server_port}"), ("no_proxy", "models.test")):
+            for spelling in (name, name.upper()):
+                monkeypatch.setenv(spelling, value)
+        yield
+        server.shutdown()
 
 
 @dataclass

@@ -89,6 +89,11 @@ def test_chat_says_what_the_server_refuses(workplace, url):
     assert refused.stderr.startswith(f"error: {url}: the server refuses:") and refused.stderr.count("\n") == 1
 
 
+def test_chat_asks_this_machine_past_a_proxy(workplace, url, proxy):
+    spoken = _run("chat", "--url", url, "--max-tokens", "4", "Sort: 3 1 2", cwd=workplace)
+    assert spoken.returncode == 0, spoken.stderr
+
+
 def test_metrics_are_served(url):
     with urllib.request.urlopen(f"{url}/metrics", timeout=5) as response:
         assert b"vllm:" in response.read()

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import urllib.request
 from dataclasses import replace
 
 import pytest
@@ -25,7 +26,7 @@ H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", 8, 80 << 30)
 @pytest.fixture
 def mortal(project, tmp_path, monkeypatch):
     monkeypatch.setattr(servers, "MODULE", "tests.serve.mortal")
-    return Server(project / "aligned", replace(params().server, draft_tokens=0), tmp_path / "log")
+    return Server(project / "aligned", replace(params().server, draft_tokens=0, startup_seconds=60.0), tmp_path / "log")
 
 
 def kill(server):
@@ -42,6 +43,13 @@ def test_a_crash_loop_ends(mortal):
     assert len(lives) == RESTARTS + 1 and len(told) == RESTARTS
     assert mortal.log.read_text().count("asked") >= RESTARTS + 1  # the log of all lives
     assert not mortal.alive()
+
+
+def test_a_server_is_asked_past_a_proxy_and_other_hosts_as_before(mortal, proxy):
+    with mortal:
+        assert mortal.healthy()
+    for host, past in (("localhost", True), ("models.test", True), ("elsewhere.test", False)):
+        assert bool(urllib.request.proxy_bypass(host)) == past
 
 
 def test_deaths_far_apart_are_forgiven(mortal, monkeypatch):
