@@ -38,11 +38,12 @@ def main(arguments: Sequence[str]) -> int:
     check_checkpoint(found.path)
     server = Server(found.path, fitting(settings(chosen.draft_tokens), found.path, bool(chosen.draft_tokens)), LOG, chosen.port, hardware,
                     chosen.drain_seconds)
+    server.log = LOG.with_stem(f"{LOG.stem}-{server.port}")  # one each for servers side by side; --port 0 is a number by now
     told = Told()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, told)
     print(f"{found.origin}: {f'digest {found.digest[:16]}, every file verified' if found.digest else 'no manifest, nothing to verify by'}\n"
-          f"{server.command}\nstarting on {hardware.count} x {hardware.name} (log: {LOG}) ...", flush=True)
+          f"{server.command}\nstarting on {hardware.count} x {hardware.name} (log: {server.log}) ...", flush=True)
     try:
         keep_up(server, lambda: _say_up(server), _say_down)
     except KeyboardInterrupt:

@@ -92,7 +92,9 @@ class Server:
             **(OF_MANY if self.settings.tensor > 1 else {}),
         }
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a" if self._starts else "w") as stream:
+        if not self._starts:
+            self.log.write_bytes(b"")  # and only added to from then on: nobody writes over what another one wrote
+        with self.log.open("a") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "stagecraft.inference.tether", MODULE, *self.arguments],
                 stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True)

@@ -99,6 +99,10 @@ def test_metrics_are_served(url):
         assert b"vllm:" in response.read()
 
 
+def test_a_server_has_a_log_of_its_own(workplace, url):
+    assert f"127.0.0.1:{url.rpartition(':')[2]}" in (workplace / ".work" / f"server-{url.rpartition(':')[2]}.log").read_text()
+
+
 def test_serve_on_a_busy_port(workplace, url):
     refused = _run("serve", "--port", url.rpartition(":")[2], cwd=workplace)
     assert refused.returncode == 2

@@ -45,6 +45,15 @@ def test_a_crash_loop_ends(mortal):
     assert not mortal.alive()
 
 
+def test_a_log_begins_anew_and_is_added_to_by_all_who_write_it(mortal):
+    mortal.log.write_text("an older server's")
+    with mortal:
+        assert "older" not in mortal.log.read_text()
+        mortal.log.write_text("another server's\n")
+        assert mortal.healthy()
+    assert mortal.log.read_text() == "another server's\nasked\n"
+
+
 def test_a_server_is_asked_past_a_proxy_and_other_hosts_as_before(mortal, proxy):
     with mortal:
         assert mortal.healthy()
