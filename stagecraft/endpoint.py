@@ -7,21 +7,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, ClassVar
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from stagecraft.contract.address import with_host
 from stagecraft.contract.bounded import AboveZero, Positive
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
-
-
-def _with_host(url: str) -> str:
-    """What a client can be made with: a mistyped port would be met only where the model is asked, hours later."""
-    parts = urlsplit(url)
-    if url and (not parts.hostname or parts.port == 0):  # a port that is no number raises by itself
-        raise ValueError("no host, or port 0")
-    return url
 
 
 @params
@@ -39,7 +31,7 @@ class EndpointParams:
     # Which model it is, `model` says: the work goes on where the same one is asked elsewhere, or otherwise.
     PLACEMENT: ClassVar = ("url", "key_variable", "concurrency", "timeout_seconds")
 
-    url: Annotated[str, Field(pattern=r"^(https?://\S+)?$"), AfterValidator(_with_host)]
+    url: Annotated[str, Field(pattern=r"^(https?://\S+)?$"), AfterValidator(with_host)]
     model: str
     key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_0-9]*$")]
     max_tokens: Positive

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from stagecraft.contract.address import without_version
 from stagecraft.contract.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     """Answer one prompt, or converse until the end of input.
 
     Raises:
-        UserError: nothing answers at the address, or what answers refuses the request.
+        UserError: the address is none, nothing answers there, or what answers refuses the request.
     """
     parser = argparse.ArgumentParser(prog="stagecraft chat", description=__doc__)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="ask this and end (default: converse)")
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     from openai import APIConnectionError, APIError, APIStatusError, OpenAI
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    address = chosen.url.rstrip("/").removesuffix("/v1")
+    address = without_version(chosen.url)
     # vLLM asks for a key only when it was started with one; then the client reads OPENAI_API_KEY.
     client = OpenAI(base_url=f"{address}/v1", max_retries=0, **_key())
     asking = {"max_tokens": chosen.max_tokens, "temperature": chosen.temperature}

@@ -14,6 +14,7 @@ from typing import Any
 
 from stagecraft.cli.model import find
 from stagecraft.cli.serve import settings
+from stagecraft.contract.address import without_version
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import parse
 from stagecraft.contract.registry import MODEL
@@ -104,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 def _resolve(model: str) -> tuple[str, Path | str, str | None]:
     """(name, directory or address, verified digest) of a model as it was given."""
     if model.startswith(("http://", "https://")):
-        address = model.rstrip("/").removesuffix("/v1")
+        address = without_version(model)
         return address.partition("://")[2], address, None
     found = find(model)
     check_checkpoint(found.path)

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlparse
 
-from stagecraft.contract.errors import UserError
+from stagecraft.contract.address import without_version
 from stagecraft.contract.ports import listener
 from stagecraft.contract.tracking import DEFAULT_URI, served, without_password
 
@@ -29,9 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server the chat talks to (default: http://127.0.0.1:8000)")
     parser.add_argument("--no-mlflow", action="store_true", help="the page alone: MLflow takes half a gigabyte")
     chosen = parser.parse_args(arguments)
-    upstream = chosen.url.rstrip("/").removesuffix("/v1")
-    if urlparse(upstream).scheme not in ("http", "https") or not urlparse(upstream).hostname:
-        raise UserError("no address of a server", where=chosen.url, mend="give http://HOST:PORT with --url")
+    upstream = without_version(chosen.url)
     listening = listener(HOST, chosen.port, _MEND)  # whoever reads the address below may ask at once
     uri = "" if chosen.no_mlflow else os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
     child, mlflow = _start_mlflow(uri) if uri and not served(uri) else (None, without_password(uri))

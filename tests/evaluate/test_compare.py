@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from threading import Thread
 
 import pytest
@@ -239,6 +240,7 @@ def test_a_checkpoint_answers_as_its_server_does(comparison, server, project, ca
     (["./tiny", "./tiny", "--task", "glue"], "'glue' is no task"),
     (["./tiny", "./tiny", "--task", "gsm8k"], "put the data there"),
     (["./tiny", "http://127.0.0.1:9"], "no endpoint answers"),
+    (["./tiny", "http://127.0.0.1:x9"], "no address of a server"), (["./tiny", "http://[::1"], "no address of a server: Invalid IPv6 URL"),
     (["./tiny", "models:/stagecraft@champion"], "no registry"), (["./tiny", "models:/other@champion"], "no such model in the registry"),
     (["./tiny", "HEAD:artifacts/aligned"], r"HEAD:artifacts/aligned: no dvc\.lock"),
     (["./tiny", "./changed"], "README.md: corrupt file"),
@@ -249,6 +251,19 @@ def test_mistakes_are_one_line(arguments, message, project):
                                          "draft_tokens: 0, tensor: 1, threads: 1, startup_seconds: 280.0}\n")
     with pytest.raises(UserError, match=message):
         compare.main(arguments)
+
+
+def test_what_speaks_no_http_is_no_endpoint():
+    class Other(StreamRequestHandler):
+        def handle(self):
+            self.rfile.readline()
+            self.wfile.write(b"220 mail\r\n")
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Other) as other:
+        Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="no endpoint answers: 220 mail"):
+            served_name(f"http://127.0.0.1:{other.server_address[1]}")
+        other.shutdown()
 
 
 def test_a_checkpoint_without_a_block_to_draft_with_is_served_without_drafts(project):

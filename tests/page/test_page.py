@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from stagecraft.cli import ui
 from stagecraft.cli.page.app import LARGEST, application
 from stagecraft.cli.page.record import HEIGHT, WIDTH, collect
+from stagecraft.contract.errors import UserError
 from tests.page.tree import HOSTILE, write_tree
 from tests.processes import answers
 
@@ -188,6 +189,8 @@ def test_the_command(tmp_path):
     _until(lambda: not answers(f"http://{mlflow}/health"), seconds=20)
     wrong = subprocess.run(command("--url", "nowhere"), cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: nowhere: no address of a server")
+    with pytest.raises(UserError, match="no address of a server: Invalid IPv6 URL"):
+        ui.main(["--url", "http://[::1"])
 
 
 @pytest.mark.parametrize(("uri", "told"), [("", []), ("https://me:s3cret@mlflow.test/x", ["MLflow on https://mlflow.test/x"])])

@@ -18,7 +18,9 @@ import pytest
 from openai import APIError, OpenAI
 from ruamel.yaml import YAML
 
+from stagecraft.cli import chat
 from stagecraft.contract import manifest
+from stagecraft.contract.errors import UserError
 from tests.processes import named
 from tests.serve.conftest import PROFILE, promote
 
@@ -113,6 +115,12 @@ def test_chat_without_a_server(tmp_path):
     refused = _run("chat", "--url", f"http://127.0.0.1:{_free_port()}", "hello", cwd=tmp_path)
     assert refused.returncode == 2
     assert "no server answers - start one with `stagecraft serve`" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", ["localhost:8000", "http://", "http://localhost:80a0", "http://[::1", "http://a\x01b"])
+def test_chat_at_what_is_no_address(wrong):
+    with pytest.raises(UserError, match=rf"{re.escape(wrong)}: no address of a server: .* - give http://HOST:PORT"):
+        chat.main(["hello", "--url", wrong])
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -89,13 +90,13 @@ def ask(address: str, path: str) -> Any:
         UserError: nothing answers, or not with JSON.
     """
     key = os.environ.get("OPENAI_API_KEY")
-    request = urllib.request.Request(address + path, headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
+        request = urllib.request.Request(address + path, headers={"Authorization": f"Bearer {key}"} if key else {})
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.load(response)
     except HTTPError as error:
         raise UserError(f"the endpoint refuses: {error.code} {error.reason}", where=address,
                         mend="give another address, or set OPENAI_API_KEY") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise UserError(f"no endpoint answers: {getattr(error, 'reason', error)}", where=address,
                         mend="start it, or give another address") from None
