@@ -41,6 +41,8 @@ class Search:
             raise ValueError(f"formats {self.formats} hold nothing to quantise to, or something twice")
         if self.frontier == 1:
             raise ValueError("a frontier of one budget is none; 0 leaves it out")
+        if self.enabled and self.frontier and not {"nvfp4", "fp8"} <= set(self.formats):
+            raise ValueError(f"a frontier needs both nvfp4 and fp8 among the formats {self.formats}; 0 leaves it out")
         return self
 
 

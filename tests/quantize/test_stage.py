@@ -138,6 +138,7 @@ def test_unknown_format():
     ("search", {**PLAIN["search"], "effective_bits": 33.0}, "less than or equal to 32"),
     ("search", {**PLAIN["search"], "formats": ["int3"]}, r"'nvfp4', 'fp8' or 'bf16' \(found 'int3'\)"),
     ("search", {**PLAIN["search"], "formats": ["bf16"]}, "hold nothing to quantise to"),
+    ("search", {**PLAIN["search"], "enabled": True, "formats": ["nvfp4", "bf16"], "frontier": 9}, "a frontier needs both nvfp4 and fp8"),
     ("search", {**PLAIN["search"], "gpu": "abacus"}, "'gb200' or 'gb300'")])
 def test_impossible_parameters(key, value, complaint):
     with pytest.raises(UserError, match=complaint):
