@@ -29,7 +29,7 @@ def source_config(directory: Path) -> dict[str, Any]:
 
 
 def load_model(directory: Path) -> NemotronHForCausalLM:
-    """A fresh copy of the model in the checkpoint's own dtype, on the CPU or the GPU that is there, without its MTP block.
+    """A fresh copy of the model in the checkpoint's own dtypes, on the CPU or the GPU that is there, without its MTP block.
 
     Raises:
         UserError: the weights are unreadable or do not fit the configuration.
@@ -50,7 +50,21 @@ def load_model(directory: Path) -> NemotronHForCausalLM:
         raise UserError(f"unreadable weights: {error}", where=str(directory), mend=MEND) from None
     if found["missing_keys"]:
         raise UserError(f"the weights lack {min(found['missing_keys'])}", where=str(directory), mend=MEND)
+    _unround(model, directory)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _unround(model: NemotronHForCausalLM, directory: Path) -> None:
+    """Take over anew what is stored in float32: transformers has put `A_log` and `D` into the dtype of the model's matrices."""
+    import torch
+
+    rounded = {name: parameter for name, parameter in model.named_parameters() if parameter.dtype != torch.float32}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "pt") as stream:
+            for stored in stream.keys():  # noqa: SIM118
+                name = stored.replace("backbone.", "model.", 1)
+                if name in rounded and stream.get_slice(stored).get_dtype() == "F32":
+                    rounded[name].data = stream.get_tensor(stored)
 
 
 def mtp_tensors(directory: Path) -> dict[str, Tensor]:

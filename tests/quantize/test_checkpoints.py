@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, NemotronHForCausalLM
 
 from components.quantize.divergence import kl_divergence, log_probabilities
-from components.quantize.operators import module_of
+from components.quantize.operators import find_operators, module_of, read_header
+from tests.checkpoints import tiny_checkpoint
+from tests.quantize.conftest import made
 from tests.quantize.reference import dequantised, reference_model, stored_tensors
 
 FORMATS = ("fp8", "nvfp4")
@@ -29,6 +31,25 @@ def test_every_tensor_is_there_and_what_is_not_quantised_is_untouched(quantised,
     for key, value in source_weights.items():
         if stored[key].dtype == value.dtype:
             assert torch.equal(stored[key], value), key
+    untouched(stored, source_weights)
+
+
+def test_what_a_bfloat16_checkpoint_stores_in_float32_stays_so(quantised, tmp_path):
+    """As ours do Mamba's `A_log` and `D` and the router's bias; in either format."""
+    source = tiny_checkpoint(tmp_path / "source", dtype=torch.bfloat16)
+    path, generator = source / "model.safetensors", torch.Generator().manual_seed(0)
+    weights = {key: torch.rand(value.shape, generator=generator) if key.endswith((".A_log", ".D", "e_score_correction_bias")) else value
+               for key, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    choice = {operator.name: "nvfp4" if operator.family == "experts" else "fp8" for operator in find_operators(read_header(source))}
+    untouched(stored_tensors(made(quantised.root / "corpus", source, tmp_path / "exported", choice)), weights)
+
+
+def untouched(stored, source):
+    """Every tensor without a scale is as it was, its dtype too."""
+    for key, value in source.items():
+        if f"{key}_scale" not in stored:
+            assert stored[key].dtype == value.dtype and torch.equal(stored[key], value), key
 
 
 def test_each_operator_has_the_format_of_the_recipe_or_the_search(quantised):
