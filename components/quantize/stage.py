@@ -30,6 +30,7 @@ from components.quantize.operators import read_header
 from components.quantize.params import Params
 from components.quantize.search import Problem, pose, summary
 from components.quantize.source import load_model, mtp_tensors, source_config, weight_bytes
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import link_or_copy, whole_directory, write_json
 from stagecraft.contract.runlog import RunLog
 
@@ -79,7 +80,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 
     Raises:
         UserError: a checkpoint of another architecture or unreadable, too little data to calibrate or distil on, a budget that no
-            choice meets.
+            choice meets or that asks for no quantising.
     """
     setting = prepare(params, inputs, log)
     metrics: dict[str, float] = {"source_bytes": weight_bytes(setting.source)}
@@ -127,6 +128,9 @@ def search(setting: Setting) -> tuple[Problem, dict[str, str]]:
             write_json(path, sensitivities(model, params.search.formats, params.nvfp4_scales, batches, bar.advance))
     problem = pose(read_header(setting.source), setting.config, json.loads(path.read_text()), params.search)
     choice = problem.programme.solve(params.search.effective_bits)
+    if set(choice.values()) <= {"bf16"}:
+        raise UserError(f"a budget of {params.search.effective_bits:g} is best met by quantising nothing, which vLLM refuses",
+                        where="quantize.search.effective_bits", mend="lower it")
     log.attach(write_csv(log.plots / "decision.csv", rows(problem, choice)))
     log.figure("decision", decision_figure(problem, choice))
     found = summary(problem, choice)

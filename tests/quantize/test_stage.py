@@ -124,6 +124,11 @@ def test_a_budget_below_every_choice(inputs):
         run(inputs, replace(PARAMS, search=replace(SEARCH, effective_bits=4.4)))
 
 
+def test_a_budget_that_leaves_everything_as_it_is(inputs):
+    with pytest.raises(UserError, match=r"search\.effective_bits: a budget of 32 is best met by quantising nothing, .* - lower it"):
+        run(inputs, replace(PARAMS, search=replace(SEARCH, effective_bits=32.0)))
+
+
 def test_unknown_format():
     with pytest.raises(UserError, match="unknown format 'int3' - choose fp8 or nvfp4"):
         recipe("int3")
