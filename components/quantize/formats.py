@@ -16,10 +16,12 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from components.quantize.operators import FORMATS, Operator
 from stagecraft.contract.errors import UserError
+from stagecraft.numerics.nvfp4 import BLOCK
 
 SHIPPED = "models/nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16/ptq"
 RECIPES = {"least_squares": "nvfp4-mse", "max": "nvfp4-max-calib"}
@@ -43,6 +45,19 @@ def recipe(name: str, scales: Scales = "least_squares") -> Config:
         return config
     rules = [{**rule, "cfg": FP8} if "experts" in rule["quantizer_name"] else rule for rule in config["quant_cfg"]]
     return {"quant_cfg": rules, "algorithm": {"method": "max"}}
+
+
+def check_blocks(directory: Path, config: Mapping[str, Any]) -> None:
+    """That NVFP4's recipe can be had for the experts of the checkpoint in `directory`, whose config.json is `config`.
+
+    Raises:
+        UserError: what their matrices sum over does not make whole blocks.
+    """
+    latent = "moe_latent_size" if config.get("moe_latent_size") else "hidden_size"
+    for key in ("moe_intermediate_size", latent):
+        if config.get(key, 0) % BLOCK:
+            raise UserError(f"NVFP4 has blocks of {BLOCK}, which do not divide the experts' {key} {config[key]}",
+                            where=str(directory / "config.json"), mend="set quantize.search.enabled, which leaves such experts as they are")
 
 
 def recipe_choice(name: str, operators: Iterable[Operator]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from components.quantize.distil import distil
 from components.quantize.divergence import kl_divergence, log_probabilities
 from components.quantize.export import effective_bits, export
 from components.quantize.exported import Exported, read_tensors
-from components.quantize.formats import Config, chosen, recipe
+from components.quantize.formats import Config, check_blocks, chosen, recipe
 from components.quantize.frontier import Frontier, budgets
 from components.quantize.mixture import Mixture, mixture
 from components.quantize.modelopt_search import sensitivities
@@ -80,7 +80,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 
     Raises:
         UserError: a checkpoint of another architecture or unreadable, too little data to calibrate or distil on, a budget that no
-            choice meets or that asks for no quantising.
+            choice meets or that asks for no quantising, experts that do not make whole blocks.
     """
     setting = prepare(params, inputs, log)
     metrics: dict[str, float] = {"source_bytes": weight_bytes(setting.source)}
@@ -109,6 +109,8 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
 def prepare(params: Params, inputs: dict[str, Path], log: RunLog) -> Setting:
     """Read and check the source, draw the windows, take down its predictions."""
     config = source_config(inputs["aligned"])
+    if not params.search.enabled:
+        check_blocks(inputs["aligned"], config)
     modelopt_cpu.load()
     calibration, heldout = calibration_windows(inputs["corpus"], params.calibration, config["vocab_size"])
     lessons = mixture(inputs["corpus"], inputs["aligned"], params.distil, params.calibration) if params.distil.steps else None

@@ -129,6 +129,13 @@ def test_a_budget_that_leaves_everything_as_it_is(inputs):
         run(inputs, replace(PARAMS, search=replace(SEARCH, effective_bits=32.0)))
 
 
+def test_experts_that_make_no_whole_blocks(inputs):
+    """The recipe has them in NVFP4; a search leaves them out."""
+    change(inputs / "aligned" / "config.json", moe_intermediate_size=72)
+    with pytest.raises(UserError, match=r"config\.json: NVFP4 has blocks of 16, .* moe_intermediate_size 72 - set quantize\.search"):
+        run(inputs, parse(stage.Params, PLAIN, "test"))
+
+
 def test_unknown_format():
     with pytest.raises(UserError, match="unknown format 'int3' - choose fp8 or nvfp4"):
         recipe("int3")
