@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from components.quantize.operators import Header, module_of, read_header, stored_bits
+from stagecraft.contract.checkpoint import TOKENIZER
 from stagecraft.contract.files import write_json
 
-COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")  # how names begin
+COPIED = (*TOKENIZER, "generation_config")  # how names begin
 
 
 def export(model: torch.nn.Module, source: Path, config: Mapping[str, Any], mtp: dict[str, Tensor], directory: Path) -> None:

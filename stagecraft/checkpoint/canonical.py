@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stagecraft.contract.checkpoint import read_config
+from stagecraft.contract.checkpoint import TOKENIZER, read_config
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_json
 from stagecraft.model.config import Architecture
@@ -25,11 +25,11 @@ def write_checkpoint(directory: Path, architecture: Architecture, tensors: Itera
 
     Args:
         tensors: canonical names and tensors; `e_score_correction_bias` and Mamba's scalars keep their own dtype.
-        tokenizer: a Hugging Face tokenizer directory; its files are copied.
+        tokenizer: a directory with a Hugging Face tokenizer, a checkpoint too; of its files the tokenizer's are copied.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for path in sorted(tokenizer.iterdir()):
-        if path.is_file():
+        if path.is_file() and path.name.startswith(TOKENIZER):
             shutil.copyfile(path, directory / path.name)
     ids = special_ids(tokenizer)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors}

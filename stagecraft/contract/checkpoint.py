@@ -1,4 +1,4 @@
-"""The configuration of a canonical checkpoint, for all who read one: it is there, it is JSON, it is of the architecture we know."""
+"""What all know of a canonical checkpoint: its configuration is there, is JSON and of our architecture; which files are the tokenizer's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from stagecraft.contract.errors import UserError
 
 MEND = "give a nemotron_h checkpoint, such as artifacts/aligned"
+TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")  # how the names of its files begin
 
 
 def read_config(directory: Path) -> dict[str, Any]:

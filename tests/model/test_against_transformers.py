@@ -59,6 +59,15 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path, tokenizer_directory):
     assert all(torch.equal(found[name][everything], state[name]) for name in state)
 
 
+def test_of_a_checkpoint_that_gives_its_tokenizer_nothing_else_is_copied(tmp_path, tokenizer_directory, monkeypatch):
+    """Its weights, hundreds of gigabytes, would only be written over."""
+    shapes, copied = tiny(vocab_size=2048), []
+    write_checkpoint(tmp_path / "one", shapes, trainer_of(shapes, mtp_depths=1).weights().items(), tokenizer_directory)
+    monkeypatch.setattr("shutil.copyfile", lambda source, target: copied.append(target.name) or target.write_bytes(source.read_bytes()))
+    write_checkpoint(tmp_path / "two", shapes, trainer_of(shapes, mtp_depths=1).weights().items(), tmp_path / "one")
+    assert copied == sorted(path.name for path in tokenizer_directory.iterdir())
+
+
 def test_the_checkpoint_has_the_names_vllm_reads_for_mtp(tmp_path, tokenizer_directory):
     shapes = tiny(vocab_size=2048)
     write_checkpoint(tmp_path / "model", shapes, trainer_of(shapes, mtp_depths=2).weights().items(), tokenizer_directory)
