@@ -11,12 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from stagecraft.checkpoint.convert import from_hf
 from stagecraft.contract.checkpoint import TOKENIZER, read_config
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_json
 from stagecraft.model.config import Architecture
 
 WEIGHTS = "model.safetensors"
+MEND = "restore the file or make the checkpoint anew"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -60,7 +62,11 @@ def read_checkpoint(directory: Path) -> tuple[Architecture, dict[str, Tensor]]:
     except FileNotFoundError:
         raise UserError("no weights", where=str(path), mend="give a directory with model.safetensors") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"unreadable checkpoint: {error}", where=str(path), mend="restore the file or make the checkpoint anew") from None
+        raise UserError(f"unreadable checkpoint: {error}", where=str(path), mend=MEND) from None
+    try:
+        from_hf(architecture, tensors, mtp=any(name.startswith("mtp.") for name in tensors))
+    except KeyError as missing:
+        raise UserError(f"the weights lack {missing.args[0]}", where=str(path), mend=MEND) from None
     return architecture, tensors
 
 

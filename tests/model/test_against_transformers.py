@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from stagecraft.checkpoint.canonical import read_checkpoint, write_checkpoint
 from stagecraft.checkpoint.convert import from_hf
+from stagecraft.contract.errors import UserError
 from stagecraft.engine.trainer import Optimization, Trainer
 from tests.architectures import architecture, tiny
 from tests.checkpoints import tiny_tokenizer
@@ -66,6 +67,23 @@ def test_of_a_checkpoint_that_gives_its_tokenizer_nothing_else_is_copied(tmp_pat
     monkeypatch.setattr("shutil.copyfile", lambda source, target: copied.append(target.name) or target.write_bytes(source.read_bytes()))
     write_checkpoint(tmp_path / "two", shapes, trainer_of(shapes, mtp_depths=1).weights().items(), tmp_path / "one")
     assert copied == sorted(path.name for path in tokenizer_directory.iterdir())
+
+
+@pytest.mark.parametrize("lost", ["lm_head.weight", ".mixer.experts.3.up_proj.weight", "mtp.layers.0.norm.weight"])
+def test_missing_tensors_are_one_line(tmp_path, tokenizer_directory, lost):
+    shapes = tiny(vocab_size=2048)
+    tensors = trainer_of(shapes, mtp_depths=1).weights()
+    name = next(name for name in tensors if name.endswith(lost))
+    del tensors[name]
+    write_checkpoint(tmp_path / "model", shapes, tensors.items(), tokenizer_directory)
+    with pytest.raises(UserError, match=f"the weights lack {name}"):
+        read_checkpoint(tmp_path / "model")
+
+
+def test_a_checkpoint_without_a_block_for_mtp_lacks_nothing(tmp_path, tokenizer_directory):
+    shapes = tiny(vocab_size=2048)
+    write_checkpoint(tmp_path / "model", shapes, trainer_of(shapes, mtp_depths=0).weights().items(), tokenizer_directory)
+    assert "lm_head.weight" in read_checkpoint(tmp_path / "model")[1]
 
 
 def test_the_checkpoint_has_the_names_vllm_reads_for_mtp(tmp_path, tokenizer_directory):
