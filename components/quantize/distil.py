@@ -67,7 +67,6 @@ def distil(teacher: torch.nn.Module, student: torch.nn.Module, calibrate: Callab
         figures[f"distil_kl_{name}"], figures[f"distil_kl_{name}_stderr"] = mean(state.divergence)
         figures[f"distil_exact_match_{name}"], figures[f"distil_exact_match_{name}_stderr"] = mean(state.solved)
     figures["distil_exact_match_gain"], figures["distil_exact_match_gain_stderr"] = mean(after.solved - before.solved)
-    plot(log, figures)
     log.note(f"distilled: {figures['distil_kl_before']:.4f} -> {figures['distil_kl_after']:.4f} nats, better by {gain:.4f} ± {error:.4f}; "
              f"{figures['distil_exact_match_before']:.1%} -> {figures['distil_exact_match_after']:.1%} of tasks; "
              + ("kept" if is_better else "not better, discarded"))

@@ -18,7 +18,7 @@ from torch import Tensor
 from components.quantize import modelopt_cpu
 from components.quantize.calibrate import calibration_windows
 from components.quantize.decision import Point, decision_figure, frontier_figure, rows, write_csv
-from components.quantize.distil import distil
+from components.quantize.distil import distil, plot
 from components.quantize.divergence import kl_divergence, log_probabilities
 from components.quantize.export import effective_bits, export
 from components.quantize.exported import Exported, read_tensors
@@ -146,7 +146,10 @@ def quantise(setting: Setting, name: str, config: Config, lessons: Mixture | Non
     params, log, done, figures_path = setting.params, setting.log, setting.log.work / name, setting.log.work / f"{name}.json"
     if done.exists():
         log.note(f"{name}: exported before")
-        return json.loads(figures_path.read_text()) if lessons else {}
+        figures = json.loads(figures_path.read_text()) if lessons else {}
+        if lessons:
+            plot(log, figures)
+        return figures
     model, figures = load_model(setting.source), {}
     batches = setting.batches(model)
     with setting.timed(name), log.bar(f"calibrating {name}", total=len(batches), unit="batch") as bar, \
@@ -157,6 +160,7 @@ def quantise(setting: Setting, name: str, config: Config, lessons: Mixture | Non
             calibrate = partial(modelopt_cpu.quantize, config=config, batches=batches)
             model, figures = distil(load_model(setting.source), model, calibrate, lessons, params.distil, params.calibration.batch, log)
             write_json(figures_path, figures)
+            plot(log, figures)
         with whole_directory(done) as directory:
             export(model, setting.source, setting.config, setting.mtp, directory)
     return figures

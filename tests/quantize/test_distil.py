@@ -105,6 +105,15 @@ def test_student_that_is_not_better_is_discarded(quantised, inputs):
         assert path.read_bytes() == (inputs / "nvfp4" / path.name).read_bytes(), path.name
 
 
+def test_a_run_that_was_killed_behind_the_export_draws_its_curve(distilled, tmp_path):
+    """The runner empties the plots; the checkpoints in the work directory are not made again."""
+    root = tmp_path / "again"
+    shutil.copytree(distilled.root, root)
+    shutil.rmtree(root / "plots")
+    assert run(root, LEARNING) == distilled.metrics
+    assert (root / "plots" / "distillation.svg").read_bytes() == (distilled.root / "plots" / "distillation.svg").read_bytes()
+
+
 @given(st.integers(2, 200), st.floats(-0.3, 0.3), st.sampled_from([0.5, 0.9, 0.95, 0.99]), st.integers(0, 2**31))
 def test_a_fall_within_chance_is_not_enough(windows, shift, confidence, seed):
     before, noise = np.random.default_rng(seed).standard_normal((2, windows))
