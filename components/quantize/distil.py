@@ -53,19 +53,22 @@ def distil(teacher: torch.nn.Module, student: torch.nn.Module, calibrate: Callab
     Returns:
         (the better model, figures). The distilled one is better if its divergence from the teacher on held-out windows is lower
         by more than chance at `params.confidence`, one-sided, paired by window; else it is the student as it came, bit for bit.
+        One whose weights or predictions are no finite numbers has no figures after.
     """
     before = standing(teacher, student, data, params, batch)
     learn(teacher, student, data.training, params, log)
     distilled = copy.deepcopy(teacher)
     transfer(student, distilled)
+    if not is_finite(distilled, data.heldout[:batch]):
+        log.note("distilled: weights or predictions that are no finite numbers, discarded; lower quantize.distil.lr")
+        transfer(teacher, student)
+        return student, {"distil_kept": 0.0, **_figures("before", before)}
     calibrate(distilled)
     after = standing(teacher, distilled, data, params, batch)
     gain, error = mean(before.divergence - after.divergence)
     is_better = fell(before.divergence, after.divergence, params.confidence)
-    figures = {"distil_kept": float(is_better), "distil_kl_gain": gain, "distil_kl_gain_stderr": error}
-    for name, state in (("before", before), ("after", after)):
-        figures[f"distil_kl_{name}"], figures[f"distil_kl_{name}_stderr"] = mean(state.divergence)
-        figures[f"distil_exact_match_{name}"], figures[f"distil_exact_match_{name}_stderr"] = mean(state.solved)
+    figures = {"distil_kept": float(is_better), "distil_kl_gain": gain, "distil_kl_gain_stderr": error,
+               **_figures("before", before), **_figures("after", after)}
     figures["distil_exact_match_gain"], figures["distil_exact_match_gain_stderr"] = mean(after.solved - before.solved)
     log.note(f"distilled: {figures['distil_kl_before']:.4f} -> {figures['distil_kl_after']:.4f} nats, better by {gain:.4f} ± {error:.4f}; "
              f"{figures['distil_exact_match_before']:.1%} -> {figures['distil_exact_match_after']:.1%} of tasks; "
@@ -76,16 +79,29 @@ def distil(teacher: torch.nn.Module, student: torch.nn.Module, calibrate: Callab
     return student, figures
 
 
+def _figures(name: str, state: Standing) -> dict[str, float]:
+    (kl, kl_error), (match, match_error) = mean(state.divergence), mean(state.solved)
+    return {f"distil_kl_{name}": kl, f"distil_kl_{name}_stderr": kl_error,
+            f"distil_exact_match_{name}": match, f"distil_exact_match_{name}_stderr": match_error}
+
+
+@torch.no_grad()
+def is_finite(model: torch.nn.Module, windows: Tensor) -> bool:
+    """Whether weights and predictions are finite numbers; calibration raises an error of ModelOpt's own where they are not."""
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters()) \
+        and bool(model(windows.to(model.device), use_cache=False).logits.isfinite().all())
+
+
 def learn(teacher: torch.nn.Module, student: torch.nn.Module, windows: Tensor, params: Distillation, log: RunLog) -> None:
     """Train `student` in place on `windows`, `params.batch` at a step and `params.micro_batch` at a time, by AdamW.
 
     The learning rate falls to zero. The optimizer works on float32 copies: in bfloat16 a step of 1e-5 would be lost in the rounding of most
-    weights.
+    weights. A step whose gradient is not finite changes nothing and has no figures.
     """
     log.rewind(-1)  # a stage that was killed starts over, its curve too
     learning = trainable(student)
     masters = [parameter.detach().float().clone().requires_grad_() for parameter in learning]
-    optimizer = torch.optim.AdamW(masters, lr=params.lr, weight_decay=0.0)
+    optimizer, skipped = torch.optim.AdamW(masters, lr=params.lr, weight_decay=0.0), 0
     with log.bar("distilling", total=params.steps) as bar:
         for step, rows in enumerate(windows.to(student.device).split(params.batch), 1):
             optimizer.param_groups[0]["lr"] = rate = params.lr * (1 - (step - 1) / params.steps)
@@ -93,12 +109,18 @@ def learn(teacher: torch.nn.Module, student: torch.nn.Module, windows: Tensor, p
             loss = sum(_learn_part(teacher, student, part, learning, masters, len(part) / len(rows))
                        for part in rows.split(params.micro_batch))
             norm = torch.nn.utils.clip_grad_norm_(masters, params.clip)
+            if not norm.isfinite():
+                skipped += 1
+                bar.advance()
+                continue
             optimizer.step()
             with torch.no_grad():
                 for parameter, master in zip(learning, masters):
                     parameter.copy_(master)
             log.step(step, "distil", kl=loss, lr=rate, gradient_norm=norm.item())
             bar.advance(kl=loss)
+    if skipped:
+        log.note(f"distilling: {skipped} of {params.steps} steps skipped, their gradient was not finite")
 
 
 def _learn_part(teacher: torch.nn.Module, student: torch.nn.Module, rows: Tensor, learning: list[torch.nn.Parameter],
@@ -146,16 +168,16 @@ def mean(values: Tensor) -> tuple[float, float]:
 
 
 def plot(log: RunLog, figures: dict[str, float]) -> None:
-    """The divergence on training batches while learning, and on the held-out windows before and after."""
+    """The divergence on training batches while learning, and on the held-out windows before and after, if there is an after."""
     from matplotlib.figure import Figure
 
-    curve = log.curve("distil")
+    curve, ends = log.curve("distil"), [name for name in ("before", "after") if f"distil_kl_{name}" in figures]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([row["step"] for row in curve], [row["kl"] for row in curve], label="batch learned from")
-    ends = [figures[f"distil_kl_{name}"] for name in ("before", "after")]
-    errors = [figures[f"distil_kl_{name}_stderr"] for name in ("before", "after")]
-    axes.errorbar([0, len(curve) + 1], ends, errors, fmt="o", capsize=4, color="black", label="held out, calibrated, ± standard error")
+    places, label = [0, curve[-1]["step"] + 1 if curve else 1], "held out, calibrated, ± standard error"
+    values, errors = ([figures[f"distil_kl_{name}{kind}"] for name in ends] for kind in ("", "_stderr"))
+    axes.errorbar(places[:len(ends)], values, errors, fmt="o", capsize=4, color="black", label=label)
     axes.set(xlabel="step", ylabel="KL(teacher || student), nats per token", ylim=(0, None))
     axes.legend()
     log.figure("distillation", figure)

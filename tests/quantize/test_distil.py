@@ -105,6 +105,28 @@ def test_student_that_is_not_better_is_discarded(quantised, inputs):
         assert path.read_bytes() == (inputs / "nvfp4" / path.name).read_bytes(), path.name
 
 
+def test_student_that_went_to_pieces_is_discarded(quantised, inputs):
+    """Weights of this size overflow; calibrating them is an error of ModelOpt's."""
+    figures = run(inputs, replace(LEARNING, distil=replace(LEARNING.distil, steps=3, lr=1e10)))
+    assert figures["distil_kept"] == 0
+    assert figures["distil_kl_before"] > 0 and "distil_kl_after" not in figures
+    assert figures["nvfp4_kl"] == quantised.metrics["nvfp4_kl"]
+    assert (inputs / "nvfp4" / "model.safetensors").read_bytes() == (quantised.path("nvfp4") / "model.safetensors").read_bytes()
+    assert (inputs / "plots" / "distillation.svg").exists()
+
+
+def test_steps_without_a_finite_gradient_change_nothing(inputs, tmp_path):
+    teacher, student = load_model(inputs / "aligned"), load_model(inputs / "aligned")
+    with torch.no_grad():
+        teacher.lm_head.weight[0, 0] = torch.nan
+    windows, _ = calibration_windows(inputs / "corpus", PARAMS.calibration, 2048)
+    log = RunLog("quantize", tmp_path, tmp_path)
+    distil.learn(teacher, student, windows[:8], replace(PARAMS.distil, steps=2, batch=4), log)
+    original = dict(load_model(inputs / "aligned").named_parameters())
+    assert all(torch.equal(value, original[name]) for name, value in student.named_parameters())
+    assert log.curve("distil") == []
+
+
 def test_a_run_that_was_killed_behind_the_export_draws_its_curve(distilled, tmp_path):
     """The runner empties the plots; the checkpoints in the work directory are not made again."""
     root = tmp_path / "again"
