@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,11 @@ class Mixture:
     tokenizer: PreTrainedTokenizerBase
 
 
-def mixture(corpus: Path, aligned: Path, params: Distillation, calibration: Calibration) -> Mixture:
+def mixture(corpus: Path, aligned: Path, params: Distillation, calibration: Calibration, note: Callable[[str], None]) -> Mixture:
     """Draw both sets of windows with the same shares, in random order; windows have one source each, so shares are of tokens.
+
+    What is judged on never repeats, for its windows count as independent; where there is less to learn from than wanted, it comes
+    again and `note` is told.
 
     Raises:
         UserError: no rollouts, rollouts of prompts that the corpus does not have, too few of either kind, too few prompts.
@@ -54,9 +57,11 @@ def mixture(corpus: Path, aligned: Path, params: Distillation, calibration: Cali
     for count, is_judge in ((params.heldout, True), (params.steps * params.batch, False)):
         drawn = round(count * params.rollouts_share)
         answered = _encoded([(rows[name], text) for name, text in rollouts if (name in judged) == is_judge], tokenizer, rng)
-        windows = [cut(spoken, count - drawn, calibration.length, corpus / "tasks" / "sft.jsonl", MEND)] if count > drawn else []
-        if drawn:
-            windows.append(cut(answered, drawn, calibration.length, path, MEND))
+        windows = []
+        for documents, rows_wanted, where in ((spoken, count - drawn, corpus / "tasks" / "sft.jsonl"), (answered, drawn, path)):
+            if rows_wanted:
+                again = documents if is_judge else _again(documents, rows_wanted * calibration.length, where, note)
+                windows.append(cut(again, rows_wanted, calibration.length, where, MEND))
         parts.append(torch.from_numpy(rng.permutation(np.concatenate(windows))))
     prompts = [rows[name] for name in sorted(rows.keys() - set(ids))]
     if len(prompts) < params.prompts:
@@ -89,6 +94,19 @@ def read_rollouts(path: Path, rows: dict[str, dict[str, Any]]) -> list[tuple[str
                             mend="use the corpus that the checkpoint was trained on")
         rollouts.append((record["id"], text))
     return rollouts
+
+
+def _again(documents: Iterable[np.ndarray], wanted: int, where: Path, note: Callable[[str], None]) -> Iterator[np.ndarray]:
+    """The documents, and where they end the same from the first on, for ever."""
+    kept = []
+    for document in documents:
+        kept.append(document)
+        yield document
+    if kept:
+        size = sum(map(len, kept))
+        note(f"distillation: {where.name} has {size} tokens to learn from where {wanted} are wanted, so they come more than once")
+    while kept:
+        yield from kept
 
 
 def _encoded(rollouts: list[tuple[dict[str, Any], str]], tokenizer: PreTrainedTokenizerBase,

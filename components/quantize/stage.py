@@ -113,7 +113,9 @@ def prepare(params: Params, inputs: dict[str, Path], log: RunLog) -> Setting:
         check_blocks(inputs["aligned"], config)
     modelopt_cpu.load()
     calibration, heldout = calibration_windows(inputs["corpus"], params.calibration, config["vocab_size"])
-    lessons = mixture(inputs["corpus"], inputs["aligned"], params.distil, params.calibration) if params.distil.steps else None
+    lessons = None
+    if params.distil.steps:
+        lessons = mixture(inputs["corpus"], inputs["aligned"], params.distil, params.calibration, log.note)
     reference = log_probabilities(load_model(inputs["aligned"]), heldout, params.calibration.batch)
     return Setting(params, inputs["aligned"], config, mtp_tensors(inputs["aligned"]), calibration, heldout, lessons, reference, log, {})
 

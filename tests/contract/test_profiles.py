@@ -4,15 +4,20 @@ import importlib
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from ruamel.yaml import YAML
 
+from components.quantize.mixture import JUDGED
 from stagecraft.cli.run import stages_of
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load
 from stagecraft.contract.preflight import check
 from stagecraft.contract.stages import STAGES
+from stagecraft.data.chat import encode_demonstration
+from stagecraft.data.tasks import draw_splits
+from stagecraft.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PROFILES = pytest.mark.parametrize("profile", [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))], ids=lambda path: path.name)
@@ -27,6 +32,28 @@ def test_a_profile_parses(profile, stage):
 @PROFILES
 def test_no_stage_foresees_a_mistake(profile):
     check(profile.read_text(), profile.name, list(STAGES))
+
+
+@PROFILES
+def test_a_profile_has_the_tokens_that_it_distils_on(profile, tmp_path):
+    """By its task rows alone and a tokenizer that knows nothing else, which takes about the fewest tokens for them."""
+    curate, rl, quantize = (load(importlib.import_module(f"components.{stage}.stage").Params, stage, profile)
+                            for stage in ("curate", "rl", "quantize"))
+    distil, calibration = quantize.distil, quantize.calibration
+    if not distil.steps:
+        pytest.skip("it distils nothing")
+    rows = draw_splits({"sft": 2000, "rl": 6, "heldout": 6}, curate.tasks.flawed, 0, curate.tasks.sft_weights)["sft"]
+    texts = [text for row in rows for text in (row["demonstration"], *(message["content"] for message in row["messages"]))]
+    save_tokenizer(train_tokenizer(texts, 512), tmp_path, 1024)
+    tokenizer = load_tokenizer(tmp_path)
+    size = fmean(len(encode_demonstration(tokenizer, row)[0]) for row in rows)
+    episodes = sum(rl.environments.values()) * rl.environment_prompts
+    spoken = size * curate.tasks.sft_rows
+    answered = size * rl.rollouts_kept * curate.tasks.rl_rows / (curate.tasks.rl_rows + episodes)
+    calibrated, learned = (calibration.samples + calibration.heldout_samples) * calibration.conversations, distil.steps * distil.batch
+    assert spoken > (calibrated + (learned + distil.heldout) * (1 - distil.rollouts_share)) * calibration.length
+    assert answered * (1 - JUDGED) > learned * distil.rollouts_share * calibration.length
+    assert answered * JUDGED > distil.heldout * distil.rollouts_share * calibration.length
 
 
 @pytest.mark.parametrize(("change", "expected"), [

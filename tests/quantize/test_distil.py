@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,7 +195,9 @@ def test_windows_in_parts_teach_what_they_teach_at_once(inputs, tmp_path):
 
 def test_windows_are_60_to_40_and_apart(inputs):
     params = replace(PARAMS.distil, steps=5, batch=8)
-    data = mixture(inputs / "corpus", inputs / "aligned", params, PARAMS.calibration)
+    notes = []
+    data = mixture(inputs / "corpus", inputs / "aligned", params, PARAMS.calibration, notes.append)
+    assert not notes
     assert data.training.shape == (40, 64)
     assert data.heldout.shape == (PARAMS.distil.heldout, 64)
     texts = [[data.tokenizer.decode(row) for row in part] for part in (data.training, data.heldout)]
@@ -209,6 +212,21 @@ def test_windows_are_60_to_40_and_apart(inputs):
     used = torch.cat([calibration, heldout]).flatten().numpy()
     first = next(spoken)[:30]
     assert not (np.lib.stride_tricks.sliding_window_view(used, 30) == first).all(1).any()
+
+
+def test_scarce_lessons_come_again_but_what_is_judged_on_does_not(inputs):
+    params, notes = replace(PARAMS.distil, steps=400, batch=8), []
+    data = mixture(inputs / "corpus", inputs / "aligned", params, PARAMS.calibration, notes.append)
+    assert data.training.shape == (3200, 64)
+    assert len(notes) == 2
+    assert all(re.match(rf"distillation: {name}\.jsonl has \d+ tokens to learn from where {wanted} are wanted", note)
+               for note, name, wanted in zip(notes, ("sft", "rollouts"), (1920 * 64, 1280 * 64)))
+    few = mixture(inputs / "corpus", inputs / "aligned", replace(params, steps=5), PARAMS.calibration, notes.append)
+    assert torch.equal(data.heldout.sort(0).values, few.heldout.sort(0).values)
+    seen, judged = (set(map(tuple, part.tolist())) for part in (data.training, data.heldout))
+    assert not seen & judged
+    with pytest.raises(UserError, match=r"tokens where \d+ are wanted - lower quantize\.distil"):
+        mixture(inputs / "corpus", inputs / "aligned", replace(params, heldout=4000), PARAMS.calibration, notes.append)
 
 
 def test_right_answers_are_counted_whatever_the_padding(inputs):
