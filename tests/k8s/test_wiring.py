@@ -12,8 +12,8 @@ from components.serve.params import Deployment
 from stagecraft.cli import doctor
 from stagecraft.contract import jobspec, trainjob
 from stagecraft.contract.cluster import ON_MANY_NODES, read_cluster
+from stagecraft.contract.params import read_profile
 from stagecraft.contract.pod import SETTINGS, SETTINGS_KEYS, SHARED, SHARED_CLAIM, in_pod
-from stagecraft.contract.profile import read_profile
 from stagecraft.doctor.node import load as load_node
 from stagecraft.doctor.node import share
 from tests.k8s.conftest import ROOT, only
