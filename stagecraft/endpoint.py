@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from stagecraft.contract.address import with_host
+from stagecraft.contract.address import reach_loopback, with_host
 from stagecraft.contract.bounded import AboveZero, Positive
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
@@ -72,6 +72,7 @@ class Endpoint:
 
     def __init__(self, params: EndpointParams, where: str, instead: str, max_retries: int):
         self._where, self._instead, self._key = where, instead, params.key(where)
+        reach_loopback()  # it may be one of this machine
         self.client = {"base_url": params.url, "api_key": self._key or "none", "timeout": params.timeout_seconds,
                        "max_retries": max_retries}
 

@@ -194,7 +194,8 @@ def test_in_the_sandbox_code_is_judged_and_cannot_get_out(tmp_path, monkeypatch)
 
 
 def test_a_model_writes_documents_and_rows_and_a_refusal_is_waited_out(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))  # no sandbox
+    for name, value in (("PATH", str(tmp_path)), ("http_proxy", "http://127.0.0.1:9"), ("no_proxy", ""), ("NO_PROXY", "")):
+        monkeypatch.setenv(name, value)  # no sandbox, and a proxy that does not reach this machine
     answers = {("economics", 1): "no JSON", ("economics", 2): json.dumps({**numbered(TAX, 2), "answer": "7"}),
                ("logic", 0): json.dumps(numbered(PUZZLE, 1))}  # the same as the next
     with Server(answers, failures=[429]) as server:
