@@ -21,7 +21,7 @@ def copy(tuned, where, **changes):
     """A project that goes on from the fine-tuned model, with parameters of rl changed."""
     project(where, [])
     shutil.copytree(tuned / "artifacts", where / "artifacts")
-    change(where, "rl", malformed_penalty=5.0, **changes)
+    change(where, "rl", **{"malformed_penalty": 5.0, "max_new_tokens": 48, **changes})
     return where
 
 
