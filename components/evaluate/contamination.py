@@ -44,8 +44,9 @@ def check(corpus: Path, sets: Mapping[str, Sequence[str]]) -> dict[str, Overlap]
         corpus: the corpus artifact.
         sets: name -> texts.
     """
-    index, written = EvaluationIndex.build(sets), {name: [forms(text) for text in texts] for name, texts in sets.items()}
-    divided = [_lines(form) for texts in written.values() for text in texts for form in text if not grams(scan(form)).size]
+    index = EvaluationIndex.build(sets)
+    written = {name: [[(_lines(form), grams(scan(form))) for form in forms(text)] for text in texts] for name, texts in sets.items()}
+    divided = [lines for texts in written.values() for text in texts for lines, hashes in text if not hashes.size]
     short, counts = {" ".join(lines) for lines in divided if lines}, {len(lines) for lines in divided if lines}
     shared, standing = [np.empty(0, np.uint64)], set()
     for text in training_texts(corpus):
@@ -57,7 +58,7 @@ def check(corpus: Path, sets: Mapping[str, Sequence[str]]) -> dict[str, Overlap]
     overlaps = {}
     for name, texts in written.items():
         rows = [row for row, text in enumerate(texts)
-                if any(" ".join(_lines(form)) in standing or np.isin(grams(scan(form)), seen).any() for form in text)]
+                if any(" ".join(lines) in standing or np.isin(hashes, seen).any() for lines, hashes in text)]
         overlaps[name] = Overlap(len(texts), len(rows), rows)
     return overlaps
 

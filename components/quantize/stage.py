@@ -148,9 +148,10 @@ def quantise(setting: Setting, name: str, config: Config, lessons: Mixture | Non
     params, log, done, figures_path = setting.params, setting.log, setting.log.work / name, setting.log.work / f"{name}.json"
     if done.exists():
         log.note(f"{name}: exported before")
-        figures = json.loads(figures_path.read_text()) if lessons else {}
-        if lessons:
-            plot(log, figures)
+        if not lessons:
+            return {}
+        figures = json.loads(figures_path.read_text())
+        plot(log, figures)
         return figures
     model, figures = load_model(setting.source), {}
     batches = setting.batches(model)

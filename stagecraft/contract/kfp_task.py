@@ -136,8 +136,8 @@ def _kept(stage: str) -> bool:
 
 def _reproduce(stage: str) -> bool:
     """Have DVC run the stage if it must; says whether it ran (False: unchanged, or restored from the cache or the remote)."""
+    WORK.mkdir(exist_ok=True)
     if events_file() is None:
-        WORK.mkdir(exist_ok=True)
         os.environ[VARIABLE] = str((WORK / "events.jsonl").absolute())
         try:
             return _reproduce(stage)
@@ -146,7 +146,6 @@ def _reproduce(stage: str) -> bool:
     begun = WORK / f"{stage}.begun"  # and not yet recorded
     if begun.exists() and finished(stage):
         _record(stage)
-    begun.parent.mkdir(exist_ok=True)
     begun.touch()
     _, before = read_events(events_file())
     status = dvc("repro", *(["--pull"] if has_remote() else []), "--single-item", stage)
