@@ -155,8 +155,11 @@ def test_a_task_writes_nowhere_but_in_the_project(contained_project, engine):
     try:
         settings = Engine(Path(project.root), [image("curate")]).settings()
         client = docker.from_env()
-        told = client.containers.run(image("curate"), ["sh", "-c", probe], remove=True,
-                                     volumes={str(project.root): {"bind": str(project.root), "mode": "rw"}}, **settings).decode()
+        container = client.containers.run(image("curate"), ["sh", "-c", probe], detach=True,
+                                          volumes={str(project.root): {"bind": str(project.root), "mode": "rw"}}, **settings)
+        container.wait()  # podman's stream of a running container may end before the last lines are in it
+        told = container.logs().decode()
+        container.remove()
         client.close()
     finally:
         del os.environ["DOCKER_HOST"]
