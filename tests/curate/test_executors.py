@@ -1,12 +1,16 @@
 """The same steps on another executor give the same bytes. Slurm's commands are scripts that run the submitted arrays on this machine."""
 
 import os
+import signal
 import sys
+import time
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from components.curate.reading.listing import list_files
+from components.curate.reading.listing import File, list_files
 from components.curate.shards import slurm
 from components.curate.shards.plan import Shard, plan_shards
 from components.curate.shards.run import run_shards
@@ -120,3 +124,28 @@ def test_without_ray_one_line_says_what_to_install(shards, tmp_path, monkeypatch
 def test_ray_gives_the_bytes_of_one_process(shards, tmp_path):
     pytest.importorskip("ray", reason="ray is not in the lock")
     assert run(shards, tmp_path / "ray", executor="ray", workers=2) == run(shards, tmp_path / "local")
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_leaves_what_is_done(tmp_path):
+    (tmp_path / "text.txt").write_text(prose(1))
+    os.mkfifo(tmp_path / "endless.txt")  # who reads it waits until somebody writes
+    made = [Shard(name, (File("input", f"{name}.txt", str(tmp_path / f"{name}.txt"), 1, "", "text"),)) for name in ("text", "endless")]
+    results, ended = tmp_path / "results", Future()
+
+    def work():
+        try:
+            ended.set_result(run(made, results, workers=2))
+        except UserError as error:
+            ended.set_exception(error)
+
+    Thread(target=work, daemon=True).start()  # for a run that does not end, the test must
+    try:
+        while not ((results / "text").is_dir() and (at_work := list(results.glob(".endless.*.tmp")))):
+            assert not ended.done(), ended.result()
+            time.sleep(0.05)
+        os.kill(int(at_work[0].name.split(".")[-2]), signal.SIGKILL)
+        with pytest.raises(UserError, match="a worker was killed"):
+            ended.result(timeout=20)
+    finally:
+        os.close(os.open(tmp_path / "endless.txt", os.O_RDWR))  # a worker that took it over would wait for ever
+    assert (results / "text" / "tallies.json").is_file()

@@ -11,6 +11,7 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 from components.curate.params import Params
+from components.curate.shards import local
 from components.curate.shards.plan import Shard, write_plan
 from components.curate.shards.slurm import run_slurm
 from components.curate.shards.steps import Job, pipeline
@@ -64,8 +65,10 @@ def _execute(steps: list[PipelineStep], wanted: Sequence[Path], params: Params, 
     elif params.executor == "ray":
         ray_cluster.join("curate.executor", "local")
         RayPipelineExecutor(steps, **options).run()
-    else:
+    elif options["workers"] == 1:
         LocalPipelineExecutor(steps, **options).run()
+    else:
+        local.Executor(steps, **options).run()
     missing = sum(not path.is_dir() for path in wanted)
     if missing:
         raise UserError(f"{missing} of {len(wanted)} shards have no result", where=str(logs / "logs"),
