@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from components.curate.reading.formats import read
 from components.curate.reading.licence import licence_of
 from components.curate.reading.listing import list_files
 from components.curate.reading.manual import plain
+from components.curate.shards.plan import draw_sample, plan_shards, read_plan, write_plan
 from stagecraft.contract.errors import UserError
 
 LIMIT = 100_000
@@ -79,6 +81,18 @@ def test_directories_named_like_our_sources_are_the_users(tmp_path):
         assert len({document.id for document in documents}) == 4 and {document.metadata["licence"] for document in documents} == {""}
         assert {(document.metadata["source"], document.metadata["path"]) for document in documents} == {
             ("input", "x.txt"), ("input", "input/x.txt"), ("input", "stdlib/x.py"), ("mine", "x.txt")}
+
+
+def test_names_that_are_no_utf8_are_read(tmp_path):
+    for name in (b"caf\xe9.txt", b"caf\xe8.txt", b"d\xe9/a.txt"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path / "texts") + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(TEXT)
+    (shard,) = plan_shards(draw_sample(list_files(str(tmp_path / "texts")), LIMIT), 1, "basis")
+    write_plan(tmp_path, shard)
+    found = [document for file in read_plan(tmp_path, shard.key) for document in read(file, lambda *told: pytest.fail(str(told)), LIMIT)]
+    names = {f"{document.metadata['source']}/{document.metadata['path']}".encode() for document in found}
+    assert names == {rb"input/caf\udce9.txt", rb"input/caf\udce8.txt", rb"d\udce9/a.txt"} and len({each.id for each in found}) == 3
 
 
 def test_broken_files_are_told_by_name_and_reading_goes_on(tmp_path):

@@ -116,7 +116,12 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _file(source: str, path: Path, root: Path, kind: str) -> File:
     status = path.stat()
-    return File(source, path.relative_to(root).as_posix(), str(path), status.st_size, str(status.st_mtime_ns), kind)
+    return File(_spelt(source), _spelt(path.relative_to(root).as_posix()), str(path), status.st_size, str(status.st_mtime_ns), kind)
+
+
+def _spelt(name: str) -> str:
+    """The name as text: bytes of it that are no UTF-8, as older systems left them, by their numbers."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _remote(where: str) -> Iterator[File]:
