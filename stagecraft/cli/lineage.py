@@ -12,6 +12,7 @@ from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import parse
 from stagecraft.contract.stages import PATHS
 from stagecraft.data.blend import read_blend
+from stagecraft.data.language import surely_other
 from stagecraft.data.lineage import document_at, duplicates_of
 from stagecraft.data.tokenizer import load_tokenizer
 
@@ -66,11 +67,15 @@ def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
 
 
 def passed(corpus: Path, record: dict[str, Any]) -> dict[str, list[str]]:
-    """Step -> the rules that this document was subject to; some are for texts other than code only."""
+    """Step -> the rules that this document was subject to; some are for texts other than code only, or for English ones."""
     try:
         rules: list[dict[str, Any]] = json.loads((corpus / "report.json").read_text())["rules"]
     except (OSError, ValueError, KeyError):
         raise UserError("no report.json with the rules", where=str(corpus), mend="name a corpus artifact") from None
-    kinds = ("all",) if record["language"] == "code" else ("all", "text")
-    subject = {of_step["step"]: [rule for kind in kinds for rule in of_step[kind]] for of_step in rules}
+    subject = {}
+    for of_step in rules:
+        kinds = ["all"] if record["language"] == "code" else ["all", "text"]
+        if "text" in kinds and "sure" in of_step and not surely_other(record["language"], record["language_probability"], of_step["sure"]):
+            kinds.append("english")
+        subject[of_step["step"]] = [rule for kind in kinds for rule in of_step[kind]]
     return {step: found for step, found in subject.items() if found}

@@ -7,9 +7,15 @@ from pathlib import Path
 
 from stagecraft.contract.errors import UserError
 
+ENGLISH = "en"
 UNDETERMINED = "und"  # ISO 639-2's code
 _CHARACTERS = 2000  # enough for any language; more would only cost time
 _LABEL = "__label__"
+
+
+def surely_other(language: str, probability: float | None, sure: float) -> bool:
+    """Whether a text is in another language than English with a probability of at least `sure`; code, which has none, is not."""
+    return language != ENGLISH and probability is not None and probability >= sure
 
 
 class LanguageId:

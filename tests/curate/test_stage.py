@@ -256,6 +256,12 @@ def test_code_is_subject_to_no_rule_for_prose(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert passed(tmp_path, {"language": "code"}) == {"quality": ["a"]}
     assert passed(tmp_path, {"language": "en"}) == {"language": ["one of en"], "quality": ["a", "gopher: b"]}
+    report["rules"][1].update(text=["repetition: b"], english=["gopher: c"], sure=0.6)
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    for language, probability, english in (("en", 0.9, True), ("de", 0.5, True), ("und", 0.0, True), ("de", 0.6, False),
+                                           ("code", None, False)):
+        rules = passed(tmp_path, {"language": language, "language_probability": probability})["quality"]
+        assert ("gopher: c" in rules) == english and ("repetition: b" in rules) == (language != "code")
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(UserError, match=r"no report\.json with the rules"):
         passed(tmp_path, {"language": "en"})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from stagecraft.contract.errors import UserError
 
 FAMILIES = ("gopher", "repetition", "c4", "fineweb")
+ANY_LANGUAGE = ("repetition",)  # the others know English: its stop words, how long its words are, how its sentences end
 Grams = tuple[tuple[int, float], ...]
 
 

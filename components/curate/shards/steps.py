@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -22,7 +23,7 @@ from components.curate.dedup.signature import signature, text_digest
 from components.curate.params import Params
 from components.curate.quality import broken_bound
 from components.curate.reading.formats import read
-from components.curate.rules.bounds import RuleBounds
+from components.curate.rules.bounds import ANY_LANGUAGE, RuleBounds
 from components.curate.rules.check import failed_rule
 from components.curate.shards.plan import read_plan
 from components.curate.shards.store import Writer
@@ -31,7 +32,7 @@ from components.curate.synthetic import SOURCE as SYNTHETIC
 from components.curate.tiers.classifier import Classifier, tier
 from stagecraft.contract.files import write_atomic
 from stagecraft.data.decontamination import EvaluationIndex
-from stagecraft.data.language import LanguageId
+from stagecraft.data.language import LanguageId, surely_other
 from stagecraft.data.normalise import normalise
 from stagecraft.data.pii import redact
 from stagecraft.data.scan import scan
@@ -142,17 +143,21 @@ class Language(Step):
 
 
 class Quality(Step):
-    """The bounds for all texts; then the published rule sets, which pick prose from the web, for what is neither code nor synthetic."""
+    """The bounds for all texts; then the published rule sets, which pick prose from the web, for what is neither code nor synthetic. Of a
+    text in another language than English only the rules are asked that know no language."""
 
     name = "quality"
 
     def open(self) -> None:
-        self.bounds = RuleBounds(families=tuple(self.job.params.rules.families), **self.job.params.rules.bounds)
+        self.english = RuleBounds(families=tuple(self.job.params.rules.families), **self.job.params.rules.bounds)
+        self.other = replace(self.english, families=tuple(name for name in self.english.families if name in ANY_LANGUAGE))
 
     def apply(self, document: Document) -> tuple[str, str] | None:
+        known, sure = document.metadata, self.job.params.min_language_probability
         rule = broken_bound(document.text, self.job.params.quality)
-        if rule is None and document.metadata["language"] != CODE and document.metadata["source"] != SYNTHETIC:
-            rule = failed_rule(document.text, self.bounds)
+        if rule is None and known["language"] != CODE and known["source"] != SYNTHETIC:
+            other = surely_other(known["language"], known["language_probability"], sure)
+            rule = failed_rule(document.text, self.other if other else self.english)
         return rule and (rule, rule.replace("_", " "))
 
 
