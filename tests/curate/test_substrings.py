@@ -1,6 +1,8 @@
 """Passages that occur more than once: planted, brute force, and any order, sharding or memory."""
 
 import re
+import resource
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -87,6 +89,19 @@ def test_planted_passages_are_cut_but_once_from_fifty_tokens_on_and_never_below(
     assert holds == ([True, False, False] * 40 if length >= 50 else [True] * 120)
     removed = sum(len(tokens(text)) for text in texts) - sum(len(tokens(text)) for text in left)
     assert removed == (80 * length if length >= 50 else 0)  # all of it and nothing else
+
+
+def test_more_parts_than_files_may_be_open(tmp_path):
+    random = Random(3)
+    passage = words_of(random, 60)
+    texts = [" ".join([*words_of(random, 40), *passage, *words_of(random, 40)]) for _ in range(20)]
+    expected = run(texts, 50, tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 20, limits[1]))
+    try:
+        assert run(texts, 50, tmp_path, memory=1000) == expected and len(expected) == 19
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_what_is_left_are_whole_words_and_lines():

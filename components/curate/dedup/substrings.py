@@ -69,7 +69,7 @@ def find_repeated(documents: Documents, ranks: np.ndarray, size: int, width: int
     parts = max(1, -(-(size // _TOKEN_BYTES) * _ENTRY_BYTES // memory_bytes))
     with TemporaryDirectory(dir=scratch) as directory:
         paths = [Path(directory) / f"{part}.bin" for part in range(parts)]
-        _spread(documents, ranks, width, paths)
+        _spread(documents, ranks, width, paths, memory_bytes)
         found = [_repeats(np.fromfile(path, _ENTRY)) for path in paths]
     passages = _passages(np.concatenate(found, axis=1), width)
     return _resolve(documents, index_of, passages)
@@ -103,18 +103,35 @@ def passage(text: str, span: Span) -> str:
     return text[scanned.token_start[span[0]]:scanned.token_end[span[1] - 1]]
 
 
-def _spread(documents: Documents, ranks: np.ndarray, width: int, paths: list[Path]) -> None:
-    """Write the runs of all documents, each into the part that its hash belongs to."""
-    streams = [path.open("wb") for path in paths]
+def _spread(documents: Documents, ranks: np.ndarray, width: int, paths: list[Path], memory_bytes: int) -> None:
+    """Write the runs of all documents, each into the part that its hash belongs to. One part is open at a time: a large corpus has more of
+    them than a process may have files."""
+    for path in paths:
+        path.touch()
+    held: list[np.ndarray] = []
+    size = 0
     for index, text in documents():
         keys = _runs(scan(text).token_polynomial, width)
         entries = np.empty(len(keys), _ENTRY)
         entries["key"], entries["rank"], entries["place"] = keys, ranks[index], np.arange(len(keys))
-        part = keys % np.uint64(len(paths))
-        for number, stream in enumerate(streams):
-            stream.write(entries[part == number].tobytes() if len(streams) > 1 else entries.tobytes())
-    for stream in streams:
-        stream.close()
+        held.append(entries)
+        size += len(entries)
+        if size * _ENTRY_BYTES >= memory_bytes:
+            _append(held, paths)
+            held, size = [], 0
+    if held:
+        _append(held, paths)
+
+
+def _append(held: list[np.ndarray], paths: list[Path]) -> None:
+    entries = np.concatenate(held)
+    part = entries["key"] % np.uint64(len(paths))
+    order = np.argsort(part, kind="stable")
+    starts = np.searchsorted(part, np.arange(len(paths), dtype=np.uint64), sorter=order)
+    for path, chosen in zip(paths, np.split(order, starts[1:])):
+        if len(chosen):
+            with path.open("ab") as stream:
+                stream.write(entries[chosen].tobytes())
 
 
 @njit(cache=True, nogil=True)
