@@ -35,8 +35,8 @@ def in_mode(row: dict[str, Any], mode: str, seed: int) -> tuple[dict[str, Any], 
     random = Random(seed)
     messages = [{**message, **_thinks(message, mode, random)} if message["role"] == "assistant" else message for message in row["messages"]]
     if mode == "low":
-        system = messages.pop(0)["content"] + "\n" if messages[0]["role"] == "system" else ""
-        messages.insert(0, {"role": "system", "content": system + LOW_EFFORT})
+        system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+        messages.insert(0, {"role": "system", "content": f"{system}\n{LOW_EFFORT}" if system else LOW_EFFORT})
     return {**row, "messages": messages}, mode != "off"
 
 

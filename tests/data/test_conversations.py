@@ -128,7 +128,8 @@ def test_modes(tokenizer):
 
 
 def test_low_effort_is_prompted_for_as_it_was_trained(tokenizer):
-    for row in ({"messages": LONG["messages"], "tools": TOOLS}, {"messages": [{"role": "user", "content": "a"}, LONG["messages"][-1]]}):
+    for row in ({"messages": LONG["messages"], "tools": TOOLS}, {"messages": [{"role": "user", "content": "a"}, LONG["messages"][-1]]},
+                {"messages": [{"role": "system", "content": ""}, *LONG["messages"][1:]]}):
         trained, asked = in_mode(row, "low", 0)[0]["messages"][:2], row["messages"][:2 if row["messages"][0]["role"] == "system" else 1]
         trained = tokenizer.apply_chat_template(trained, tools=row.get("tools"), tokenize=False)
         for request in ({"reasoning_effort": "low"}, {"reasoning_effort": "minimal"}, {"low_effort": True, "reasoning_effort": None}):
