@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from stagecraft.contract.errors import UserError
 from stagecraft.data.chat import render_prompt
 from stagecraft.data.messages import plain
-from stagecraft.data.tokenizer import IM_END
+from stagecraft.data.tokenizer import IM_END, MARKERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES = ("system", "user", "assistant", "tool")
+_THINK = MARKERS[0]
 MEND = "mend the line, or set bad_rows to skip"
 
 
@@ -48,7 +49,7 @@ def parse_conversation(line: str) -> dict[str, Any]:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise UserError("a text has half of a surrogate pair, as of an emoji that was cut") from None
-    messages = [plain(message) if isinstance(message, dict) else message for message in row["messages"]]
+    messages = [_from_its_thinking(plain(message)) if isinstance(message, dict) else message for message in row["messages"]]
     for place, message in enumerate(messages):
         if reason := _fault(message, place):
             raise UserError(f"message {place + 1}: {reason}")
@@ -60,6 +61,13 @@ def parse_conversation(line: str) -> dict[str, Any]:
     if not isinstance(tools, list) or not all(_is_tool(tool) for tool in tools):
         raise UserError("'tools' is no list of functions, each with a name and its parameters as a JSON schema")
     return {"messages": messages, "tools": row.get("tools") or []}
+
+
+def _from_its_thinking(message: dict[str, Any]) -> dict[str, Any]:
+    """Without blanks before a think block, before which the chat template would write an empty one."""
+    content = message.get("content")
+    begins = message.get("role") == "assistant" and isinstance(content, str) and content.lstrip().startswith(_THINK)
+    return {**message, "content": content.lstrip()} if begins else message
 
 
 def _is_tool(tool: Any) -> bool:

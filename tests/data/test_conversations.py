@@ -78,6 +78,16 @@ def test_parts_of_text_and_a_developer_are_read():
         {"role": "system", "content": "Be short."}, {"role": "user", "content": "What now?"}, {"role": "assistant", "content": "This."}]
 
 
+def test_blanks_before_the_thinking_open_no_block_of_their_own(tokenizer):
+    def encoded(content, mode):
+        row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": content}]}
+        return encode_conversation(tokenizer, *in_mode(parse_conversation(json.dumps(row)), mode, 0))
+
+    for mode in ("full", "off", "low", "cut"):
+        assert encoded("\n <think>one two</think> b", mode) == encoded("<think>one two</think> b", mode)
+    assert encoded("\n b", "full") != encoded("b", "full")
+
+
 def test_every_turn_is_encoded_as_prompted_and_spoken(tokenizer):
     ids, mask = encode_conversation(tokenizer, LONG)
     spoken, start = [], None
