@@ -94,7 +94,7 @@ def _fault(message: Any, place: int) -> str:
             arguments = function.get("arguments")
             try:
                 arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            except ValueError:
+            except (ValueError, RecursionError):
                 return "the arguments of a tool call are not JSON"
             if not isinstance(arguments, dict):
                 return "the arguments of a tool call are no object"

@@ -50,6 +50,7 @@ BAD = {
     json.dumps({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "[]"}}]}]}): "are no object",
     json.dumps({"messages": [{"role": "assistant", "tool_calls": [{"name": "x"}]}]}): "without a function's name",
     json.dumps({**LONG, "tools": "x"}): "'tools' is no list",
+    json.dumps({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "[" * 9999}}]}]}): "are not JSON",
 }
 
 
