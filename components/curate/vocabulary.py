@@ -30,6 +30,8 @@ def make_tokenizer(catalogue: Catalogue, train: np.ndarray, tasks: list[dict[str
     if tokenizer.get_vocab_size() != params.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, curate.vocab_size says {params.vocab_size}",
                         where=params.tokenizer, mend=f"set curate.vocab_size to {tokenizer.get_vocab_size()}")
+    tokenizer.no_truncation()  # with a tokenizer Hugging Face saves how its last call shortened and filled up rows
+    tokenizer.no_padding()
     return tokenizer
 
 

@@ -1,4 +1,6 @@
-"""Accounts, plans and long-document questions."""
+"""Accounts, plans and long-document questions; a given tokenizer."""
+
+import json
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,9 @@ from components.curate.document_qa import ask
 from components.curate.reading.listing import File
 from components.curate.shards.plan import draw_sample, plan_shards
 from components.curate.shards.tally import SAMPLES, Tally, merge
+from components.curate.vocabulary import make_tokenizer
+from tests.checkpoints import tiny_tokenizer
+from tests.curate.test_stage import parameters
 
 REMOVALS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99), st.uuids().map(str)), unique_by=lambda item: item[2], max_size=30)
 FILES = st.lists(st.text("abcdef", min_size=1, max_size=8), unique=True, min_size=1, max_size=40)
@@ -59,3 +64,14 @@ def test_a_question_is_answered_by_the_document():
     quoted, answer = asked.split("follows this one?\n")[1].strip().split("\nAnswer: ")
     assert lines[lines.index(quoted) + 1] == answer
     assert ask("short\n" * 100, "0") is None
+
+
+def test_documents_are_not_shortened_as_rows_were_for_which_a_tokenizer_was_used(tmp_path):
+    given_one = tiny_tokenizer()
+    given_one(["a longer text", "a"], truncation=True, max_length=3, padding=True)
+    given_one.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]["max_length"] == 3
+    taken = make_tokenizer(None, None, [], parameters(tokenizer=str(tmp_path), vocab_size=len(given_one)))
+    texts = ["a longer text", "a"]
+    for text, encoding in zip(texts, taken.encode_batch_fast(texts, add_special_tokens=False)):
+        assert taken.decode(encoding.ids, skip_special_tokens=False) == text
