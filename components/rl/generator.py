@@ -150,16 +150,20 @@ class Generator:
         return self.kept / ("solved.json" if self.workers == 1 else f"solved-{worker + 1}-of-{self.workers}.json")
 
     def _try(self) -> None:
-        """Keep which share of the tries of the stage's first model solves each prompt; measured once, before the first step."""
+        """Keep which share of the tries of the stage's first model solves each prompt; measured once, before the first step. What was tried
+        is kept as it goes: of a large corpus all tries take as long as many steps."""
         path, asked = self._solved_path(self.worker), asdict(self.params.curriculum)
-        if path.exists() and json.loads(path.read_text())["asked"] == asked:
-            return
-        rewards: dict[str, float] = defaultdict(float)
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        if kept.get("asked") != asked:
+            kept = {"asked": asked, "tried": 0, "solved": {}}
         tries = self.params.curriculum.samples
         at_once = max(1, self.params.prompts_per_step * self.params.generations_per_prompt // tries)
-        for start in range(0, len(self.rows), at_once):
+        for start in range(kept["tried"], len(self.rows), at_once):
             samples = self._samples(self.rows[start:start + at_once], tries, self.params.seed - start - 1 & 0xFFFFFFFF, 0)
+            rewards: dict[str, float] = defaultdict(float)
             for sample in samples:
                 rewards[sample.id] += sample.reward
-        # Divided once: a tenth added three times is more than 0.3, and `drop_above` may be 0.3.
-        write_json(path, {"asked": asked, "solved": {id_: total / tries for id_, total in rewards.items()}})
+            # Divided once: a tenth added three times is more than 0.3, and `drop_above` may be 0.3.
+            kept["solved"] |= {id_: total / tries for id_, total in rewards.items()}
+            kept["tried"] = start + at_once
+            write_json(path, kept)

@@ -63,6 +63,31 @@ def test_what_is_solved_in_just_the_share_that_is_allowed_stays(tmp_path, monkey
     assert generator.ordered == rows
 
 
+def test_what_was_tried_before_a_kill_is_not_tried_again(tmp_path, monkeypatch):
+    rows, asked = [{"id": str(number)} for number in range(7)], []
+
+    def measured(kept, kill_after):
+        generator = Generator.__new__(Generator)
+        vars(generator).update(kept=kept, rows=rows, worker=0, workers=1, params=replace(
+            PARAMS, curriculum=Curriculum(samples=2, drop_above=1.0), prompts_per_step=1, generations_per_prompt=4))
+
+        def samples(part, n, seed, version):
+            if len(asked) == kill_after:
+                raise RuntimeError("killed")
+            asked.append((seed, *(row["id"] for row in part)))
+            return [SimpleNamespace(id=row["id"], reward=float(seed + int(row["id"]) + at & 1)) for row in part for at in range(n)]
+
+        monkeypatch.setattr(generator, "_samples", samples)
+        generator._try()
+        return generator.ordered
+
+    whole = measured(tmp_path / "whole", 4)
+    unbroken, asked = asked, []
+    with pytest.raises(RuntimeError, match="killed"):
+        measured(tmp_path / "killed", 2)
+    assert measured(tmp_path / "killed", 4) == whole and asked == unbroken and len(unbroken) == 4
+
+
 def test_a_pass_asks_every_prompt_once_in_a_new_order():
     rows = [{"id": str(number)} for number in range(64)]
     params = replace(PARAMS, prompts_per_step=16)
