@@ -18,6 +18,8 @@ from stagecraft.data.tasks.words import NOUNS
 
 Check = Callable[..., bool]
 
+_INDENT = r"[^\S\n]*"  # of a line: where blank lines counted, each of a flood of them would be read as often as there are lines before it
+
 
 def _compared(found: int, wanted: int, relation: str) -> bool:
     return found >= wanted if relation == "at least" else found < wanted
@@ -73,6 +75,12 @@ def _repeats_prompt(text: str, prompt_to_repeat: str) -> bool:
     return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
+def _title(text: str) -> bool:
+    # A line is read to its last end of a title: every beginning without one would have the rest of the line read.
+    lines = (line[:line.rfind(">>") + 2] for line in text.split("\n"))
+    return any(part.strip() for line in lines for part in re.findall(r"<<(.+?)>>", line))
+
+
 def _constrained(text: str) -> bool:
     return any(option in text for option in ("My answer is yes.", "My answer is no.", "My answer is maybe."))
 
@@ -97,16 +105,16 @@ CHECKS: dict[str, Check] = {
     "detectable_content:number_placeholders": lambda text, num_placeholders: (
         len(re.findall(r"\[[^\[\]]+\]", text)) >= num_placeholders),
     "detectable_content:postscript": lambda text, postscript_marker: bool(
-        re.search(rf"^\s*{re.escape(postscript_marker)}", text, re.IGNORECASE | re.MULTILINE)),
+        re.search(rf"^{_INDENT}{re.escape(postscript_marker)}", text, re.IGNORECASE | re.MULTILINE)),
     "detectable_format:number_bullet_lists": lambda text, num_bullets: (
-        len(re.findall(r"^\s*(?:\*(?!\*)|-)\s*\S", text, re.MULTILINE)) == num_bullets),
+        len(re.findall(rf"^{_INDENT}(?:\*(?!\*)|-)\s*\S", text, re.MULTILINE)) == num_bullets),
     "detectable_format:constrained_response": _constrained,
     "detectable_format:number_highlighted_sections": lambda text, num_highlights: (
         len(re.findall(r"\*\*[^\n*]+\*\*|\*[^\n*]+\*", text)) >= num_highlights),
     "detectable_format:multiple_sections": lambda text, section_spliter, num_sections: (
         len(re.findall(rf"\b{re.escape(section_spliter)}\s+\w+", text)) >= num_sections),
     "detectable_format:json_format": _is_json,
-    "detectable_format:title": lambda text: any(part.strip() for part in re.findall(r"<<([^\n]+?)>>", text)),
+    "detectable_format:title": _title,
     "combination:two_responses": _two_responses,
     "combination:repeat_prompt": _repeats_prompt,
     "startend:end_checker": lambda text, end_phrase: text.strip().strip('"').lower().endswith(end_phrase.strip().lower()),

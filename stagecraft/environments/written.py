@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)  # ends at the first marker, as for vLLM's parser
+_CALL, _END_CALL = "<tool_call>", "</tool_call>"
 _FENCE = re.compile(r"```(?:([^\n`]*)\n(.*?)|[^\n`]+)```", re.DOTALL)  # the second: a span within a line, which pairs with no fence
 _PYTHON = ("py", "python", "python3")
 
@@ -15,11 +15,13 @@ def read_calls(answer: str) -> tuple[list[dict[str, Any]], str] | None:
     """The tool calls of an answer, and what stands around them without the white space at its ends; None if one is malformed.
 
     A call is `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: an object of these two keys, a string and an object, with no
-    key twice at any depth.
+    key twice at any depth. It ends at the first marker, as for vLLM's parser.
     """
-    calls = [_read(written) for written in _CALL.findall(answer)]
-    around = _CALL.sub("", answer).strip()
-    if None in calls or "<tool_call>" in around or "</tool_call>" in around:
+    *closed, rest = answer.split(_END_CALL)  # no expression: for every beginning without an end it would read all that follows
+    parts = [part.partition(_CALL) for part in closed]
+    calls = [_read(written) if begins else None for _, begins, written in parts]
+    around = "".join([*(before for before, _, _ in parts), rest]).strip()
+    if None in calls or _CALL in around or _END_CALL in around:
         return None
     return calls, around
 
@@ -32,7 +34,7 @@ def lone_call(answer: str) -> dict[str, Any] | None:
 
 def write_call(name: str, **arguments: Any) -> str:
     """A call as the policy is to write it."""
-    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+    return f"{_CALL}{json.dumps({'name': name, 'arguments': arguments})}{_END_CALL}"
 
 
 def object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rewards: exact, strict about thinking and tool calls, and never fooled by an unfinished completion."""
 
 import json
+import time
 
 import pytest
 from hypothesis import example, given
@@ -114,6 +115,12 @@ def test_a_verifier_and_an_episode_agree_on_what_is_one_tool_call(completion):
     if lone:
         wanted = {"name": items[0]["name"], "arguments": json.loads(items[0]["arguments"])}
         assert verify({"id": "c", "verifier": {"kind": "tool_call", **wanted}}, completion).score == 1
+
+
+def test_a_flood_of_calls_that_never_end_is_read_in_no_time():
+    started = time.process_time()
+    assert items_of("<tool_call>" * 10_000, 0) is None and verify(CALL, "<tool_call>" * 10_000).score == 0
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("answer", [

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import pytest
 from lm_eval.api.model import LM
@@ -201,6 +202,15 @@ CONSTRAINTS = [
 @pytest.mark.parametrize(("key", "arguments", "text", "wanted"), CONSTRAINTS)
 def test_a_constraint_is_met_or_not(key, arguments, text, wanted):
     assert follow({"instruction_id_list": [key], "kwargs": [arguments]}, [text])["prompt_level"] == wanted
+
+
+@pytest.mark.parametrize("flood", ["\n", "\n \n", "<<"])
+def test_a_flood_of_blank_lines_or_of_beginnings_is_read_in_no_time(flood):
+    started = time.process_time()
+    kinds = ("detectable_content:postscript", "detectable_format:number_bullet_lists", "detectable_format:title")
+    arguments = [{"postscript_marker": "P.S."}, {"num_bullets": 2}, {}]
+    assert follow({"instruction_id_list": kinds, "kwargs": arguments}, ["x" + flood * 15_000])["instruction_level"] == 0
+    assert time.process_time() - started < 1
 
 
 def test_every_constraint_has_a_case():
