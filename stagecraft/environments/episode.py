@@ -41,7 +41,7 @@ def chat_request(row: Row) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What a row asks, in the OpenAI chat API's form: (messages, tools).
 
     Raises:
-        ValueError: an item that is no text of a system, a user or an assistant, no call and no output of one.
+        ValueError: an item that is no thinking, no text of a system, a user or an assistant, no call and no output of one.
     """
     asked = row["responses_create_params"]
     items = [{"role": "user", "content": asked["input"]}] if isinstance(asked["input"], str) else asked["input"]
@@ -57,11 +57,26 @@ def chat_request(row: Row) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             messages[-1].setdefault("tool_calls", []).append({"id": item["call_id"], "type": "function", "function": function})
         elif kind == "function_call_output":
             messages.append({"role": "tool", "content": item["output"], "tool_call_id": item["call_id"]})
+        elif kind == "reasoning":  # it begins the assistant's turn, whose text and calls follow
+            thinking = "".join(part["text"] for part in item["summary"])
+            if messages and _thinks(messages[-1]):
+                messages[-1]["reasoning_content"] += thinking
+            else:
+                messages.append({"role": "assistant", "content": "", "reasoning_content": thinking})
         else:
-            messages.append(_chat_message(item))
+            message = _chat_message(item)
+            if message["role"] == "assistant" and messages and _thinks(messages[-1]):
+                messages[-1] |= message
+            else:
+                messages.append(message)
     if not messages:
         raise ValueError("input is empty")
     return messages, tools
+
+
+def _thinks(message: dict[str, Any]) -> bool:
+    """It is an assistant's turn that has no more than its thinking yet."""
+    return "reasoning_content" in message and not message["content"] and "tool_calls" not in message
 
 
 def _chat_message(item: Item) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from components.rl.rollouts import batches, read_draw
 from components.rl.stage import main
 from components.rl.talks import begin, begin_all, hear_all
 from stagecraft.contract.errors import UserError
+from stagecraft.data.chat import render_prompt
 from stagecraft.data.conversations import encode_conversation
 from stagecraft.data.tasks import FAMILIES, draw_splits, write_rows
 from stagecraft.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -168,6 +169,30 @@ def test_rows_of_an_environment_that_is_not_ours_are_played_on_its_server(tokeni
             file_rows(path, "theirs", 2, "0")
     with pytest.raises(UserError, match=r"cannot read rows: .* - correct rl.environment_servers.theirs.rows"):
         file_rows(tmp_path / "absent", "theirs", 1, "0")
+
+
+def test_the_thinking_of_earlier_turns_stands_before_their_text_and_calls(tokenizer, tmp_path):
+    """As in the rows of NeMo Gym's single_step_tool_use_with_argument_comparison."""
+    def thinks(*texts):
+        return {"type": "reasoning", "id": "1", "encrypted_content": None, "summary": [{"type": "summary_text", "text": t} for t in texts]}
+
+    def calls(id_):
+        return {"type": "function_call", "call_id": id_, "name": "look", "arguments": "{}"}
+
+    def output(id_):
+        return {"type": "function_call_output", "call_id": id_, "output": "nothing"}
+
+    said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Well.", "annotations": []}]}
+    asked = [{"role": "user", "content": "?"}, thinks("first ", "of all"), said, {"role": "user", "content": "!"},
+             thinks("a"), thinks("b"), calls("1"), output("1"), thinks("c"), calls("2"), output("2")]
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(json.dumps({"responses_create_params": {"input": asked}}))
+    (row,) = file_rows(path, "theirs", 1, "0")
+    assert [message["role"] for message in row["messages"]] == ["user", "assistant", "user", "assistant", "tool", "assistant", "tool"]
+    shown = render_prompt(tokenizer, row)
+    call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    for turn in ("<think>first of all</think>Well.", f"<think>ab</think>{call}", f"<think>c</think>{call}"):
+        assert f"<|im_start|>assistant\n{turn}<|im_end|>" in shown
 
 
 def test_equal_seeds_draw_equal_rows_and_an_unknown_environment_is_one_line():
