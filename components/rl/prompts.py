@@ -74,14 +74,16 @@ def file_rows(path: Path, name: str, count: int, seed: str) -> list[Row]:
         UserError: the file cannot be read; a row that is none, by its line.
     """
     try:
-        lines = [(number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+        # Not splitlines(): a JSON string may hold U+2028 as it is.
+        lines = [(number, line) for number, line in enumerate(path.read_text("utf-8").split("\n"), 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read rows: {error}", where=str(path), mend=f"correct rl.environment_servers.{name}.rows") from None
     rows = []
     for number, line in sorted(random.Random(seed).sample(lines, min(count, len(lines)))):
         try:
-            rows.append(_row(name, number, json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            rows.append(row := _row(name, number, json.loads(line)))
+            json.dumps([row["messages"], row["tools"]], ensure_ascii=False).encode()  # no tokenizer takes half of a surrogate pair
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"no row of NeMo Gym: {type(error).__name__}: {error}", where=f"{path}:{number}",
                             mend="give it responses_create_params with messages in input") from None
     return rows

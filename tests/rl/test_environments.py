@@ -163,10 +163,14 @@ def test_rows_of_an_environment_that_is_not_ours_are_played_on_its_server(tokeni
         assert "nothing" in tokenizer.decode(again.sample.prompt)
     assert [row["drawn"] for row in file_rows(path, "theirs", 3, "0")] != drawn[:3]  # not the first ones only
     for line, message in (("[1]", "TypeError"), ("{", "JSONDecodeError"), ('{"responses_create_params": {"input": []}}', "input is empty"),
-                          ('{"responses_create_params": {"input": [{"role": "tool", "content": "x"}]}}', "a message of 'tool'")):
+                          ('{"responses_create_params": {"input": [{"role": "tool", "content": "x"}]}}', "a message of 'tool'"),
+                          ('{"responses_create_params": {"input": "cut: \\ud83d"}}', "surrogates not allowed"),
+                          ("[" * 9000, "RecursionError")):
         path.write_text(f"{json.dumps(drawn[1])}\n{line}\n")
         with pytest.raises(UserError, match=rf"{path}:2: no row of NeMo Gym: .*{message}.* - give it responses_create_params"):
             file_rows(path, "theirs", 2, "0")
+    path.write_text(json.dumps({"responses_create_params": {"input": "one\u2028two\x85three"}}, ensure_ascii=False) + "\r\n", "utf-8")
+    assert file_rows(path, "theirs", 2, "0")[0]["messages"][0]["content"] == "one\u2028two\x85three"
     with pytest.raises(UserError, match=r"cannot read rows: .* - correct rl.environment_servers.theirs.rows"):
         file_rows(tmp_path / "absent", "theirs", 1, "0")
 
