@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from stagecraft.contract.address import with_host
 from stagecraft.contract.bounded import AboveZero, Count, NonNegative, Positive, Seed, Share
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params, parse
@@ -39,7 +40,7 @@ class Curriculum:
 class EnvironmentServer:
     """A resource server that plays an environment, and the rows that it knows: a JSONL file in NeMo Gym's format, or "": drawn here."""
 
-    url: str
+    url: Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(with_host)]
     rows: str
     turns: Positive
 
@@ -76,7 +77,7 @@ class Preferences(EndpointParams):
 class Stage:
     """GRPO. Sizes in prompts, completions, tokens or steps; learning rates per step."""
 
-    PLACEMENT: ClassVar = ("layout", "checkpoint_every", "hang_seconds")
+    PLACEMENT: ClassVar = ("layout", "checkpoint_every", "hang_seconds", "url")  # the last: of a server, which its environment names
 
     seed: Seed
     layout: Layout

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from components.pretrain.params import Params as Pretraining
-from components.rl.params import Params, Stage
+from components.rl.params import EnvironmentServer, Params, Stage
 from stagecraft.contract.cluster import read_cluster
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, parse, read_profile
@@ -28,7 +28,7 @@ def test_a_stage_differs_in_what_it_says_alone():
 
 
 def test_where_it_is_done_is_no_part_of_what_is_done():
-    """A killed run goes on under another layout, with a judge at another address, also one that a stage says."""
+    """A killed run goes on under another layout, with a judge or a server at another address, also one that a stage says."""
     def key(**changes):
         return work_key(replace(PARAMS, **changes), {}, "")
 
@@ -45,6 +45,17 @@ def test_where_it_is_done_is_no_part_of_what_is_done():
     moved = judged(url="http://b:8000/v1", key_variable="KEY", concurrency=2, timeout_seconds=9.0)
     assert key(stages=judged()) == key(stages=moved) != key(stages=judged(model="another"))
 
+    def served(**changes):
+        return {"swe": {"url": "http://a:8000", "rows": "", "turns": 9} | changes}
+
+    def playing(**changes):
+        return key(environments={"swe": 1.0}, environment_servers={"swe": EnvironmentServer(**served(**changes)["swe"])})
+
+    assert playing() == playing(url="http://b:8001") != playing(turns=8)
+    there, moved, longer = ({"one": {"environments": {"swe": 1.0}, "environment_servers": served(**changes)}}
+                            for changes in ({}, {"url": "http://b:8001"}, {"turns": 10}))
+    assert key(stages=there) == key(stages=moved) != key(stages=longer)
+
 
 @pytest.mark.parametrize(("stages", "message"), [
     ({}, "stages is empty: name one"),
@@ -54,6 +65,8 @@ def test_where_it_is_done_is_no_part_of_what_is_done():
     ({"rlvr": {"healing": {"steps": 0}}}, "stages.rlvr has healing, which comes once"),
     ({"one": {"preferences": {"enabled": True}}, "two": {"preferences": {"enabled": True}}}, "stages one and two both train a reward"),
     ({"rlvr": {"pack_tokens": 100}}, r"rl.stages.rlvr: pack_tokens 100 is less than"),
+    *(({"rlvr": {"environments": {"x": 1.0}, "environment_servers": {"x": {"url": url, "rows": "", "turns": 1}}}},
+       r"rl.stages.rlvr.environment_servers.x.url: .* - correct the value") for url in ("localhost:8000", "http://x:PORT", "http:///", "")),
 ])
 def test_a_stage_that_cannot_be_is_one_line(stages, message):
     with pytest.raises(UserError, match=message):
