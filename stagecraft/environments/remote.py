@@ -12,6 +12,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from stagecraft.contract.address import reach_loopback
 from stagecraft.contract.errors import UserError
 from stagecraft.environments.api import InvalidCallError, Item, Row
 from stagecraft.environments.items import response
@@ -42,6 +43,7 @@ class RemoteEnvironment:
     """
 
     def __init__(self, url: str):
+        reach_loopback()  # it may be on this machine
         self._url = url.rstrip("/")
 
     def seed(self, row: Row) -> RemoteSession:

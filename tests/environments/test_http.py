@@ -188,6 +188,14 @@ def test_a_wrong_verdict_is_one_line(verdict):
             converse(RemoteEnvironment(url), {"responses_create_params": {"input": "?"}}, script(["hm"]), 1)
 
 
+def test_a_server_of_this_machine_is_asked_past_the_environments_proxy(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    with small({"seed_session": [(200, "{}")], "look": [(200, "seen")]}) as (url, _):
+        assert RemoteEnvironment(url).seed({}).call("look", {}) == "seen"
+
+
 def test_parts_may_be_null():
     with small({"seed_session": [(200, "{}")], "verify": [(200, '{"reward": 0.5, "parts": null}')]}) as (url, _):
         assert converse(RemoteEnvironment(url), {"responses_create_params": {"input": "?"}}, script(["hm"]), 1).reward.score == 0.5
