@@ -30,7 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a tool, as OpenAI's interface allows
 def _adapters(backoff: float) -> tuple[HTTPAdapter, HTTPAdapter]:
     """What sends calls of tools, and what seeds and verifies. All conversations share them: with a connection each, kept open from turn to
     turn, a process would have more of them than it may have files."""
-    again = {"total": RETRIES, "backoff_factor": backoff, "allowed_methods": None, "raise_on_status": False}
+    again = {"total": RETRIES, "backoff_factor": backoff, "allowed_methods": None, "raise_on_status": False,
+             "retry_after_max": SECONDS}  # a server may ask for hours
     once, always = Retry(**again, read=False, status_forcelist=_UNHEARD), Retry(**again, status_forcelist=(500, *_UNHEARD))
     return tuple(HTTPAdapter(max_retries=each, pool_maxsize=_CONNECTIONS, pool_block=True) for each in (once, always))
 
@@ -94,6 +95,8 @@ class RemoteSession:
             answer = self._tools.post(f"{self._url}/{tool}", json=arguments, timeout=SECONDS)
         except requests.RequestException as error:
             return json.dumps({"error": f"no answer: {type(error).__name__}"})
+        if "charset" not in answer.headers.get("Content-Type", ""):
+            answer.encoding = "utf-8"  # as NeMo Gym's own agent reads it; requests takes such text for Latin-1
         if answer.status_code in _NOT_TAKEN:
             raise InvalidCallError(answer.text)
         return answer.text

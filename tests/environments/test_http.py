@@ -28,7 +28,7 @@ from stagecraft.environments import server
 from stagecraft.environments.api import InvalidCallError
 from stagecraft.environments.episode import converse, script
 from stagecraft.environments.library import ENVIRONMENTS
-from stagecraft.environments.remote import RETRIES, RemoteEnvironment
+from stagecraft.environments.remote import RETRIES, SECONDS, RemoteEnvironment
 from stagecraft.environments.written import write_call
 
 GYM = "nemo-gym==0.4.0"
@@ -135,8 +135,8 @@ def test_without_a_sandbox_a_server_that_takes_one_does_not_start(monkeypatch):
 
 @contextmanager
 def small(answers, before=lambda: None):
-    """A server that gives each path the answers in turn, the last one for ever: (status, text), or None for a connection that is closed.
-    Gives its address and how often each path was asked."""
+    """A server that gives each path the answers in turn, the last one for ever: (status, text), with headers or without, or None for a
+    connection that is closed. Gives its address and how often each path was asked."""
     asked = Counter()
 
     class Handler(BaseHTTPRequestHandler):
@@ -150,8 +150,10 @@ def small(answers, before=lambda: None):
                 self.close_connection = True
                 return
             self.send_response(found[0])
+            for header, value in (found[2] if len(found) > 2 else {}).items():
+                self.send_header(header, value)
             self.end_headers()
-            self.wfile.write(found[1].encode())
+            self.wfile.write(found[1].encode() if isinstance(found[1], str) else found[1])
 
         def log_message(self, *_):
             pass
@@ -178,6 +180,23 @@ def test_a_server_that_fails_for_a_moment_is_asked_again_and_a_tool_only_where_i
         with pytest.raises(UserError, match="HTTP 503"):
             RemoteEnvironment(url).seed(row)
         assert asked["seed_session"] == 1 + RETRIES
+
+
+def test_a_server_that_asks_for_hours_is_asked_again_within_the_time_of_an_answer(monkeypatch):
+    waited = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", waited.append)
+    with small({"seed_session": [(503, "", {"Retry-After": "7200"}), (200, "{}")], "look": [(429, "", {"Retry-After": "7200"}), (200, "x")]
+                }) as (url, asked):
+        assert RemoteEnvironment(url).seed({}).call("look", {}) == "x" and asked == {"seed_session": 2, "look": 2}
+    assert waited == [SECONDS, SECONDS]
+
+
+@pytest.mark.parametrize(("kind", "sent", "read"), [
+    ("text/plain", "grün, 日本".encode(), "grün, 日本"), ("text/plain; charset=latin-1", "grün".encode("latin-1"), "grün"),
+    ("application/json", '"é"'.encode(), '"é"'), ("text/plain", b"\xff!", "\N{REPLACEMENT CHARACTER}!")])
+def test_what_a_tool_answers_is_utf_8_unless_it_says_otherwise(kind, sent, read):
+    with small({"seed_session": [(200, "{}")], "look": [(200, sent, {"Content-Type": kind})]}) as (url, _):
+        assert RemoteEnvironment(url).seed({}).call("look", {}) == read
 
 
 @pytest.mark.parametrize("verdict", ["<html>", "[1]", "{}", '{"reward": "good"}', '{"reward": NaN}', '{"reward": 1, "parts": 3}',
