@@ -1,7 +1,8 @@
 """The system calls that confined code is denied: a classic BPF filter, written by hand because a few lines need no library.
 
 Namespaces and resource limits do not bound System V's shared memory and messages, nor files without a name, and what opens new
-namespaces, traces or loads code into the kernel is more than a program under test may ask for. A denied call answers EPERM; `clone3`,
+namespaces, traces or loads code into the kernel is more than a program under test may ask for. Nor does a network namespace hold a virtual
+machine's sockets to its host, so that only the families of a program's usual ones can be opened. A denied call answers EPERM; `clone3`,
 whose flags a filter cannot see, answers ENOSYS, on which the C library falls back to `clone`.
 """
 
@@ -18,8 +19,9 @@ _DENIED = {
     "io_uring_setup": 425, "open_tree": 428, "fsopen": 430, "memfd_secret": 447,
 }
 _CLONE, _CLONE3, _NEW_NAMESPACES = 56, 435, 0x7E020000  # the flags CLONE_NEWNS to CLONE_NEWNET
+_SOCKET, _SOCKETPAIR, _FAMILIES = 41, 53, (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
 _X32 = 0x40000000
-_ALLOW, _KILL, _ERRNO, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050000, 1, 38
+_ALLOW, _KILL, _ERRNO, _EPERM, _ENOSYS, _EAFNOSUPPORT = 0x7FFF0000, 0x80000000, 0x00050000, 1, 38, 97
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets into seccomp_data
 
@@ -35,6 +37,11 @@ def program() -> bytes:
             (_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
     for number in _DENIED.values():
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | _EPERM)]
+    open_socket = [(_LOAD, 0, 0, _FIRST_ARGUMENT)]
+    for family in _FAMILIES:
+        open_socket += [(_EQUAL, 0, 1, family), (_RETURN, 0, 0, _ALLOW)]
+    open_socket += [(_RETURN, 0, 0, _ERRNO | _EAFNOSUPPORT)]
+    code += [(_EQUAL, 1, 0, _SOCKET), (_EQUAL, 0, len(open_socket), _SOCKETPAIR), *open_socket]
     code += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | _ENOSYS),
              (_EQUAL, 0, 3, _CLONE), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), (_RETURN, 0, 0, _ERRNO | _EPERM),
              (_RETURN, 0, 0, _ALLOW)]

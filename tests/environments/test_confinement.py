@@ -102,6 +102,17 @@ try:
 except OSError:
     print(0)
 """
+OTHER_SOCKETS = """
+import socket
+def opens(family, kind):
+    try:
+        socket.socket(family, kind).close()
+        return True
+    except OSError:
+        return False
+usual = all(opens(family, socket.SOCK_STREAM) for family in (socket.AF_UNIX, socket.AF_INET)) and socket.socketpair()
+print(sum(opens(family, socket.SOCK_RAW if family == 16 else socket.SOCK_STREAM) for family in (16, 40)) if usual else -1)
+"""
 READ_HOST = """
 import os
 print(int(os.path.exists(given)))
@@ -216,6 +227,13 @@ def test_network(monkeypatch):
         assert said(NETWORK, server.getsockname()[1]) == 0
         without(monkeypatch, "--unshare-net")
         assert said(NETWORK, server.getsockname()[1]) == 1
+
+
+def test_sockets_that_a_network_namespace_does_not_hold_are_not_opened(monkeypatch):
+    """The kernel's own (netlink), which is there everywhere, and those of a virtual machine to its host (vsock)."""
+    assert said(OTHER_SOCKETS) == 0
+    monkeypatch.setattr(seccomp, "_FAMILIES", (*seccomp._FAMILIES, 16, 40))
+    assert said(OTHER_SOCKETS) > 0
 
 
 def test_the_hosts_files_cannot_be_read_or_reached_by_a_symbolic_link(monkeypatch, tmp_path):
