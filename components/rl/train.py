@@ -16,6 +16,7 @@ from components.rl.params import Stage
 from components.rl.reference import Reference
 from components.rl.rollouts import Sample, batches
 from components.rl.supervised import MAX_SKIPPED
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
 from stagecraft.engine import checkpoints, loop, parallel
 from stagecraft.engine.collectives import FirstRank
@@ -40,7 +41,7 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
         log: on rank 0 only.
 
     Raises:
-        UserError: too many steps in a row had no finite loss and gradient.
+        UserError: too many steps in a row had no finite loss and gradient, or all that had something to teach.
     """
     parallel.initialize(params.seed, params.layout, group_timeout(params.hang_seconds))
     trainer = Trainer(architecture, Optimization(lr=params.lr, steps=params.steps, warmup_steps=params.warmup_steps,
@@ -63,10 +64,18 @@ def train(params: Stage, architecture: Architecture, weights: dict[str, Tensor],
             with of_this_rank(work, params.hang_seconds) as watchdog:
                 _train(trainer, params, reference, work, before, first, lead, watchdog)
         del reference
+    if log and none_was_finite([row for row in log.curve() if row["step"] > before]):
+        raise UserError("none of the steps that taught something had a finite loss and gradient", where=work.name,
+                        mend="lower the learning rate")
     trained = {**weights, **trainer.weights()}
     del trainer
     parallel.leave_layout()
     return trained
+
+
+def none_was_finite(curve: list[dict[str, float]]) -> bool:
+    """Steps of a stage were skipped, and none changed the weights."""
+    return any("loss" not in row for row in curve) and not any("mismatch" in row for row in curve)
 
 
 def _train(trainer: Trainer, params: Stage, reference: Reference | None, work: Path, before: int, first: FirstRank, lead: Lead | None,

@@ -88,3 +88,9 @@ def test_too_many_steps_without_a_finite_loss_end_the_run_and_one_that_teaches_n
     rows, _, error = trained(tmp_path, monkeypatch, weights, TAUGHT, NAN, NAN, FLAT, NAN, NAN, TAUGHT)
     assert error.startswith("rlvr: loss nan and gradient norm ") and "at step 16, after 3 steps in a row that were skipped" in error
     assert [row["step"] for row in rows] == [11, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("kinds", [(NAN,), (FLAT, NAN, NAN)])
+def test_a_stage_in_which_no_step_was_finite_is_no_success(tmp_path, monkeypatch, weights, kinds):
+    _, _, error = trained(tmp_path, monkeypatch, weights, *kinds)
+    assert error == "rlvr: none of the steps that taught something had a finite loss and gradient - lower the learning rate"
