@@ -11,7 +11,7 @@ from lm_eval.models.api_models import JsonChatStr
 
 from components.evaluate import benchmarks, harness
 from components.evaluate.params import TASKS, Benchmarks
-from components.evaluate.tasks import haystack, instructions
+from components.evaluate.tasks import answers, haystack, instructions
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.environments.constraints import CHECKS
@@ -105,6 +105,18 @@ def test_a_real_benchmark_judges_made_up_rows(name, data):
     seeds = [message["seed"] for asked in model.asked for message in asked if message["role"] == benchmarks.REQUEST]
     sampled = task.config.generation_kwargs["temperature"] > 0
     assert seeds == (list(range(task.repeats)) * 2 if sampled else [])
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="programs run in the sandbox alone")
+@pytest.mark.parametrize("answer", ["    return [x // 2 for x in xs]\n",
+                                    "```python\ndef halved(xs: List[int]):\n    return [x // 2 for x in xs]\n```"])
+def test_a_function_has_the_imports_and_helpers_of_its_prompt(answer):
+    """As in HumanEval/38, whose test calls the function above the one that is asked for."""
+    prompt = "from typing import List\n\n\ndef doubled(xs: List[int]):\n    return [2 * x for x in xs]\n\n\ndef halved(xs: List[int]):\n" \
+             '    """undoes doubled"""\n'
+    document = {"prompt": prompt, "entry_point": "halved", "test": "def check(candidate):\n    assert candidate(doubled([3])) == [3]\n"}
+    assert answers.programs(document, [answer]) == {"passed": 1.0}
+    assert answers.programs(document, [answer.replace("//", "-")]) == {"passed": 0.0}
 
 
 def test_every_task_is_tested_and_none_downloads(monkeypatch):

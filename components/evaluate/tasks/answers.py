@@ -42,12 +42,14 @@ def mathematics(document: dict[str, Any], results: Sequence[str]) -> dict[str, f
 def programs(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Whether a HumanEval answer passes the problem's tests, run in the sandbox.
 
+    What the prompt has before the function stands before the answer too: imports, and helpers that some of the tests call themselves.
+
     Raises:
         UserError: there is no working sandbox; a model's code runs nowhere else.
     """
-    code = code_of(results[0])
-    if f"def {document['entry_point']}(" not in code:
-        code = document["prompt"] + code  # the body alone, as a completion would give it
+    code, head = code_of(results[0]), f"def {document['entry_point']}("
+    # A body alone, as a completion would give it, goes on behind the whole prompt.
+    code = (document["prompt"].partition(head)[0] if head in code else document["prompt"]) + code
     failed = run_confined(code, [document["test"], f"check({document['entry_point']})"])
     if failed == "no_sandbox":
         raise UserError("code of a model runs in a sandbox only, and there is none", where="humaneval",
