@@ -156,7 +156,7 @@ def known_layouts() -> Iterator[tuple[str, ...]]:
     for precision, gpus, fits in (("bf16", "4xH100", True), ("bf16", "2xH100", False), ("fp8", "2xH100", True), ("fp8", "1xH100", False),
                                   ("nvfp4", "1xB200", True), ("bf16", "1xB200", False)):
         machines, recipe = cluster(gpus), formats("serving", precision)
-        needed = (weight_bytes(SUPER, recipe) + sequence_bytes(SUPER, recipe, 8192)) / machines.count
+        needed = (weight_bytes(SUPER, recipe) + sequence_bytes(SUPER, recipe, 8192, gpus=machines.count)) / machines.count
         yield _fits(f"Nemotron 3 Super served in {precision} on {gpus}", needed, machines.gpu.memory * EFFICIENCY.serving_memory_use, fits)
 
 

@@ -70,14 +70,19 @@ def weight_bytes(model: Model, recipe: Formats, mtp: bool = False) -> float:
     return total
 
 
-def cache_bytes_per_token(layers: Iterable[Layer], recipe: Formats) -> float:
+def kv_heads(core: Attention, gpus: int) -> int:
+    """Heads of keys that `gpus` under tensor parallelism hold together: where there are fewer heads than GPUs, each has a copy of one."""
+    return max(core.kv_heads, gpus)
+
+
+def cache_bytes_per_token(layers: Iterable[Layer], recipe: Formats, gpus: int = 1) -> float:
     """Keys and values of a token in the layers that keep all of them."""
-    return sum(2 * layer.core.kv_heads * layer.core.dim * bytes_of(recipe.cache)
+    return sum(2 * kv_heads(layer.core, gpus) * layer.core.dim * bytes_of(recipe.cache)
                for layer in layers
                if isinstance(layer.core, Attention) and not layer.core.window)
 
 
-def fixed_bytes(model: Model, recipe: Formats) -> float:
+def fixed_bytes(model: Model, recipe: Formats, gpus: int = 1) -> float:
     """What a sequence keeps whatever its length: recurrent states, the convolutions' last inputs (BF16), full windows."""
     total = 0.0
     for layer in model.layers:
@@ -85,14 +90,14 @@ def fixed_bytes(model: Model, recipe: Formats) -> float:
         if isinstance(core, Scan):
             total += core.heads * core.dim * core.state * bytes_of(recipe.state) + core.channels * (core.kernel - 1) * 2
         elif isinstance(core, Attention) and core.window:
-            total += core.window * 2 * core.kv_heads * core.dim * bytes_of(recipe.cache)
+            total += core.window * 2 * kv_heads(core, gpus) * core.dim * bytes_of(recipe.cache)
     return total
 
 
-def sequence_bytes(model: Model, recipe: Formats, context: float, mtp: bool = False) -> float:
-    """Cache and states of a sequence of `context` tokens; the MTP block has keys and values of its own."""
+def sequence_bytes(model: Model, recipe: Formats, context: float, mtp: bool = False, gpus: int = 1) -> float:
+    """Cache and states of a sequence of `context` tokens on all `gpus`; the MTP block has keys and values of its own."""
     layers = (*model.layers, *model.mtp) if mtp else model.layers
-    return context * cache_bytes_per_token(layers, recipe) + fixed_bytes(model, recipe)
+    return context * cache_bytes_per_token(layers, recipe, gpus) + fixed_bytes(model, recipe, gpus)
 
 
 def touched(product: Product, tokens: float) -> float:
@@ -135,7 +140,7 @@ def _layer(layer: Layer, names: dict[str, str], recipe: Formats, roofline: Roofl
     core = layer.core
     if isinstance(core, Attention):
         seen = core.seen(context)
-        moved = sequences * seen * 2 * core.kv_heads * core.dim * bytes_of(recipe.cache)
+        moved = sequences * seen * 2 * kv_heads(core, gpus) * core.dim * bytes_of(recipe.cache)
         seconds += roofline.core(tokens * attention_flops(core, seen) / gpus, moved / gpus, roofline.efficiency.attention)
     if isinstance(core, Scan):  # the state is read and written; two multiply-adds for each of its elements per token
         elements = core.heads * core.dim * core.state
@@ -185,7 +190,7 @@ def serve(model: Model, recipe: Formats, roofline: Roofline, prompt: int, answer
     A sequence of its own needs `answer` / accepted steps and one prefill, which the others wait for.
     """
     context = prompt + answer / 2
-    weights, sequence = weight_bytes(model, recipe, bool(drafts)), sequence_bytes(model, recipe, context, bool(drafts))
+    weights, sequence = weight_bytes(model, recipe, bool(drafts)), sequence_bytes(model, recipe, context, bool(drafts), gpus)
     room = gpus * roofline.gpu.memory * roofline.efficiency.serving_memory_use - weights
     resident = int(room // sequence) if room > 0 else 0
     resident = min(resident, limit) if limit else resident

@@ -11,7 +11,16 @@ from stagecraft.planning.formats import formats
 from stagecraft.planning.hardware import efficiencies, gpu
 from stagecraft.planning.parameters import count, count_bytes
 from stagecraft.planning.peers import peer
-from stagecraft.planning.serving import Drafts, decode_seconds, prefill_seconds, serve, touched, weight_bytes
+from stagecraft.planning.serving import (
+    Drafts,
+    cache_bytes_per_token,
+    decode_seconds,
+    fixed_bytes,
+    prefill_seconds,
+    serve,
+    touched,
+    weight_bytes,
+)
 from stagecraft.planning.step import Roofline
 from tests.planning.models import SUPER
 
@@ -53,6 +62,15 @@ def test_what_is_resident_fits_and_one_more_does_not(prompt, answer, gpus):
     assert serving.weights + serving.resident * serving.sequence <= usable < serving.weights + (serving.resident + 1) * serving.sequence
     longer = serve(SUPER, NVFP4, B200, prompt, answer + 1024, gpus=gpus)
     assert longer.resident <= serving.resident
+
+
+@pytest.mark.parametrize(("gpus", "copies"), [(1, 1), (2, 1), (4, 2), (8, 4)])
+def test_each_of_more_gpus_than_key_heads_keeps_a_copy_of_one(gpus, copies):
+    """Two heads of keys; of what one GPU keeps of a sequence vLLM says the same (`ModelConfig.get_num_kv_heads`)."""
+    cache, states = 65536 * cache_bytes_per_token(SUPER.layers, NVFP4), fixed_bytes(SUPER, NVFP4)
+    assert serve(SUPER, NVFP4, B200, 65536 - 8, 16, gpus=gpus).sequence == pytest.approx(copies * cache + states)
+    read = [decode_seconds(SUPER, NVFP4, B200, 64, context, gpus) for context in (10**6, 2 * 10**6)]
+    assert read[1] - read[0] == pytest.approx(64 * copies * cache / 65536 * 10**6 / gpus / (B200.gpu.bandwidth * B200.efficiency.memory))
 
 
 @settings(max_examples=20, deadline=None)
