@@ -39,8 +39,8 @@ def compose(choice: Mapping[str, str], exports: Mapping[str, Stored]) -> dict[st
 
 
 def budgets(problem: Problem, count: int) -> list[float]:
-    """`count` budgets in effective bits: evenly from the least possible to FP8 everywhere, and one half as much again."""
-    least, fp8 = problem.programme.cheapest(), problem.effective_bits(problem.everywhere("fp8"))
+    """`count` budgets in what the programme counts in: evenly from the least possible to FP8 everywhere, and one half as much again."""
+    least, (_, fp8) = problem.programme.cheapest(), problem.programme.totals(problem.everywhere("fp8"))
     return [*np.linspace(least * (1 + 1e-9), fp8, count - 1).tolist(), 1.5 * fp8]
 
 

@@ -180,6 +180,17 @@ def test_the_frontier_has_its_budgets(quantised):
     assert set(problem.programme.solve(wanted[0]).values()) == {"nvfp4"}
 
 
+@pytest.mark.parametrize("tokens", [1, 10**6])
+def test_the_budgets_of_a_search_in_time_are_times(quantised, tokens):
+    """With many tokens on a GPU without FP4 nothing is faster than FP8 everywhere: budgets in bits were below what is possible."""
+    problem, _ = quantised.search
+    timed = pose(read_header(quantised.source), quantised.config, problem.scores,
+                 replace(SEARCH, cost="time", excluded="count", gpu="h100", tokens=tokens))
+    wanted = budgets(timed, 5)
+    assert wanted[-2] == pytest.approx(timed.programme.totals(timed.everywhere("fp8"))[1])
+    assert all(timed.programme.totals(timed.programme.solve(budget))[1] <= budget * (1 + 1e-9) for budget in wanted)
+
+
 def test_time_is_the_rooflines(quantised):
     """Few tokens: bytes over bandwidth, so NVFP4 is fastest. Many on a GPU without FP4: its products run in BF16, so FP8 is."""
     problem, _ = quantised.search
