@@ -18,6 +18,7 @@ from components.evaluate import benchmarks
 from components.evaluate.params import Benchmarks
 from components.evaluate.protocol import Model
 from components.evaluate.side_by_side import Plan, Subject, run
+from components.evaluate.side_by_side.endpoint import Endpoint
 from components.evaluate.side_by_side.figures import ALL, Measured, summarise
 from components.evaluate.side_by_side.run import _contamination
 from components.evaluate.side_by_side.subjects import served_name
@@ -150,6 +151,13 @@ def test_right_answers_count_tool_calls_among_them_and_wrong_ones_do_not(project
     assert {(request["max_tokens"], request["top_p"]) for request in asked} == {(6, 1.0)}
     assert sum("tools" in request for request in timed[PLAN.concurrency:]) == 2 * 6
     assert all(message["role"] == "user" for request in asked for message in request["messages"])
+
+
+@pytest.mark.parametrize(("content", "answer"), [
+    ("three", "three"), ("<think>one, two</think>three", "three"), ("one, two</think>three", "three"), ("<think>one, two", ""), (None, "")])
+def test_thinking_that_a_server_leaves_in_its_answers_is_no_part_of_them(content, answer):
+    endpoint = Endpoint("http://127.0.0.1:1", "thinker", concurrency=1, max_tokens=8)
+    assert endpoint.parse_generations({"choices": [{"message": {"content": content}}]}) == [answer]
 
 
 def test_an_endpoint_that_answers_at_another_length_is_refused_before_the_rounds(project):

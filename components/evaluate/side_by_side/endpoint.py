@@ -18,6 +18,7 @@ from lm_eval.models.openai_completions import LocalChatCompletion
 from components.evaluate.benchmarks import EPISODE, REQUEST
 from components.evaluate.episodes import as_openai, play
 from stagecraft.contract.errors import UserError
+from stagecraft.environments.verify import END_THINK, THINK, split_thinking
 
 _TIMEOUT_SECONDS = 3600
 _BAD_REQUEST = 400
@@ -112,8 +113,17 @@ class Endpoint(LocalChatCompletion):
         self.progress(int(self._turn == 1))
         message = outputs["choices"][0]["message"]
         calls = [call["function"] for call in message.get("tool_calls") or []]
-        return [(message.get("content") or "") + "".join(
+        return [_spoken(message.get("content") or "") + "".join(
             f'<tool_call>{{"name": {json.dumps(call["name"])}, "arguments": {call["arguments"]}}}</tool_call>' for call in calls)]
+
+
+def _spoken(content: str) -> str:
+    """What follows the thinking, for not every server takes it off; nothing where it is malformed or never ended.
+
+    Where the server's template opens the thinking in the prompt, the answer has only its end.
+    """
+    halves = split_thinking(THINK + content if END_THINK in content and THINK not in content else content)
+    return halves[1] if halves else ""
 
 
 def _alone(prompt: JsonChatStr) -> JsonChatStr:
