@@ -126,6 +126,15 @@ def test_every_task_is_tested_and_none_downloads(monkeypatch):
             benchmarks.load(name, settings("/nowhere"), 0)
 
 
+def test_rulers_rows_are_divided_by_the_length_they_were_made_for(tmp_path):
+    """Its scripts write down what each row really has."""
+    rows = [{"index": i, "input": f"Where is {i}?", "outputs": ["here"], "length": length}
+            for i, length in enumerate([4050, 4096, 4097, 8101])]
+    write_atomic(tmp_path / "ruler" / "test.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    found = harness.run(Scripted({"Where": "here"}), {"ruler": benchmarks.load("ruler", settings(tmp_path), 0)})["ruler"]
+    assert found["strata"] == ["4096 tokens", "4096 tokens", "8192 tokens", "8192 tokens"]
+
+
 def test_few_shot_examples_come_from_the_training_rows(data):
     model = Scripted(SAID["gsm8k"][0])
     harness.run(model, {"gsm8k": benchmarks.load("gsm8k", settings(data), 0)})

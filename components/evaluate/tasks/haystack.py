@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stagecraft.data.tasks.words import NAMES, NOUNS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _DEPTHS = 5  # places of the needle, evenly from the start of the haystack to its end
 
@@ -58,6 +61,11 @@ def chains(*, lengths: Sequence[int], prompts: int, seed: int, hops: int, **_: A
                 hay.insert(place + done, line)  # later places have moved by those before: the chain stays in order
         documents.append({"context": " ".join(hay), "value": values[0], "answers": variables[:hops + 1], "stratum": f"{length} words"})
     return {"test": documents}
+
+
+def by_length(documents: Dataset) -> Dataset:
+    """RULER's rows by the length that they were made for, a power of two: `length` is what each really has, hardly two of them the same."""
+    return documents.add_column("stratum", [f"{1 << (length - 1).bit_length()} tokens" for length in documents["length"]])
 
 
 def recall(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
