@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from components.quantize.decision import Point
-from components.quantize.divergence import kl_divergence, log_probabilities
+from components.quantize.divergence import divergence_from
 from components.quantize.exported import Exported, Stored
 from components.quantize.formats import recipe_choice
 from components.quantize.modelopt_search import modelopt_choice
@@ -64,7 +64,7 @@ class Frontier:
         key = tuple(sorted(choice.items()))
         if key not in self._known:
             model = self.exported.load(compose(choice, self.exports))
-            self._known[key] = kl_divergence(self.reference, log_probabilities(model, self.windows, self.batch))
+            self._known[key] = divergence_from(self.reference, model, self.windows, self.batch)
         scores = self.problem.scores
         estimate = sum(scores[name][fmt] for name, fmt in choice.items())
         return Point(series, self.problem.effective_bits(choice), estimate, self._known[key], budget)

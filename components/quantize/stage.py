@@ -19,7 +19,7 @@ from components.quantize import modelopt_cpu
 from components.quantize.calibrate import calibration_windows
 from components.quantize.decision import Point, decision_figure, frontier_figure, rows, write_csv
 from components.quantize.distil import distil, plot
-from components.quantize.divergence import kl_divergence, log_probabilities
+from components.quantize.divergence import divergence_from, log_probabilities
 from components.quantize.export import effective_bits, export
 from components.quantize.exported import Exported, read_tensors
 from components.quantize.formats import Config, check_blocks, chosen, recipe
@@ -174,7 +174,7 @@ def measure(setting: Setting, name: str) -> dict[str, float]:
     directory = setting.log.work / name
     with setting.timed("measuring"):
         model = Exported(load_model(setting.source)).load(read_tensors(directory))
-        divergence = kl_divergence(setting.reference, log_probabilities(model, setting.heldout, setting.params.calibration.batch))
+        divergence = divergence_from(setting.reference, model, setting.heldout, setting.params.calibration.batch)
     size, (bits, whole) = weight_bytes(directory), effective_bits(directory, setting.source)
     setting.log.note(f"{name}: {size / 1e6:.2f} MB, {bits:.2f} bits per quantised weight, {divergence:.4f} nats from the source")
     return {f"{name}_kl": divergence, f"{name}_bytes": size, f"{name}_bits": bits, f"{name}_bits_whole": whole}
