@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
@@ -17,7 +17,7 @@ from scipy import stats
 from components.evaluate import benchmarks
 from components.evaluate.params import Benchmarks
 from components.evaluate.protocol import Model
-from components.evaluate.side_by_side import Plan, Subject, run
+from components.evaluate.side_by_side import Plan, Subject, report, run
 from components.evaluate.side_by_side.endpoint import Endpoint
 from components.evaluate.side_by_side.figures import ALL, Measured, summarise
 from components.evaluate.side_by_side.run import _contamination
@@ -63,6 +63,13 @@ def test_figures_are_the_closed_forms():
     assert pair["speed_ratio"]["interval"] == pytest.approx([math.exp(interval.low), math.exp(interval.high)])
     assert pair["accuracy"]["task"]["difference"] == pytest.approx(0.125)
     assert pair["accuracy"]["task"]["p_value_adjusted"] == min(1.0, 2 * pair["accuracy"]["task"]["p_value"])
+
+
+def test_what_could_be_found_is_unknown_where_two_never_differed(tmp_path):
+    a, b = (measured(name, [[1, 0, 1]] * 2, [40, 50]) for name in "ab")
+    found = {**summarise({"a": a, "b": b}, 0.95), "plan": asdict(PLAN), "not_run": {}, "differing": [], "untold": [], "contamination": None}
+    html = report.render(found, RunLog("compare", tmp_path, tmp_path))
+    assert html.count("<td>unknown</td>") == 2 and found["pairs"][0]["accuracy"][ALL]["detectable"] == 0
 
 
 @pytest.fixture(scope="module")
