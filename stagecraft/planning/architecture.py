@@ -65,6 +65,10 @@ class Attention:
     dim: int
     window: int | None = None
 
+    def keys(self, ranks: int) -> int:
+        """Heads of keys that so many tensor-parallel ranks hold together: with fewer heads than ranks, each has a copy of one."""
+        return max(self.kv_heads, ranks)
+
     def seen(self, tokens: float) -> float:
         """Tokens attended to by the last of `tokens`."""
         return min(tokens, self.window) if self.window else tokens

@@ -80,7 +80,7 @@ def _stage(stage: Stage, model: Model, work: Workload, layout: Layout, state: St
                 experts += _all_to_all(placed.product.copies, placed.product.used, layout.ep, domain) * (
                     passes * (4 + 2 * experts_again) * tokens / layout.tp * placed.product.inputs * act)  # to the experts and back, twice
         if isinstance(layer.core, Attention):  # keys and values go round; backward they and their gradients do
-            sent["context"] += passes * (3 + again) * layout.cp * tokens * 2 * layer.core.kv_heads * layer.core.dim * act / layout.tp
+            sent["context"] += passes * (3 + again) * layout.cp * tokens * 2 * layer.core.keys(layout.tp) * layer.core.dim * act / layout.tp
         if isinstance(layer.core, Scan):  # from sequence to heads and back
             width = layer.core.channels + 2 * layer.core.heads * layer.core.dim
             sent["context"] += passes * (2 + again) * tokens * width * act / layout.tp

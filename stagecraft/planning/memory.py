@@ -139,7 +139,7 @@ def saved_bytes(branch: Branch, tokens: float, model: Model, layout: Layout, sta
             total += product.used * product.outputs * state.activation  # into the activation function
     core = branch.layer.core
     if isinstance(core, Attention):
-        seen_keys = 2 * core.kv_heads * layout.cp  # every context-parallel rank keeps the keys and values of the whole row
+        seen_keys = 2 * core.keys(layout.tp) * layout.cp  # every context-parallel rank keeps the keys and values of the whole row
         total += (2 * core.heads + seen_keys) * core.dim * state.activation + 4 * core.heads  # q, output, k, v; log-sum-exp
     if isinstance(core, Scan):
         total += (core.channels + 2 * core.heads * core.dim + core.heads) * state.activation  # z, x, B, C, dt; output

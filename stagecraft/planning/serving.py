@@ -70,14 +70,9 @@ def weight_bytes(model: Model, recipe: Formats, mtp: bool = False) -> float:
     return total
 
 
-def kv_heads(core: Attention, gpus: int) -> int:
-    """Heads of keys that `gpus` under tensor parallelism hold together: where there are fewer heads than GPUs, each has a copy of one."""
-    return max(core.kv_heads, gpus)
-
-
 def cache_bytes_per_token(layers: Iterable[Layer], recipe: Formats, gpus: int = 1) -> float:
     """Keys and values of a token in the layers that keep all of them."""
-    return sum(2 * kv_heads(layer.core, gpus) * layer.core.dim * bytes_of(recipe.cache)
+    return sum(2 * layer.core.keys(gpus) * layer.core.dim * bytes_of(recipe.cache)
                for layer in layers
                if isinstance(layer.core, Attention) and not layer.core.window)
 
@@ -90,7 +85,7 @@ def fixed_bytes(model: Model, recipe: Formats, gpus: int = 1) -> float:
         if isinstance(core, Scan):
             total += core.heads * core.dim * core.state * bytes_of(recipe.state) + core.channels * (core.kernel - 1) * 2
         elif isinstance(core, Attention) and core.window:
-            total += core.window * 2 * kv_heads(core, gpus) * core.dim * bytes_of(recipe.cache)
+            total += core.window * 2 * core.keys(gpus) * core.dim * bytes_of(recipe.cache)
     return total
 
 
@@ -140,7 +135,7 @@ def _layer(layer: Layer, names: dict[str, str], recipe: Formats, roofline: Roofl
     core = layer.core
     if isinstance(core, Attention):
         seen = core.seen(context)
-        moved = sequences * seen * 2 * kv_heads(core, gpus) * core.dim * bytes_of(recipe.cache)
+        moved = sequences * seen * 2 * core.keys(gpus) * core.dim * bytes_of(recipe.cache)
         seconds += roofline.core(tokens * attention_flops(core, seen) / gpus, moved / gpus, roofline.efficiency.attention)
     if isinstance(core, Scan):  # the state is read and written; two multiply-adds for each of its elements per token
         elements = core.heads * core.dim * core.state

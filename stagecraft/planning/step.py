@@ -158,7 +158,7 @@ def layer_seconds(branch: Branch, tokens: float, length: int, model: Model, layo
             forward["quantise"] += roofline.memory(tokens / layout.tp * product.used * product.inputs * cast)
             backward["quantise"] += roofline.memory(tokens / layout.tp * product.used * product.outputs * cast)
     if isinstance(core, Attention):
-        moved = tokens * 2 * (core.heads + core.kv_heads) * core.dim * state.activation / layout.tp
+        moved = tokens * 2 * (core.heads + core.keys(layout.tp)) * core.dim * state.activation / layout.tp
         flops = tokens * attention_flops(core, core.mean_seen(length)) / layout.tp
         forward["attention core"] += roofline.core(flops, moved, roofline.efficiency.attention)
         # Five products for the forward pass's two: the scores are computed again (Dao 2023, arXiv 2307.08691).

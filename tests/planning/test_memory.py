@@ -83,6 +83,16 @@ def test_a_context_parallel_rank_keeps_the_keys_and_values_of_the_whole_row(rank
     assert divided.activations - alone.activations == (ranks - 1) * length * 2 * shapes.num_key_value_heads * shapes.head_dim * 4
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_each_of_more_ranks_than_key_heads_keeps_a_copy_of_one(ranks):
+    """As megatron-core's attention does (`num_query_groups_per_partition`); all else is divided."""
+    shapes, length, cp = architecture(hybrid_override_pattern="*", num_nextn_predict_layers=0, num_key_value_heads=1), 64, 8
+    recipe, work = formats("training", "float32"), Workload(length * cp, 1)
+    alone, divided = (training_memory(nemotron_h(shapes), work, Layout(tp=tp, cp=cp), recipe).activations for tp in (1, ranks))
+    keys = length * cp * 2 * shapes.head_dim * 4
+    assert divided == pytest.approx((alone - keys) / ranks + keys)
+
+
 def test_a_layout_known_to_run_fits_and_one_that_cannot_does_not():
     work = Workload(8192, 512, 2)
     assert needed(Layout(ep=64, dp=64), work).total < 0.94 * 279e9  # NVIDIA's own on GB300
