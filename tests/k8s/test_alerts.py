@@ -18,6 +18,7 @@ CASES = [
     ({'stagecraft_value{stage="sft",curve="train",key="loss"}': "2 2 NaN NaN NaN"}, 3, {"LossNotFinite"}),
     ({'stagecraft_value{stage="sft",curve="train",key="loss"}': "2 2 +Inf +Inf"}, 3, {"LossNotFinite"}),
     ({'stagecraft_value{stage="sft",curve="train",key="loss"}': "2x300 4x60"}, 340, {"LossJumped"}),
+    ({'stagecraft_value{stage="rl",curve="train",key="loss"}': "-0.01x300 0.02x60"}, 340, set()),  # of a policy: around nothing
     ({'stagecraft_value{stage="rl",curve="train",key="reward"}': "0.8x100 0.1x60"}, 140, {"RewardCollapsed"}),
     ({'kueue_pending_workloads{cluster_queue="stagecraft-serve",status="inadmissible",replica_role="leader"}': "1x90",
       'kueue_pending_workloads{cluster_queue="stagecraft-serve",status="active",replica_role="leader"}': "0x90"}, 80, {"JobWaits"}),
