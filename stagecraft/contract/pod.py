@@ -79,6 +79,7 @@ def in_pod(task: PipelineTask) -> PipelineTask:
 
 def _as_asked(task: PipelineTask, pod: Pod) -> PipelineTask:
     """The stage's own entry of the section."""
+    task.set_caching_options(enable_caching=False)  # DVC's decides what is stale: KFP's sees neither code nor the content of files
     task.set_container_image(pod.image)
     task.set_cpu_request(pod.cpu).set_cpu_limit(pod.cpu).set_memory_request(pod.memory).set_memory_limit(pod.memory)
     if pod.gpu.count:

@@ -184,6 +184,7 @@ def test_every_task_carries_what_the_profile_asks(tmp_path, profile):
         container = specification["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
         pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{name}"]
         task = specification["root"]["dag"]["tasks"][name]
+        assert task["cachingOptions"].get("enableCache", False) is False  # also where somebody else submits what was compiled
         assert container["image"] == (entry["image"] or f"registry.example.com/stagecraft/stagecraft-{name}:1.2.3")
         resources = container["resources"]
         assert resources["resourceCpuRequest"] == resources["resourceCpuLimit"] == str(entry["cpu"])
