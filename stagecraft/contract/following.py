@@ -33,6 +33,7 @@ class End:
 
     node: int
     attempt: int
+    made: str
     code: int
     reason: str
     time: str
@@ -60,6 +61,7 @@ class Follower:
         self._ending = threading.Event()
         self._logs: dict[tuple[str, str], Log] = {}
         self._ends: dict[tuple[str, str], End] = {}
+        self._made: dict[int, str] = {}  # node: when its newest pod was made
         self._said: set[str] = set()
 
     def run(self) -> None:
@@ -125,6 +127,8 @@ class Follower:
     def _pod(self, pod: dict[str, Any]) -> None:
         labels, status = pod["metadata"]["labels"], pod.get("status", {})
         node, attempt = int(labels.get(constants.JOB_INDEX_LABEL, 0)), int(labels.get(ATTEMPT, 0))
+        made = pod["metadata"]["creationTimestamp"]
+        self._made[node] = max(made, self._made.get(node, made))
         if attempt:
             self._once(f"all ranks start again from their last checkpoint (attempt {attempt + 1})")
         for entry in [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]:
@@ -139,16 +143,20 @@ class Follower:
                 opened.start()  # before it is known: a signal in between would have it finished without having begun
                 self._logs[key] = opened
             if ended and ended["exitCode"] and key not in self._ends:
-                end = self._ends[key] = End(node, attempt, ended["exitCode"], ended.get("reason", ""), ended.get("finishedAt", ""),
+                end = self._ends[key] = End(node, attempt, made, ended["exitCode"], ended.get("reason", ""), ended.get("finishedAt", ""),
                                             self._logs[key])
                 if end.code == EXIT_USER_ERROR:
                     raise _mistake(end)
 
     def _fail(self, message: str) -> None:
-        """The node that failed first, of the last attempt: what follows on others is mostly that they lost it."""
-        if not self._ends:
+        """The node that failed first, of the last attempt: what follows on others is mostly that they lost it.
+
+        Pods that were replaced within an attempt do not count: Kueue had ended them, to make room or because not all were ready.
+        """
+        ends = [end for end in self._ends.values() if end.made == self._made[end.node]]
+        if not ends:
             raise JobError(f"TrainJob {self._name} failed: {message}")
-        end = min(self._ends.values(), key=lambda end: (-end.attempt, end.time, end.node))
+        end = min(ends, key=lambda end: (-end.attempt, end.time, end.node))
         end.log.finish(_DRAIN_SECONDS)
         lines = "\n".join(f"  {line}" for line in end.log.tail)
         raise JobError(f"TrainJob {self._name} failed: {message}\nnode {end.node} ended first, with exit code {end.code} ({end.reason}); "

@@ -82,13 +82,15 @@ class Cluster:
 
     def pod(self, job: str, node: int, attempt: int = 0) -> str:
         """A pod of a node, running; returns its name."""
-        name = f"{job}-node-0-{node}-{attempt:05d}"
+        self.clock += timedelta(seconds=1)
+        name = f"{job}-node-0-{node}-{self.version:05d}"
         labels = {"jobset.sigs.k8s.io/jobset-name": job, "jobset.sigs.k8s.io/replicatedjob-name": "node",
                   "batch.kubernetes.io/job-completion-index": str(node), "jobset.sigs.k8s.io/restart-attempt": str(attempt)}
         self.logs[name] = []
         self.record("pods", "ADDED", {
             "apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "node"}]},
-            "metadata": {"name": name, "namespace": "stagecraft", "labels": labels, "uid": f"uid-{name}"},
+            "metadata": {"name": name, "namespace": "stagecraft", "labels": labels, "uid": f"uid-{name}",
+                         "creationTimestamp": self.clock.strftime("%Y-%m-%dT%H:%M:%SZ")},
             "status": {"phase": "Pending"}})
         self.status(name, "Running", {"running": {}})
         return name

@@ -138,6 +138,27 @@ def test_a_failure_shows_the_last_lines_of_the_node_that_failed_first(cluster):
     assert NAME in cluster.objects["trainjobs"]  # left to be looked at; the next try replaces it
 
 
+def test_pods_that_a_preemption_ended_are_not_the_failure(cluster):
+    """Kueue takes a job's pods and gives it others later on: for JobSet that is no restart, and no attempt of its own."""
+    def story():
+        pods = nodes(cluster)
+        cluster.wait(lambda: sum("log" in path for _, path in cluster.requests) >= 2)
+        for pod in pods:
+            cluster.write(pod, "ended by SIGTERM, and its ranks with it")
+            cluster.end(pod, 143)
+        for pod in pods:
+            cluster.remove_pod(pod)
+        pods = nodes(cluster)
+        cluster.write(pods[1], "CUDA error: an illegal memory access")
+        cluster.end(pods[1], 1)
+        cluster.condition(NAME, "Failed", "jobset failed due to reaching max number of restarts")
+
+    with pytest.raises(SystemExit) as ended:
+        run(story)
+    said = str(ended.value.code)
+    assert "node 1 ended first, with exit code 1 (Error)" in said and said.endswith("  CUDA error: an illegal memory access")
+
+
 def test_a_users_mistake_ends_the_job_at_once_as_one_line(cluster):
     def story():
         pods = nodes(cluster)
