@@ -157,6 +157,16 @@ def test_the_check_of_a_node_sees_what_the_rank_sees(objects, overlay):
     assert all(mounts[path] in rank["volumeMounts"] for path in ("/dev/shm", str(asked.work)))
 
 
+def test_ranks_that_nvlink_does_not_join_have_rdma(objects):
+    """A doctor sees the adapters without the device that opens them; NCCL goes by sockets then, and says so to nobody."""
+    runtime, pod = only(objects, "TrainingRuntime")["spec"], pod_of(objects, "TrainingRuntime")
+    limits = pod["containers"][0]["resources"]["limits"]
+    reach = int(only(objects, "ConfigMap", "node-env")["data"]["NVLINK_DOMAIN_SIZE"])
+    assert runtime["mlPolicy"]["numNodes"] * int(limits[GPU]) > reach
+    (device,) = [key for key in limits if key.startswith("rdma/")]
+    assert f"`{device.removeprefix('rdma/')}`" in (ROOT / "docs" / "cluster.md").read_text()
+
+
 def queue_quota(objects: list[dict], name: str) -> dict[str, float]:
     """Nominal quota of a queue's flavour of GPUs."""
     (group,) = only(objects, "ClusterQueue", name)["spec"]["resourceGroups"]
@@ -314,7 +324,8 @@ def test_a_pipelines_train_job_finds_what_it_names(objects, overlay):
             asked = pods_asked[stage]
             in_a_rack = int(replicated["template"]["spec"]["template"]["metadata"]["annotations"]["kueue.x-k8s.io/podset-slice-size"])
             assert asked.nodes <= runtime["spec"]["mlPolicy"]["numNodes"] and asked.nodes % in_a_rack == 0  # Kueue wants whole slices
-            assert {"cpu": asked.cpu, "memory": asked.memory, asked.gpu.type: str(asked.gpu.count)} == container["resources"]["limits"]
+            assert {"cpu": asked.cpu, "memory": asked.memory, asked.gpu.type: str(asked.gpu.count),
+                    "rdma/rdma_shared_device_a": "1"} == container["resources"]["limits"]
 
 
 def test_tasks_fit_the_queue(objects, overlay):
