@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
                                  local=not to_cluster)
     os.environ[RUNNER_VARIABLE] = "cluster" if to_cluster else "local"  # a pipeline for this machine asks for no pods
     from stagecraft.cli.local import engine_for, run_local  # slow to import: a mistake is told of before
-    from stagecraft.cli.submit import probe, submit
+    from stagecraft.cli.submit import probe, refuse_paths, submit
 
     with contextlib.ExitStack() as held:
         if not to_cluster:
@@ -98,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
             pipeline_arguments = parse_arguments(pipeline, others)
             engine = engine_for(pipeline, pipeline_arguments, root) if options.docker else None
         if to_cluster:
+            refuse_paths(pipeline, pipeline_arguments)
             probe(options.endpoint, options.existing_token)
         if options.profile or changes:
             changes = write_params(root, options.profile, text, changes)

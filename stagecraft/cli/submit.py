@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import requests
+from google.protobuf.json_format import MessageToDict
 
 from stagecraft.contract.errors import UserError
 
@@ -31,6 +32,26 @@ def probe(endpoint: str, token: str | None) -> None:
         raise UserError(f"the server refuses us (HTTP {answer.status_code})", where=endpoint, mend="give a valid --existing-token")
     if not answer.ok:
         raise UserError(f"no Kubeflow Pipelines API there (HTTP {answer.status_code})", where=endpoint, mend=mend)
+
+
+def refuse_paths(pipeline: Any, arguments: Mapping[str, str]) -> None:
+    """Refuse to import what lies on this machine: KFP takes addresses, and says so only in a run that fails.
+
+    Raises:
+        UserError: names the pipeline's parameter.
+    """
+    specification = MessageToDict(pipeline.pipeline_spec)
+    root, executors = specification["root"], specification["deploymentSpec"]["executors"]
+    for _, task in sorted(root["dag"]["tasks"].items()):
+        label = specification["components"][task["componentRef"]["name"]].get("executorLabel")
+        if "importer" not in executors.get(label, ()):
+            continue
+        for given in task["inputs"]["parameters"].values():
+            if name := given.get("componentInputParameter"):
+                address = arguments.get(name, root["inputDefinitions"]["parameters"][name].get("defaultValue", ""))
+                if "://" not in address:
+                    raise UserError("a cluster imports from addresses, not from this machine", where=f"{name}={address}",
+                                    mend="copy it to an object store that the pods may read, and name that: s3://BUCKET/PATH")
 
 
 def submit(pipeline: Any, arguments: Mapping[str, str], options: argparse.Namespace) -> int:

@@ -91,6 +91,18 @@ def test_stock_kfp_compiles_the_pipeline(fresh, tmp_path, pipeline):
     assert json_format.ParseDict(specification, PipelineSpec()).pipeline_info.name.startswith("stagecraft-")
 
 
+@pytest.mark.parametrize("bases", [[], ["base_uri=s3://bucket/base"]])
+def test_what_lies_on_this_machine_is_not_imported_on_a_cluster(fresh, bases):
+    with fake_kfp() as (endpoint, received):
+        done = fresh.run("stagecraft.cli.kfp", "run", "pipelines/post_training.py", *bases, "sft.amount=31", "--endpoint", endpoint)
+        assert done.returncode == 2 and not received, done.stdout + done.stderr
+        assert "error: corpus_uri=artifacts/corpus: a cluster imports from addresses" in done.stderr
+        assert "amount: 31" not in (fresh.root / "params.yaml").read_text()
+        done = fresh.run("stagecraft.cli.kfp", "run", "pipelines/post_training.py", "base_uri=s3://bucket/base",
+                         "corpus_uri=s3://bucket/corpus", "--endpoint", endpoint)
+    assert done.returncode == 0 and len(received) == 1, done.stdout + done.stderr
+
+
 POD = """
 import json, sys
 from kfp import dsl
