@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
                       help="run here, each task in a container of its stage's image (Docker, or podman's service at $DOCKER_HOST)")
     made.add_argument("--endpoint", default=os.environ.get("KFP_ENDPOINT"), metavar="URL",
                       help="submit to this Kubeflow Pipelines API server (default: $KFP_ENDPOINT; unset: run here)")
-    made.add_argument("-n", "--namespace", default=os.environ.get("KFP_NAMESPACE"), help="namespace on the cluster ($KFP_NAMESPACE)")
+    made.add_argument("-n", "--namespace", default=os.environ.get("KFP_NAMESPACE"),
+                      help="of the run, where the server is for several users ($KFP_NAMESPACE)")
     made.add_argument("--existing-token", default=os.environ.get("KFP_EXISTING_TOKEN"), metavar="TOKEN",
                       help="bearer token for the API server ($KFP_EXISTING_TOKEN)")
     made.add_argument("--experiment", default="stagecraft", help="experiment on the cluster (default: stagecraft)")

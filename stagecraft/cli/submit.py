@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -55,12 +56,21 @@ def refuse_paths(pipeline: Any, arguments: Mapping[str, str]) -> None:
 
 
 def submit(pipeline: Any, arguments: Mapping[str, str], options: argparse.Namespace) -> int:
-    """Create a run from the pipeline. KFP's own cache is off: DVC's decides what is stale."""
-    from kfp import Client
+    """Create a run from the pipeline. KFP's own cache is off: DVC's decides what is stale.
 
-    client = Client(host=options.endpoint, namespace=options.namespace or "kubeflow", existing_token=options.existing_token)
-    run = client.create_run_from_pipeline_func(pipeline, arguments=dict(arguments), experiment_name=options.experiment,
-                                               enable_caching=False)
+    Raises:
+        UserError: the server refuses.
+    """
+    from kfp import Client
+    from kfp_server_api import ApiException
+
+    client = Client(host=options.endpoint, existing_token=options.existing_token)
+    try:
+        run = client.create_run_from_pipeline_func(pipeline, arguments=dict(arguments), experiment_name=options.experiment,
+                                                   namespace=options.namespace, enable_caching=False)
+    except ApiException as error:
+        raise UserError(f"the server refuses the run (HTTP {error.status}): {_reason(error)}", where=options.endpoint,
+                        mend="mend what it says; a server for several users wants a --namespace of theirs") from None
     print(f"submitted run {run.run_id} to {options.endpoint}")
     return watch(options.endpoint, options.existing_token, run.run_id) if options.watch else 0
 
@@ -91,6 +101,14 @@ def watch(endpoint: str, token: str | None, run: str) -> int:
                 print(f"run {run}: {state}")
                 return 0 if state == "SUCCEEDED" else 1
         time.sleep(_POLL_SECONDS)
+
+
+def _reason(error: Any) -> str:
+    """The server's own words, less its stack."""
+    try:
+        return json.loads(error.body)["message"].partition("\n")[0]
+    except (TypeError, ValueError, KeyError):
+        return str(error.reason)
 
 
 def _ask(endpoint: str, token: str | None, what: str) -> requests.Response:

@@ -10,12 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @contextmanager
-def fake_kfp(answers: Sequence[int | str] = ("SUCCEEDED",)) -> Iterator[tuple[str, list[dict]]]:
+def fake_kfp(answers: Sequence[int | str] = ("SUCCEEDED",), namespace: str = "") -> Iterator[tuple[str, list[dict]]]:
     """Serve; yields the address and the list of run requests received.
 
     Args:
         answers: what who asks for the run is told, one after the other, the last from then on: a state, an HTTP status, or 0 for a
             connection that breaks.
+        namespace: the one that it takes experiments in, where it is a server for several users.
     """
     received: list[dict] = []
     answers = list(answers)
@@ -46,7 +47,9 @@ def fake_kfp(answers: Sequence[int | str] = ("SUCCEEDED",)) -> Iterator[tuple[st
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
-            if "/experiments" in self.path:
+            if "/experiments" in self.path and body.get("namespace", "") != namespace:
+                self.answer({"code": 3, "message": "Invalid input error: In multi-user mode, namespace must be specified\nat 1"}, 400)
+            elif "/experiments" in self.path:
                 self.answer({"experiment_id": "experiment-1", "display_name": body.get("display_name", "")})
             else:
                 received.append(body)

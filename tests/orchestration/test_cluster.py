@@ -53,6 +53,17 @@ def test_the_pipeline_is_submitted_with_its_seven_tasks_and_their_parameters(fre
     assert fresh.executed() == []
 
 
+def test_a_server_for_several_users_is_told_whose_run_it_is(fresh):
+    with fake_kfp(namespace="team") as (endpoint, received):
+        done = fresh.kfp("--endpoint", endpoint)
+        assert done.returncode == 2 and not received, done.stdout + done.stderr
+        assert done.stderr.splitlines()[-1] == (
+            f"error: {endpoint}: the server refuses the run (HTTP 400): Invalid input error: In multi-user mode, namespace must be "
+            "specified - mend what it says; a server for several users wants a --namespace of theirs")
+        done = fresh.kfp("--endpoint", endpoint, "--namespace", "team")
+    assert done.returncode == 0 and len(received) == 1, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(("answers", "status", "outages"), [
     (["PENDING", "CANCELING", "CANCELED"], 1, 0), (["FAILED"], 1, 0), (["SKIPPED"], 1, 0),
     ([0, 503, 0, "RUNNING", 429, "SUCCEEDED"], 0, 2)])
