@@ -9,8 +9,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
+from stagecraft.contract.lock import take
 from stagecraft.contract.params import PROFILE
 
 # What DVC needs to know a stage, and Python to run it.
@@ -24,11 +27,13 @@ def clone(source: Path, shared: Path, name: str, profile: str) -> Iterator[Path]
 
     What else is in it (inputs, checkpoints, DVC's cache) stays until the body is left without an error; then all of it goes. Two tasks
     with the same work take turns: the second finds what the first has pushed.
+
+    Raises:
+        UserError: the volume cannot be written, or has no locks.
     """
     directory = shared / name
-    (shared / ".locks").mkdir(parents=True, exist_ok=True)
-    with open(shared / ".locks" / name, "w") as lock:
-        _wait_for(lock.fileno(), name)
+    with _lock_file(shared, name) as lock:
+        _wait_for(lock, name)
         _lay_out(source, directory, profile)
         before = Path.cwd()
         os.chdir(directory)
@@ -39,12 +44,21 @@ def clone(source: Path, shared: Path, name: str, profile: str) -> Iterator[Path]
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _wait_for(lock: int, name: str) -> None:
+def _lock_file(shared: Path, name: str) -> TextIO:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (shared / ".locks").mkdir(parents=True, exist_ok=True)
+        return open(shared / ".locks" / name, "w")
+    except OSError as error:
+        raise UserError(f"cannot write there ({error.strerror})", where=str(shared),
+                        mend=f"make the volume writable for user {os.getuid()}, as whom tasks run") from None
+
+
+def _wait_for(lock: TextIO, name: str) -> None:
+    try:
+        take(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         print(f"{name} is at work in another pod; waiting for it", flush=True)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        take(lock, fcntl.LOCK_EX)
 
 
 def _lay_out(source: Path, directory: Path, profile: str) -> None:
