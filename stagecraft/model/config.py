@@ -79,7 +79,7 @@ class Architecture:
             "n_shared_experts": 1,
             "n_group": 1,
             "topk_group": 1,
-            "norm_topk_prob": True,
+            "norm_topk_prob": self.num_experts_per_tok > 1,  # of a token's one expert megatron-core leaves the weight as it is
             "mlp_hidden_act": "relu2",
             "mamba_hidden_act": "silu",
             "use_conv_bias": True,
