@@ -103,10 +103,13 @@ def build_model(architecture: Architecture, config: TransformerConfig, max_seque
     parts = of_transformer_engine() if config.transformer_impl == "transformer_engine" else LOCAL
     bind_modules(norm=parts.norm, duplicated_linear=parts.duplicated)
     config.mtp = Depths(config.mtp_num_layers or 0)
-    return _Model(
+    model = _Model(
         config, layer_spec(architecture, parts), vocab_size=architecture.vocab_size, max_sequence_length=max_sequence_length,
         hybrid_layer_pattern="|".join(stages) + ("/" + architecture.mtp_hybrid_override_pattern) * (config.mtp_num_layers or 0),
         pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage())
+    for mixer in (module for module in model.modules() if isinstance(module, MambaMixer)):
+        mixer.norm.eps = architecture.norm_eps  # ssm/mamba_mixer.py:419 gives it 1e-5, whatever the model's is
+    return model
 
 
 class _Model(HybridModel):

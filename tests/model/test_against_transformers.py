@@ -33,8 +33,9 @@ def tokenizer_directory(tmp_path):
 
 
 @pytest.mark.parametrize("shapes", [architecture(), tiny(vocab_size=2048, hybrid_override_pattern="EM*ME"),
-                                    tiny(vocab_size=2048, moe_latent_size=None), tiny(vocab_size=2048, num_experts_per_tok=1)],
-                         ids=["laptop", "tiny", "plain experts", "one expert a token"])
+                                    tiny(vocab_size=2048, moe_latent_size=None), tiny(vocab_size=2048, num_experts_per_tok=1),
+                                    tiny(vocab_size=2048, norm_eps=1e-2)],
+                         ids=["laptop", "tiny", "plain experts", "one expert a token", "another epsilon"])
 def test_logits_equal_transformers(tmp_path, tokenizer_directory, shapes):
     trainer = trainer_of(shapes, mtp_depths=2)
     write_checkpoint(tmp_path / "model", shapes, trainer.weights().items(), tokenizer_directory)
