@@ -55,6 +55,11 @@ class Architecture:
             raise ValueError("hybrid_override_pattern is empty: the model needs at least one layer")
         if self.num_nextn_predict_layers and self.mtp_hybrid_override_pattern != "*E":
             raise ValueError("mtp_hybrid_override_pattern must be '*E': the server reads no other MTP block")
+        if self.num_nextn_predict_layers > 1:
+            raise ValueError(f"num_nextn_predict_layers {self.num_nextn_predict_layers} must be 0 or 1: all mtp_depths share one block, "
+                             "and the server reads no more")
+        if self.n_routed_experts < 2:
+            raise ValueError("n_routed_experts must be at least 2: transformers, by which the model is quantised, ranks no single expert")
         if self.n_routed_experts < self.num_experts_per_tok:
             raise ValueError(f"num_experts_per_tok {self.num_experts_per_tok} is more than n_routed_experts {self.n_routed_experts}")
         if self.head_dim not in SERVABLE_HEAD_DIMS:

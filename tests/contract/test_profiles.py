@@ -59,10 +59,14 @@ def test_a_profile_has_the_tokens_that_it_distils_on(profile, tmp_path):
 @pytest.mark.parametrize(("change", "expected"), [
     ({"mtp_depths": 0}, "params.yaml: pretrain: mtp_depths 0 does not go with architecture.num_nextn_predict_layers 1"),
     ({"seed": 2**32}, "params.yaml: pretrain.seed: Input should be less than 2147483648"),
+    ({"architecture": {"num_nextn_predict_layers": 2}}, "params.yaml: pretrain.architecture: num_nextn_predict_layers 2 must be 0 or 1"),
+    ({"architecture": {"n_routed_experts": 1, "num_experts_per_tok": 1}},
+     "params.yaml: pretrain.architecture: n_routed_experts must be at least 2"),
 ])
 def test_what_a_run_would_meet_after_others_is_refused_before_it(change, expected):
     profile = YAML(typ="safe").load(ROOT / "params.yaml")
-    profile["pretrain"] |= change
+    for key, value in change.items():
+        profile["pretrain"][key] = profile["pretrain"][key] | value if key == "architecture" else value
     with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
         check(json.dumps(profile), "params.yaml", list(STAGES))
 
