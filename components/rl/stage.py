@@ -20,6 +20,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
     from components.rl.rlhf.reward_model import REWARD_MODEL
     from components.rl.sequence import STAGES
     from stagecraft.checkpoint.canonical import read_architecture, write_checkpoint
+    from stagecraft.data.tokenizer import refuse_another
     from stagecraft.engine.launch import is_launched, ranks, world_size
 
     parts = params.parts
@@ -28,6 +29,7 @@ def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log:
             part.preferences.key("rl.preferences")  # which a later stage would miss after hours
     check_rows(params)
     architecture = read_architecture(inputs["sft"])
+    refuse_another(inputs["corpus"], inputs["sft"])
     check_model(params, architecture, world_size() if is_launched() else params.processes)
     check_sandbox(params)
     command = ["components.rl.worker", str(log.work), str(inputs["corpus"]), str(inputs["sft"])]

@@ -14,11 +14,13 @@ __all__ = ["Params", "main"]
 def main(params: Params, inputs: dict[str, Path], outputs: dict[str, Path], log: RunLog) -> dict[str, float]:
     """Fine-tune the base model on the demonstrations of the corpus and export the canonical checkpoint."""
     from stagecraft.checkpoint.canonical import read_checkpoint, write_checkpoint
+    from stagecraft.data.tokenizer import refuse_another
     from stagecraft.engine.launch import ranks
     from stagecraft.engine.loop import tokens_per_second
 
     architecture, weights = read_checkpoint(inputs["base"])
     check_model(params, architecture)
+    refuse_another(inputs["corpus"], inputs["base"])
     command = ["components.sft.worker", str(log.work), str(inputs["corpus"]), str(inputs["base"])]
     with ranks(params.processes, command, log.work / "ranks"):
         from components.sft.train import train

@@ -100,6 +100,17 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def refuse_another(corpus: Path, model: Path) -> None:
+    """Refuse a corpus whose tokens a model takes for others.
+
+    Raises:
+        UserError: its tokenizer is another than the model's; or as `load_tokenizer`.
+    """
+    if load_tokenizer(corpus / "tokenizer").get_vocab() != load_tokenizer(model).get_vocab():
+        raise UserError(f"the tokens of this corpus are not those of {model}", where=str(corpus / "tokenizer"),
+                        mend="use the corpus that the model was trained on, or one that was made with its tokenizer (curate.tokenizer)")
+
+
 def _unmark(tokenizer: Tokenizer) -> Tokenizer:
     """Make the markers ordinary added tokens: the trainer marks every token it reserves as special."""
     state = json.loads(tokenizer.to_str())

@@ -1,8 +1,11 @@
 """Conversations on disk: the same whatever the number of ranks, written once; bad rows are named by line, fatal or skipped and counted."""
 
+import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from threading import Barrier
 
 import pytest
@@ -11,10 +14,12 @@ from components.sft.conversations import Encoded, encode
 from components.sft.params import Data
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import sha256
+from stagecraft.contract.params import load
+from stagecraft.contract.runlog import RunLog
 from stagecraft.data.conversations import encode_conversation, parse_conversation
-from stagecraft.data.tokenizer import load_tokenizer
-from tests.checkpoints import tiny_tokenizer
-from tests.sft.test_objective import PARAMS
+from stagecraft.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from tests.checkpoints import VOCABULARY, tiny_checkpoint, tiny_tokenizer
+from tests.sft.test_objective import PARAMS, PROFILE
 
 PLAIN = replace(PARAMS.stages[0], modes=replace(PARAMS.modes, off=0.0, low=0.0, cut=0.0))
 
@@ -168,3 +173,14 @@ def test_what_a_tokenizers_own_template_refuses_is_a_bad_row(tmp_path):
     path.write_text(said("yes") + "\n" + json.dumps({"messages": [USER, ASSISTANT, USER, ASSISTANT]}))
     (encoded,) = encode_on(1, tmp_path, tmp_path / "work", Data(tasks=False, files=[str(path)], bad_rows="skip"))
     assert len(encoded) == 1 and encoded.skipped == [f"{path}:2: the chat template cannot write it: roles must alternate"]
+
+
+@pytest.mark.parametrize("stage, model", [("sft", "base"), ("rl", "sft")])
+def test_a_corpus_with_other_tokens_than_the_models_is_one_line(tmp_path, stage, model):
+    """Of as many entries: the model would learn from what is noise to it."""
+    save_tokenizer(train_tokenizer([Path(argparse.__file__).read_text() + Path(json.__file__).read_text()], VOCABULARY),
+                   tmp_path / "corpus" / "tokenizer", 512)
+    inputs = {"corpus": tmp_path / "corpus", model: tiny_checkpoint(tmp_path / model)}
+    module = import_module(f"components.{stage}.stage")
+    with pytest.raises(UserError, match=f"the tokens of this corpus are not those of {tmp_path / model} - use the corpus"):
+        module.main(load(module.Params, stage, PROFILE), inputs, {}, RunLog(stage, tmp_path / "plots", tmp_path))
