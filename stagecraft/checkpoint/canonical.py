@@ -34,7 +34,7 @@ def write_checkpoint(directory: Path, architecture: Architecture, tensors: Itera
         if path.is_file() and path.name.startswith(TOKENIZER):
             shutil.copyfile(path, directory / path.name)
     ids = special_ids(tokenizer)
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors}
     dtype = DTYPES[state["backbone.embeddings.weight"].dtype]
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
     write_json(directory / "generation_config.json", {**ids, "do_sample": True, "temperature": 1.0, "top_p": 0.95})

@@ -71,6 +71,16 @@ def test_of_a_checkpoint_that_gives_its_tokenizer_nothing_else_is_copied(tmp_pat
     assert copied == sorted(path.name for path in tokenizer_directory.iterdir())
 
 
+def test_tensors_are_written_from_where_they_lie(tmp_path, tokenizer_directory, monkeypatch):
+    """Copies of a large model's are hundreds of gigabytes of host memory."""
+    shapes, written = tiny(vocab_size=2048), {}
+    tensors = trainer_of(shapes, mtp_depths=1).weights()
+    monkeypatch.setattr("stagecraft.checkpoint.canonical.save_file", lambda state, *_, **__: written.update(state))
+    write_checkpoint(tmp_path / "model", shapes, tensors.items(), tokenizer_directory)
+    assert written.keys() == tensors.keys()
+    assert all(tensor.data_ptr() == written[name].data_ptr() for name, tensor in tensors.items())
+
+
 @pytest.mark.parametrize("lost", ["lm_head.weight", ".mixer.experts.3.up_proj.weight", "mtp.layers.0.norm.weight"])
 def test_missing_tensors_are_one_line(tmp_path, tokenizer_directory, lost):
     shapes = tiny(vocab_size=2048)
