@@ -127,7 +127,9 @@ class Merger:
         return self.directory / f"step-{step:08d}"
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.module.state_dict().items() if torch.is_tensor(tensor)}
+        """Without what Transformer Engine's layers have besides: bytes, as many as their last forward pass had formats to describe."""
+        return {name: tensor for name, tensor in self.module.state_dict().items()
+                if torch.is_tensor(tensor) and not name.endswith("_extra_state")}
 
     @torch.no_grad()
     def _take(self, tensors: dict[str, Tensor]) -> None:

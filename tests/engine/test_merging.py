@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from stagecraft.contract.errors import UserError
 from stagecraft.engine.merge_params import Merging
 from stagecraft.engine.merging import Merger, coefficients
+from stagecraft.model.layers import RMSNorm
 from tests.engine.test_trainer import batch, new_trainer
 
 
@@ -53,6 +54,16 @@ def test_the_window_is_merged_and_the_module_gets_its_weights_back(tmp_path):
             torch.testing.assert_close(tensor.double(), expected, atol=1e-6, rtol=1e-6)
         assert losses[3] == trainer.loss(batch(9))[0]
     assert all(torch.equal(tensor, points[3][name]) for name, tensor in weights_of(trainer).items())
+
+
+def test_what_transformer_engines_layers_add_to_a_state_is_not_merged(tmp_path, monkeypatch):
+    """It is empty after a forward pass that quantised nothing, as that of held-out rows does, and not after one of training."""
+    monkeypatch.setattr(RMSNorm, "get_extra_state", lambda self: torch.zeros(8 * self.training, dtype=torch.uint8), raising=False)
+    monkeypatch.setattr(RMSNorm, "set_extra_state", lambda self, state: None, raising=False)
+    trainer, merger, _, losses = walk(tmp_path)
+    assert any(name.endswith("_extra_state") for name in trainer.module.state_dict())
+    assert losses[3] is not None
+    assert merger.goes_on(4, lambda: trainer.loss(batch(9))[0], last=math.inf) == losses[3]
 
 
 @pytest.mark.parametrize("use, loss, merged", [("better", 1.0, True), ("better", 3.0, False), ("never", 1.0, False)])
