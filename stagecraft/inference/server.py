@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,12 +18,13 @@ from types import TracebackType
 
 from stagecraft.contract.address import reach_loopback
 from stagecraft.contract.errors import UserError
-from stagecraft.contract.ports import listener
+from stagecraft.contract.ports import claimed, listener
 from stagecraft.contract.ranks import unranked
 from stagecraft.inference.hardware import OF_MANY, Hardware
 from stagecraft.inference.server_settings import LOOPBACK, Settings, local_arguments, machine_arguments
 
 MODULE = "vllm.entrypoints.openai.api_server"
+MEND = "choose another with --port, or end what uses it"
 LAST_LINES = 15
 STOP_SECONDS = 10.0
 
@@ -58,12 +60,13 @@ class Server:
                  drain_seconds: int = 0):
         check_checkpoint(model)
         self.model, self.settings, self.log = model, settings, log
-        with listener(LOOPBACK, port, "choose another with --port, or end what uses it") as probe:
+        with listener(LOOPBACK, port, MEND) as probe:
             self.port = probe.getsockname()[1]
         self.arguments = (machine_arguments(model, settings, self.port, hardware, drain_seconds) if hardware
                           else local_arguments(model, settings, self.port))
         self._stop_seconds = STOP_SECONDS + drain_seconds
         self._process: subprocess.Popen | None = None
+        self._claim: socket.socket | None = None
         self._starts = 0
 
     @property
@@ -84,7 +87,11 @@ class Server:
         """Start the process, not before the last one has gone; does not wait. A second start adds to the log.
 
         From then on this process asks the loopback interface past any proxy: it is the server's client.
+
+        Raises:
+            UserError: another server has been started at the port since this one was made.
         """
+        self._claim = claimed(self.port, MEND)
         reach_loopback()
         environment = {
             **unranked(os.environ), "OMP_NUM_THREADS": str(self.settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -154,6 +161,7 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process.stdin.close()
+            self._claim.close()
             self._process = None
 
     def __enter__(self) -> Server:

@@ -54,6 +54,17 @@ def test_a_log_begins_anew_and_is_added_to_by_all_who_write_it(mortal):
     assert mortal.log.read_text() == "another server's\nasked\n"
 
 
+def test_a_port_is_one_servers_from_its_start(mortal, tmp_path):
+    """Also while nothing listens there yet: the second would take the first one's answers for its own."""
+    second = Server(mortal.model, mortal.settings, tmp_path / "second", mortal.port)
+    second.log.write_text("as it was")
+    with mortal, pytest.raises(UserError, match=f"port {mortal.port}: another server is starting there - choose another"), second:
+        pass
+    assert second.log.read_text() == "as it was"
+    with second:
+        assert second.healthy()
+
+
 def test_a_server_is_asked_past_a_proxy_and_other_hosts_as_before(mortal, proxy):
     with mortal:
         assert mortal.healthy()
