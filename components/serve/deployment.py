@@ -14,6 +14,9 @@ from stagecraft.inference.server_settings import CHAT, speculation
 PORT = 8000
 MODEL = "/model"
 USER = 2000
+LOADING_SECONDS = 1800
+# A pod that is told to end leaves the Service, lets requests under way finish, and has a moment to end in.
+LEAVING_SECONDS, DRAIN_SECONDS, ENDING_SECONDS = 15, 270, 15
 LABEL = "app.kubernetes.io/name"
 CLIENT = "stagecraft.dev/client"
 # vLLM 0.32.0 rounds stochastically on NVIDIA GPUs alone, with Triton only on Blackwell (config/mamba.py:85): FlashInfer serves Hopper too.
@@ -31,7 +34,8 @@ def arguments(name: str, deployment: Deployment, draft_tokens: int) -> list[str]
     return [
         "--model", MODEL, "--served-model-name", name, "--host", "0.0.0.0", "--port", str(PORT), "--dtype", deployment.dtype,
         "--max-model-len", str(deployment.max_model_len), "--max-num-seqs", str(deployment.max_num_seqs),
-        "--tensor-parallel-size", str(deployment.gpus), *SSM_CACHE[deployment.ssm_cache], *CHAT, *speculation(draft_tokens),
+        "--tensor-parallel-size", str(deployment.gpus), "--shutdown-timeout", str(DRAIN_SECONDS), *SSM_CACHE[deployment.ssm_cache], *CHAT,
+        *speculation(draft_tokens),
     ]
 
 
@@ -48,12 +52,13 @@ def objects(name: str, deployment: Deployment, draft_tokens: int, verdict: dict[
     metadata = {"name": name, "labels": labels}
     marks = {"stagecraft.dev/artifact": verdict["promoted"], "stagecraft.dev/digest": verdict["digest"],
              "stagecraft.dev/protocol-digest": verdict["protocol_digest"]}
+    grace = LEAVING_SECONDS + DRAIN_SECONDS + ENDING_SECONDS
     pod = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
                             "seccompProfile": {"type": "RuntimeDefault"}},
-        "terminationGracePeriodSeconds": 60,
+        "terminationGracePeriodSeconds": grace,
         "containers": [_container(name, deployment, draft_tokens)],
         "volumes": [
             {"name": "model", "persistentVolumeClaim": {"claimName": deployment.claim, "readOnly": True}},
@@ -66,6 +71,7 @@ def objects(name: str, deployment: Deployment, draft_tokens: int, verdict: dict[
          "spec": {"replicas": deployment.replicas, "selector": {"matchLabels": {LABEL: name}},
                   # The GPUs of a pod are free only once it has gone.
                   "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+                  "progressDeadlineSeconds": grace + LOADING_SECONDS + 60,  # no rollout has failed while its pod may still load
                   "template": {"metadata": {"labels": labels, "annotations": marks}, "spec": pod}}},
         {"apiVersion": "v1", "kind": "Service", "metadata": metadata,
          "spec": {"type": "ClusterIP", "selector": {LABEL: name}, "ports": [{"name": "http", "port": PORT, "targetPort": "http"}]}},
@@ -111,9 +117,10 @@ def _container(name: str, deployment: Deployment, draft_tokens: int) -> dict[str
         "resources": {"requests": resources, "limits": dict(resources)},
         "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "privileged": False,
                             "capabilities": {"drop": ["ALL"]}},
-        "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": 180},
+        "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": LOADING_SECONDS // 10},
         "readinessProbe": {**health, "periodSeconds": 5, "failureThreshold": 3},
         "livenessProbe": {**health, "periodSeconds": 15, "failureThreshold": 4},
+        "lifecycle": {"preStop": {"sleep": {"seconds": LEAVING_SECONDS}}},
         "volumeMounts": [
             {"name": "model", "mountPath": MODEL, "readOnly": True},
             {"name": "scratch", "mountPath": "/scratch"},

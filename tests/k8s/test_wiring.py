@@ -236,6 +236,8 @@ def test_vllm_understands_the_arguments(objects):
     assert command["command"] == ["vllm", "serve"]
     read = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", *command["args"]])
     assert read.kv_cache_dtype == "fp8" and read.async_scheduling is True and read.enable_chunked_prefill is True
+    pod, before = pod_of(objects, "LeaderWorkerSet"), command["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert 0 < read.shutdown_timeout <= pod["terminationGracePeriodSeconds"] - before - 10  # requests in flight may finish
     assert read.speculative_config == {"method": "mtp", "num_speculative_tokens": 3}
 
 

@@ -65,6 +65,15 @@ def test_pod_is_watched_and_bounded(pod):
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
+def test_requests_under_way_may_finish_and_a_slow_start_is_no_failure(manifest, pod):
+    (container,) = pod["containers"]
+    drain = int(container["args"][container["args"].index("--shutdown-timeout") + 1])  # vLLM's own is 0: it aborts them
+    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert drain >= 60 and before > 0 and before + drain + 10 <= pod["terminationGracePeriodSeconds"]
+    start = container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
+    assert manifest["Deployment"]["spec"]["progressDeadlineSeconds"] > pod["terminationGracePeriodSeconds"] + start
+
+
 def test_network_lets_labelled_clients_in_and_nothing_out(manifest):
     policy = manifest["NetworkPolicy"]["spec"]
     labels = manifest["Deployment"]["spec"]["template"]["metadata"]["labels"]
