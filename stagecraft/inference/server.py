@@ -64,7 +64,7 @@ class Server:
             self.port = probe.getsockname()[1]
         self.arguments = (machine_arguments(model, settings, self.port, hardware, drain_seconds) if hardware
                           else local_arguments(model, settings, self.port))
-        self._stop_seconds = STOP_SECONDS + drain_seconds
+        self._lean, self._stop_seconds = hardware is None, STOP_SECONDS + drain_seconds
         self._process: subprocess.Popen | None = None
         self._claim: socket.socket | None = None
         self._starts = 0
@@ -98,6 +98,8 @@ class Server:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
             **(OF_MANY if self.settings.tensor > 1 else {}),
         }
+        if self._lean:  # its client is whoever starts it, and asks without the key that guards a server kept up for others
+            environment.pop("VLLM_API_KEY", None)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if not self._starts:
             self.log.write_bytes(b"")  # and only added to from then on: nobody writes over what another one wrote

@@ -7,6 +7,7 @@ import os
 import urllib.request
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from stagecraft.contract import container
@@ -70,6 +71,13 @@ def test_a_server_is_asked_past_a_proxy_and_other_hosts_as_before(mortal, proxy)
         assert mortal.healthy()
     for host, past in (("localhost", True), ("models.test", True), ("elsewhere.test", False)):
         assert bool(urllib.request.proxy_bypass(host)) == past
+
+
+def test_a_key_guards_a_server_that_is_kept_up_and_not_those_that_a_stage_asks(mortal, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    kept = Server(mortal.model, mortal.settings, tmp_path / "kept", hardware=Hardware("cpu", "CPU", 2, 1 << 40))
+    with mortal, kept:
+        assert [psutil.Process(server.pid).environ().get("VLLM_API_KEY") for server in (mortal, kept)] == [None, "secret"]
 
 
 def test_deaths_far_apart_are_forgiven(mortal, monkeypatch):
