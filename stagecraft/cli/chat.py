@@ -47,7 +47,8 @@ def main(arguments: Sequence[str]) -> None:
     except APIConnectionError:
         raise UserError("no server answers", where=address, mend="start one with `stagecraft serve`, or give --url") from None
     except APIStatusError as error:
-        raise UserError(f"the server refuses: {error.message}", where=address, mend="ask something else or shorter") from None
+        mend = "set OPENAI_API_KEY to the server's key" if error.status_code == 401 else "ask something else or shorter"
+        raise UserError(f"the server refuses: {error.message}", where=address, mend=mend) from None
     except (APIError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"no OpenAI-compatible server answers: {error}", where=address, mend="give another address with --url") from None
 

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from stagecraft.cli import ui
+from stagecraft.cli import chat, ui
 from stagecraft.cli.page.app import LARGEST, application
 from stagecraft.cli.page.record import HEIGHT, WIDTH, collect
 from stagecraft.contract.errors import UserError
@@ -29,9 +29,12 @@ class Upstream(BaseHTTPRequestHandler):
 
     asked: ClassVar[list] = []
     refuse = cut = False
+    key = None
 
     def do_GET(self):
-        self._send(200, "application/json", b'{"data": [{"id": "m", "max_model_len": 384}]}')
+        if self.key and self.headers["Authorization"] != f"Bearer {self.key}":
+            return self._send(401, "application/json", b'{"error": "Unauthorized"}')
+        return self._send(200, "application/json", b'{"data": [{"id": "m", "max_model_len": 384}]}')
 
     def do_POST(self):
         self.asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
@@ -161,6 +164,19 @@ def test_what_the_server_refuses_or_breaks_off_is_told(client, monkeypatch):
     monkeypatch.setattr(Upstream, "cut", True)
     *_, last = client.post("/api/chat", json=QUESTION).text.strip().split("\n\n")
     assert "the server ended in the middle of its answer" in json.loads(last.removeprefix("data: "))["error"]["message"]
+
+
+def test_the_key_of_a_server_is_presented_and_asked_for(upstream, tmp_path, monkeypatch):
+    monkeypatch.setattr(Upstream, "key", "secret")
+    for given, status in (("", 401), ("secret", 200)):
+        monkeypatch.setenv("OPENAI_API_KEY", given)
+        with TestClient(application(tmp_path, upstream), base_url="http://127.0.0.1") as opened:
+            said = opened.get("/api/model"), opened.post("/api/chat", json=QUESTION)
+            assert [answer.status_code for answer in said] == [status, status]
+            assert ("OPENAI_API_KEY" in said[0].text) == (status == 401)
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    with pytest.raises(UserError, match="401 - set OPENAI_API_KEY"):
+        chat.main(["hi", "--url", upstream])
 
 
 def test_without_a_server(tmp_path):

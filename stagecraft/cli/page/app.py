@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ STRICT = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 
 REPORT = ("default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
           "sandbox")
 NO_SERVER = "no server answers: start one with `stagecraft serve`"
+NO_KEY = "the server asks for a key: start `stagecraft ui` with it as OPENAI_API_KEY"
 
 
 class Question(BaseModel):
@@ -43,14 +45,16 @@ class Question(BaseModel):
 
 
 def application(root: Path, upstream: str, mlflow: str = "") -> Starlette:
-    """The page's server.
+    """The page's server; to the model's it presents `OPENAI_API_KEY` where it is set.
 
     Args:
         root: the project directory.
         upstream: address of the vLLM server, without /v1.
         mlflow: address of MLflow, for a link; empty: none.
     """
-    client = httpx.AsyncClient(base_url=f"{upstream}/v1/", timeout=httpx.Timeout(10, read=300), trust_env=False)
+    key = os.environ.get("OPENAI_API_KEY")
+    client = httpx.AsyncClient(base_url=f"{upstream}/v1/", timeout=httpx.Timeout(10, read=300), trust_env=False,
+                               headers={"Authorization": f"Bearer {key}"} if key else {})
 
     async def page(request: Request) -> Response:
         html = render_page(HERE / "page.html.j2", {"figure": figure, "size": size}, record=collect(root), mlflow=mlflow, width=WIDTH,
@@ -67,8 +71,8 @@ def application(root: Path, upstream: str, mlflow: str = "") -> Starlette:
         try:
             listed = (await client.get("models", timeout=5)).raise_for_status().json()["data"]
             return JSONResponse({"name": listed[0]["id"], "context": listed[0].get("max_model_len")})
-        except (httpx.HTTPError, ValueError, LookupError, TypeError):
-            return _problem(503, NO_SERVER)
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            return _unlisted(error)
 
     async def chat(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
@@ -86,8 +90,8 @@ def application(root: Path, upstream: str, mlflow: str = "") -> Starlette:
                 "model": name, "messages": asked.messages, "max_tokens": asked.max_tokens, "temperature": 0.0, "stream": True,
                 "chat_template_kwargs": {"enable_thinking": asked.thinking}, **({"tools": asked.tools} if asked.tools else {})})
             opened = await client.send(request, stream=True)
-        except (httpx.HTTPError, ValueError, LookupError, TypeError):
-            return _problem(503, NO_SERVER)
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            return _unlisted(error)
         if opened.status_code != 200:
             said = await opened.aread()
             await opened.aclose()
@@ -169,6 +173,12 @@ async def _relay(opened: httpx.Response) -> AsyncIterator[bytes]:
 
 def _problem(status: int, message: str) -> Response:
     return JSONResponse({"error": {"message": message}}, status)
+
+
+def _unlisted(error: Exception) -> Response:
+    """Of a server that does not say which model it has."""
+    asks = isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 401
+    return _problem(401, NO_KEY) if asks else _problem(503, NO_SERVER)
 
 
 def _message(body: bytes) -> str:
