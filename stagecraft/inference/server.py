@@ -179,7 +179,7 @@ class Server:
         self.stop()
 
     def _last_words(self, what: str) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else ["it is gone"]
         return "\n".join([f"the server of {self.model} {what}; the last lines of {self.log}:", *lines[-LAST_LINES:]])
 
 

@@ -80,6 +80,21 @@ def test_a_key_guards_a_server_that_is_kept_up_and_not_those_that_a_stage_asks(m
         assert [psutil.Process(server.pid).environ().get("VLLM_API_KEY") for server in (mortal, kept)] == [None, "secret"]
 
 
+def test_a_log_that_was_removed_keeps_no_server_from_being_started_again(mortal):
+    lives, told = [], []
+
+    def up():
+        lives.append(mortal.log.exists())
+        if len(lives) > 1:
+            raise KeyboardInterrupt
+        mortal.log.unlink()  # as make clean does
+        kill(mortal)
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_up(mortal, up, told.append)
+    assert lives == [True, True] and "status 7" in str(told[0])
+
+
 def test_deaths_far_apart_are_forgiven(mortal, monkeypatch):
     monkeypatch.setattr(keeper, "WITHIN_SECONDS", 0.0)
     lives = []
