@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.peers import peer
 from stagecraft.contract.params import parse, read_profile
 from stagecraft.model.config import Architecture
 from stagecraft.planning.architecture import Model, nemotron_h
@@ -29,7 +30,6 @@ from stagecraft.planning.hardware import cluster, efficiencies
 from stagecraft.planning.layout import Workload, parse_layout, problems
 from stagecraft.planning.memory import State, training_memory
 from stagecraft.planning.parameters import count
-from stagecraft.planning.peers import peer
 from stagecraft.planning.serving import Drafts, cache_bytes_per_token, fixed_bytes, sequence_bytes, serve, weight_bytes
 from stagecraft.planning.step import Roofline, Step, training_step
 

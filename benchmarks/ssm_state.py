@@ -28,13 +28,13 @@ from rich.table import Table
 from scipy import stats
 from torch import Tensor
 
+from benchmarks.state_rounding import Rounding, StateRounding, rounded_states
 from stagecraft.contract.figures import write_svg
 from stagecraft.data.blend import read_blend
 from stagecraft.data.chat import encode_prompt
 from stagecraft.data.indexed import read_indexed
 from stagecraft.data.tasks.rows import read_rows
 from stagecraft.data.tokenizer import IM_END, load_tokenizer
-from stagecraft.inference.vllm_cpu.state_rounding import Rounding, StateRounding, rounded_states
 
 MODES: dict[str, Rounding] = {"FP16 to nearest": "nearest", "FP16 stochastic": "stochastic"}
 SPANS = ((0, 64), (64, 512), (512, 2048), (2048, 8192))

@@ -10,3 +10,11 @@ def process_group():
     parallel.initialize(seed=7)
     yield
     parallel.shutdown()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_group():
+    """The same for all tests of a module that imports it."""
+    parallel.initialize(seed=0)
+    yield
+    parallel.shutdown()

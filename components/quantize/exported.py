@@ -22,12 +22,12 @@ Stored = Mapping[str, Tensor]
 """The tensors of a checkpoint under their own names."""
 
 
-def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint but those of the MTP block, as stored."""
+def read_tensors(directory: Path, mtp: bool = False) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint but those of the MTP block, or those alone; as stored."""
     tensors = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, "pt") as stream:
-            tensors.update({name: stream.get_tensor(name) for name in stream.keys() if not name.startswith("mtp.")})  # noqa: SIM118
+            tensors.update({name: stream.get_tensor(name) for name in stream.keys() if name.startswith("mtp.") is mtp})  # noqa: SIM118
     return tensors
 
 

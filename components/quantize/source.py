@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from stagecraft.contract.checkpoint import MEND, read_config
 from stagecraft.contract.errors import UserError
@@ -65,15 +64,6 @@ def _unround(model: NemotronHForCausalLM, directory: Path) -> None:
                 name = stored.replace("backbone.", "model.", 1)
                 if name in rounded and stream.get_slice(stored).get_dtype() == "F32":
                     rounded[name].data = stream.get_tensor(stored)
-
-
-def mtp_tensors(directory: Path) -> dict[str, Tensor]:
-    """The tensors named `mtp.*`, as stored."""
-    tensors = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, "pt") as stream:
-            tensors.update({name: stream.get_tensor(name) for name in stream.keys() if name.startswith("mtp.")})  # noqa: SIM118
-    return tensors
 
 
 def weight_bytes(directory: Path) -> int:

@@ -29,7 +29,7 @@ from components.quantize.modelopt_search import sensitivities
 from components.quantize.operators import read_header
 from components.quantize.params import Params
 from components.quantize.search import Problem, pose, summary
-from components.quantize.source import load_model, mtp_tensors, source_config, weight_bytes
+from components.quantize.source import load_model, source_config, weight_bytes
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import link_or_copy, whole_directory, write_json
 from stagecraft.contract.runlog import RunLog
@@ -117,7 +117,8 @@ def prepare(params: Params, inputs: dict[str, Path], log: RunLog) -> Setting:
     if params.distil.steps:
         lessons = mixture(inputs["corpus"], inputs["aligned"], params.distil, params.calibration, log.note)
     reference = log_probabilities(load_model(inputs["aligned"]), heldout, params.calibration.batch)
-    return Setting(params, inputs["aligned"], config, mtp_tensors(inputs["aligned"]), calibration, heldout, lessons, reference, log, {})
+    return Setting(params, inputs["aligned"], config, read_tensors(inputs["aligned"], mtp=True), calibration, heldout, lessons, reference,
+                   log, {})
 
 
 def search(setting: Setting) -> tuple[Problem, dict[str, str]]:

@@ -44,11 +44,11 @@ def improve(params: Params, corpus: Path, tuned: Path, work: Path, log: RunLog |
     parallel.join(group_timeout(params.hang_seconds))
     first = FirstRank()
     architecture, weights = read_checkpoint(tuned)
-    trained = train_stages(params, architecture, weights, corpus, tuned, work, first, log)
-    policy, worth, parts = trained.weights, {}, params.parts
+    policy, judged = train_stages(params, architecture, weights, corpus, tuned, work, first, log)
+    worth, parts = {}, params.parts
     if params.healing.steps:
         started, last = next(iter(parts)), next(reversed(parts))
         policy, worth = heal(parts[last], architecture, weights, policy, *(work / STAGES / name / ROLLOUTS for name in (started, last)),
                              work, log)
     parallel.shutdown()
-    return Improved(policy, trained.judged, worth)
+    return Improved(policy, judged, worth)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -23,21 +22,8 @@ STAGES = "stages"  # in the work directory: one for each of them
 ROLLOUTS = "rollouts"  # in a stage's: what its generators drew
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What the stages came to.
-
-    Attributes:
-        weights: canonical tensors of the last policy, the MTP block as it came.
-        judged: on rank 0, by stage, how often its reward model is right on held-out comparisons, where it has one.
-    """
-
-    weights: dict[str, Tensor]
-    judged: dict[str, float]
-
-
 def train_stages(params: Params, architecture: Architecture, weights: dict[str, Tensor], corpus: Path, tuned: Path, work: Path,
-                 first: FirstRank, log: RunLog | None) -> Trained:
+                 first: FirstRank, log: RunLog | None) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Run every stage that a run which was killed had not finished; every rank runs it.
 
     Args:
@@ -70,4 +56,4 @@ def train_stages(params: Params, architecture: Architecture, weights: dict[str, 
         if part.preferences.enabled and first.here:
             judged[name] = json.loads(accuracy.read_text())
         model, before = left, before + part.steps
-    return Trained(policy, judged)
+    return policy, judged

@@ -103,7 +103,7 @@ def _container(name: str, deployment: Deployment, draft_tokens: int) -> dict[str
         "name": "vllm",
         "image": deployment.image,
         "command": ["vllm", "serve"],
-        "args": _positional(arguments(name, deployment, draft_tokens)),
+        "args": arguments(name, deployment, draft_tokens)[1:],  # `vllm serve` takes the model as its first word
         "env": [
             {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": deployment.secret, "key": "api-key"}}},
             {"name": "HF_HUB_OFFLINE", "value": "1"},
@@ -127,9 +127,3 @@ def _container(name: str, deployment: Deployment, draft_tokens: int) -> dict[str
             {"name": "shm", "mountPath": "/dev/shm"},
         ],
     }
-
-
-def _positional(flags: list[str]) -> list[str]:
-    """`vllm serve` takes the model as its first word, not as --model."""
-    place = flags.index("--model")
-    return [flags[place + 1], *flags[:place], *flags[place + 2:]]

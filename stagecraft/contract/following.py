@@ -169,6 +169,15 @@ def _mistake(end: End) -> UserError:
     return UserError(said[-1] if said else f"node {end.node} ended with exit code {end.code}: {' '.join(list(end.log.tail)[-1:])}")
 
 
+def trainjob(backend: KubernetesBackend, name: str) -> dict[str, Any] | None:
+    try:
+        return patiently(lambda: backend.custom_api.get_namespaced_custom_object(**trainjobs(backend), name=name))
+    except ApiException as error:
+        if error.status == 404:
+            return None
+        raise
+
+
 def wait_until_gone(backend: KubernetesBackend, name: str, seconds: float) -> None:
     """Wait until a job that is being deleted, with all that belongs to it, is no more.
 
@@ -177,11 +186,7 @@ def wait_until_gone(backend: KubernetesBackend, name: str, seconds: float) -> No
     """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        try:
-            patiently(lambda: backend.custom_api.get_namespaced_custom_object(**trainjobs(backend), name=name))
-        except ApiException as error:
-            if error.status == 404:
-                return
-            raise
+        if trainjob(backend, name) is None:
+            return
         time.sleep(_POLL_SECONDS)
     raise JobError(f"TrainJob {name} was deleted and is still there after {seconds:.0f} s: kubectl -n {backend.namespace} get trainjobs")

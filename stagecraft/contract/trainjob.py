@@ -26,7 +26,7 @@ from urllib3.exceptions import HTTPError
 from stagecraft.contract.cluster import TASK_VARIABLE, TRAINJOB_VARIABLE, Job
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.events import emit
-from stagecraft.contract.following import Follower, JobError, trainjobs, wait_until_gone
+from stagecraft.contract.following import Follower, JobError, trainjob, trainjobs, wait_until_gone
 from stagecraft.contract.jobspec import ASKED, wanted
 from stagecraft.contract.params import parse, read_profile
 from stagecraft.contract.stages import STAGES
@@ -142,7 +142,7 @@ def _start(backend: KubernetesBackend, name: str, asked: dict[str, Any], made: P
         else:
             _say(f"started TrainJob {name}: {asked['trainer'].num_nodes} nodes")
             return False
-        found = _get(backend, name)
+        found = trainjob(backend, name)
         if found is None:
             continue
         states = {entry["type"] for entry in found.get("status", {}).get("conditions", ()) if entry["status"] == "True"}
@@ -162,15 +162,6 @@ def _create(backend: KubernetesBackend, asked: dict[str, Any]) -> None:
         backend.train(runtime=RUNTIME, **asked)
     except RuntimeError as error:  # the SDK's, around what the client raised
         raise (error.__cause__ or error) from None
-
-
-def _get(backend: KubernetesBackend, name: str) -> dict[str, Any] | None:
-    try:
-        return patiently(lambda: backend.custom_api.get_namespaced_custom_object(**trainjobs(backend), name=name))
-    except ApiException as error:
-        if error.status == 404:
-            return None
-        raise
 
 
 def _delete(backend: KubernetesBackend, name: str) -> None:

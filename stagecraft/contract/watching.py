@@ -43,13 +43,13 @@ class Patience:
         self._pause = _FIRST_PAUSE
 
 
-def patiently(call: Callable[[], Any], seconds: float = _PATIENT_SECONDS) -> Any:
+def patiently(call: Callable[[], Any]) -> Any:
     """The result of a call to an API server that may be away or overloaded for so long.
 
     Raises:
         ApiException, HTTPError: it refuses, or is away for longer.
     """
-    ending, patience, until = threading.Event(), Patience(), time.monotonic() + seconds
+    ending, patience, until = threading.Event(), Patience(), time.monotonic() + _PATIENT_SECONDS
     while True:
         try:
             return call()

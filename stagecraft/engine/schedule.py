@@ -1,4 +1,4 @@
-"""Parameters that every supervised stage has: types of its numbers, optimizer and learning-rate schedule."""
+"""Parameters that every supervised stage has: optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 

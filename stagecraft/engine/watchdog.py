@@ -23,10 +23,7 @@ from types import FrameType, TracebackType
 import torch.distributed as dist
 from torch._C import _distributed_c10d
 
-from stagecraft.contract.errors import EXIT_USER_ERROR
-
 EXIT_HANG = 75  # EX_TEMPFAIL of sysexits.h: start again
-assert EXIT_HANG != EXIT_USER_ERROR
 _GROUPS = 4  # of ranks that are at the same line: so many are told of
 _RECORDER = 10.0  # seconds that the flight recorder has
 _OURS = str(Path(__file__).parents[2])  # where components and stagecraft lie

@@ -23,18 +23,11 @@ from torch import Tensor
 
 from stagecraft.contract.errors import UserError
 from stagecraft.inference import guest
-from stagecraft.inference.hardware import OF_MANY
+from stagecraft.inference.hardware import OF_ALL, OF_MANY
 from stagecraft.inference.imports import without_scientific_libraries
 from stagecraft.inference.memory import NO_SHARE, kv_cache_bytes, served_config
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over by reference
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads stay where the trainer's are
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_HOST_IP": "127.0.0.1",  # one process: no name lookups
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+ENVIRONMENT = {**OF_ALL, "VLLM_HOST_IP": "127.0.0.1"}  # one process: no name lookups
 SHARED_MEMORY = Path("/dev/shm")
 WEIGHTS = "stagecraft-weights-"  # of a process that updates them, by its number
 PREFILL = 65_536  # tokens of one step at most, if a single prompt is no longer

@@ -14,6 +14,14 @@ import psutil
 from stagecraft.contract.container import free_memory
 from stagecraft.contract.errors import UserError
 
+# What every vLLM has that is started here.
+OF_ALL = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over by reference
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads stay where the trainer's are
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 # Where several processes divide a model they inherit this; nothing is compiled in them.
 OF_MANY = {"TORCH_COMPILE_DISABLE": "1", "PYTHONWARNINGS": "ignore", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 _PATIENCE_SECONDS = 30.0

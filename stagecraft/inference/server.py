@@ -20,7 +20,7 @@ from stagecraft.contract.address import reach_loopback
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.ports import claimed, listener
 from stagecraft.contract.ranks import unranked
-from stagecraft.inference.hardware import OF_MANY, Hardware
+from stagecraft.inference.hardware import OF_ALL, OF_MANY, Hardware
 from stagecraft.inference.server_settings import LOOPBACK, Settings, local_arguments, machine_arguments
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -94,9 +94,8 @@ class Server:
         self._claim = claimed(self.port, MEND)
         reach_loopback()
         environment = {
-            **unranked(os.environ), "OMP_NUM_THREADS": str(self.settings.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-            **(OF_MANY if self.settings.tensor > 1 else {}),
+            **unranked(os.environ), **OF_ALL, **(OF_MANY if self.settings.tensor > 1 else {}),
+            "OMP_NUM_THREADS": str(self.settings.threads),
         }
         if self._lean:  # its client is whoever starts it, and asks without the key that guards a server kept up for others
             environment.pop("VLLM_API_KEY", None)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagecraft.model.loops import library
+from stagecraft.model.loops import in_one_call, library
 from stagecraft.native import at
 
 
 def squared_relu(x: Tensor, weight: Tensor | None = None) -> Tensor:
     """max(x, 0)^2 for x [..., features], times weight [...] if it is given; dtype of `x`."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and library() is not None:
+    if in_one_call(x):
         return _SquaredReLU.apply(x, None if weight is None else weight.float())
     y = torch.relu(x).square()
     return y if weight is None else y * weight.unsqueeze(-1).to(y.dtype)

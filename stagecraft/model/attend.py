@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from stagecraft.model.loops import library
+from stagecraft.model.loops import in_one_call, library
 from stagecraft.native import at
 
 Stretch = tuple[int, int, int, int]
@@ -37,11 +37,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None, stret
                                             attn_mask=causal_lower_right(end - first, until - start),
                                             enable_gqa=k.shape[1] != q.shape[1]) for first, end, start, until in stretches]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).permute(2, 0, 1, 3).flatten(2)
-
-
-def in_one_call(query: Tensor) -> bool:
-    """Whether one C++ call takes all stretches of such a tensor here."""
-    return query.device.type == "cpu" and query.dtype == torch.float32 and library() is not None
 
 
 class _Attend(torch.autograd.Function):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stagecraft.model.formats import MXFP8, NVFP4
-from stagecraft.model.loops import library
+from stagecraft.model.loops import in_one_call, library
 from stagecraft.model.losses import GRADIENTS, LOSSES
 from stagecraft.native import at
 from stagecraft.numerics import fp8, hadamard, mxfp8, nvfp4
@@ -111,10 +111,6 @@ def _ends(x: Tensor, w: Tensor, bounds: list[int]) -> Tensor | None:
     return torch.tensor(bounds[1:], dtype=torch.int32, device=x.device)
 
 
-def _in_one_call(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and library() is not None
-
-
 def _grouped(what: str, bounds: list[int], w: Tensor, first: Tensor, second: Tensor, to: Tensor) -> None:
     """One of the three products of `grouped.cpp`; `w` gives the shapes."""
     groups, out, width = w.shape
@@ -139,7 +135,7 @@ class GroupedProduct(torch.autograd.Function):
         if ctx.ends is not None:
             return F.grouped_mm(xq, wq.transpose(1, 2), offs=ctx.ends)
         y = x.new_empty(x.shape[0], w.shape[1])
-        if _in_one_call(x):
+        if in_one_call(x):
             _grouped("product", bounds, w, xq, wq, y)
             return y
         for expert, (start, end) in enumerate(pairwise(bounds)):
@@ -155,7 +151,7 @@ class GroupedProduct(torch.autograd.Function):
         c, d = _weight_gradient_operands(dy, x, ctx.precision, ctx.layer)
         if ctx.ends is not None:
             return F.grouped_mm(a, b, offs=ctx.ends), F.grouped_mm(c.t(), d, offs=ctx.ends), None, None, None
-        if _in_one_call(x):
+        if in_one_call(x):
             dx, dw = torch.empty_like(x), torch.empty_like(w)
             _grouped("data_gradient", ctx.bounds, w, a, b, dx)
             _grouped("weight_gradient", ctx.bounds, w, c, d, dw)

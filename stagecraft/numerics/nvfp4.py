@@ -155,18 +155,13 @@ def _nonzero(tensor_scale: Tensor) -> Tensor:
     return torch.where(tensor_scale == 0, 1.0, tensor_scale)
 
 
-@kernel(0)
-def _rows(x: Tensor, seed: Tensor | None, tensor_amax: Tensor | None) -> Tensor:
-    """[N, 16] -> [N, 16]"""
+def _lines(x: Tensor, seed: Tensor | None, tensor_amax: Tensor | None) -> Tensor:
+    """[N, 16] -> [N, 16], or [N, 16, C] -> [N, 16, C]"""
     amax = x.float().abs().amax(1, keepdim=True)
     return _round(x, amax, amax.amax() if tensor_amax is None else tensor_amax, seed)
 
 
-@kernel(0, 2)
-def _columns(x: Tensor, seed: Tensor | None, tensor_amax: Tensor | None) -> Tensor:
-    """[N, 16, C] -> [N, 16, C]"""
-    amax = x.float().abs().amax(1, keepdim=True)
-    return _round(x, amax, amax.amax() if tensor_amax is None else tensor_amax, seed)
+_rows, _columns = kernel(0)(_lines), kernel(0, 2)(_lines)
 
 
 @kernel(0, 1, 3)

@@ -12,10 +12,12 @@ from ruamel.yaml import YAML
 
 from stagecraft.contract.errors import UserError
 from stagecraft.planning.hardware import Gpu
-from stagecraft.planning.parameters import BYTES_PER_PARAMETER
 
 _PATH = Path(__file__).parent / "formats.yaml"
-_BYTES = {**BYTES_PER_PARAMETER, "float16": 2.0, "tf32": 4.0}
+# NVFP4: half a byte per element and one E4M3 scale per block of 16; the FP32 scale per tensor is too small to count. MXFP: an E8M0 scale
+# per block of 32.
+_BYTES = {"float32": 4.0, "tf32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16,
+          "mxfp4": 0.5 + 1 / 32}
 
 
 def bytes_of(name: str) -> float:
@@ -25,7 +27,7 @@ def bytes_of(name: str) -> float:
 
 @dataclass(frozen=True)
 class Formats:
-    """One recipe. Names of formats are keys of BYTES_PER_PARAMETER, float16 or tf32."""
+    """One recipe. Names of formats are those that `bytes_of` knows."""
 
     name: str
     rest: str

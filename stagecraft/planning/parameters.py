@@ -1,14 +1,10 @@
-"""How many parameters an architecture has, how many a token reads, and how many bytes they take: counted from shapes alone."""
+"""How many parameters an architecture has, and how many of them a token reads: counted from shapes alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from stagecraft.planning.architecture import Model, Shapes, nemotron_h
-
-BYTES_PER_PARAMETER = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "mxfp8": 1 + 1 / 32, "nvfp4": 0.5 + 1 / 16, "mxfp4": 0.5 + 1 / 32}
-"""NVFP4: half a byte per element and one E4M3 scale per block of 16; the FP32 scale per tensor is too small to count. MXFP: an E8M0
-scale per block of 32."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +45,3 @@ def count(model: Model) -> Counts:
     active = ends + sum(layer.active for layer in model.layers)
     routed = sum(product.held for layer in model.layers for product in layer.named("expert"))
     return Counts(total=total, active=active, mtp=sum(layer.held for layer in model.mtp), routed=routed)
-
-
-def count_bytes(counts: Counts, routed: str, rest: str) -> float:
-    """Bytes of the weights (MTP block included, in the format of the rest) with the routed experts in one format and the rest in another.
-
-    Args:
-        routed: format of the routed experts, a key of BYTES_PER_PARAMETER.
-        rest: format of everything else.
-    """
-    return counts.routed * BYTES_PER_PARAMETER[routed] + (counts.total - counts.routed + counts.mtp) * BYTES_PER_PARAMETER[rest]

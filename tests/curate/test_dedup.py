@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from components.curate.dedup.clusters import EXACT, KEPT, NEAR, find_duplicates
 from components.curate.dedup.signature import EMPTY, WIDTH, signature, text_digest
 from components.curate.shards.store import Signatures
+from components.evaluate.statistics import wilson
 from stagecraft.data.scan import scan
-from tests.curate.intervals import recall_and_precision, wilson
+from tests.curate.intervals import recall_and_precision
 
 MODULES: list[ModuleType] = [argparse, difflib, inspect, tarfile, textwrap, typing]
 MEMORY = 10**8
@@ -80,7 +81,7 @@ def test_planted_near_duplicates_are_found_as_often_as_the_theory_says(texts, sh
     # Binomial in 112 rows for the threshold; the bands add little where the threshold is met.
     rows = np.arange(WIDTH + 1)
     expected = [binomial_tail(s, rows[rows >= 0.75 * WIDTH]) * (1 - (1 - s**8) ** 14) for s in similarity]
-    low, high = wilson(int(hits), len(texts))
+    low, high = wilson(int(hits), len(texts), 0.95)
     print(f"{share:.0%} of words edited: recall {hits / len(texts):.3f} [{low:.3f}, {high:.3f}], theory {np.mean(expected):.3f}")
     assert low - 0.03 <= np.mean(expected) <= high + 0.03
     right = found.keeper[len(texts):][found.kind[len(texts):] == NEAR] == np.flatnonzero(found.kind[len(texts):] == NEAR)

@@ -6,8 +6,6 @@ import shutil
 import time
 
 import pytest
-from lm_eval.api.model import LM
-from lm_eval.models.api_models import JsonChatStr
 
 from components.evaluate import benchmarks, harness
 from components.evaluate.params import TASKS, Benchmarks
@@ -15,6 +13,7 @@ from components.evaluate.tasks import answers, haystack, instructions
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import write_atomic
 from stagecraft.environments.constraints import CHECKS
+from tests.evaluate.scripted import Chat
 from tests.evaluate.test_episodes import AGENTIC
 
 MADE = ("needle", "variable_tracking", "instructions")
@@ -51,17 +50,12 @@ SAID = {
 }
 
 
-class Scripted(LM):
+class Scripted(Chat):
     """Says what the script says; keeps what it was asked."""
-
-    tokenizer_name = "scripted"
 
     def __init__(self, script):
         super().__init__()
         self.script, self.asked = script, []
-
-    def apply_chat_template(self, chat_history, add_generation_prompt=True):
-        return JsonChatStr(json.dumps(chat_history))
 
     def generate_until(self, requests, disable_tqdm=False):
         said = []
@@ -71,11 +65,6 @@ class Scripted(LM):
             text = next(text for key, text in self.script.items() if key in messages[-1]["content"])
             said.append(text if text is not None else f"Answer: {re.search(r'[(]([A-D])[)] four', messages[-1]['content'])[1]}")
         return said
-
-    def loglikelihood(self, requests):
-        raise NotImplementedError
-
-    loglikelihood_rolling = loglikelihood
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ from threading import Thread
 from types import SimpleNamespace
 
 import pytest
-from lm_eval.api.model import LM
-from lm_eval.models.api_models import JsonChatStr
 
 from components.evaluate import benchmarks, harness
 from components.evaluate.engine_lm import EngineLM
@@ -21,6 +19,7 @@ from stagecraft.environments.items import items_of
 from stagecraft.environments.library import ENVIRONMENTS
 from stagecraft.environments.written import write_call
 from stagecraft.inference.engine import Engine
+from tests.evaluate.scripted import Chat
 from tests.serve.parrot import parrot
 
 AGENTIC = ("warehouse", "sql", "software")
@@ -32,17 +31,12 @@ def task(name, prompts=3):
     return benchmarks.load(name, Benchmarks(tasks=[], data="", prompts=prompts, lengths=[10], max_new_tokens=8), 0)
 
 
-class Scripted(LM):
+class Scripted(Chat):
     """Says what is written for a row, line by line, and then nothing; keeps how many conversations took each turn."""
-
-    tokenizer_name = "scripted"
 
     def __init__(self, lines):
         super().__init__()
         self.lines, self.together = lines, []
-
-    def apply_chat_template(self, chat_history, add_generation_prompt=True):
-        return JsonChatStr(json.dumps(chat_history))
 
     def generate_until(self, requests, disable_tqdm=False):
         return play(requests, self.say)
@@ -50,11 +44,6 @@ class Scripted(LM):
     def say(self, requests, turn):
         self.together.append(len(requests))
         return [dict(enumerate(self.lines(json.loads(request.doc["episode"])), 1)).get(turn, "") for request in requests]
-
-    def loglikelihood(self, requests):
-        raise NotImplementedError
-
-    loglikelihood_rolling = loglikelihood
 
 
 @pytest.mark.parametrize("name", AGENTIC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.ssm_state import change, compare, decode
-from stagecraft.inference.vllm_cpu.state_rounding import StateRounding, rounded_states
+from benchmarks.state_rounding import StateRounding, rounded_states
 from tests.inference.conftest import draw_prompts
 
 PROMPTS = draw_prompts(6, seed=9)

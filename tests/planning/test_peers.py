@@ -7,11 +7,11 @@ from megatron.core.quantization.quant_config import MatchContext, RecipeConfig
 from transformers import GptOssConfig, GptOssForCausalLM, Qwen3_5MoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.models.qwen3_5_moe.configuration_qwen3_5_moe import Qwen3_5MoeTextConfig
 
+from benchmarks.peers import MODELS, build, peer
 from stagecraft.contract.errors import UserError
 from stagecraft.model.precision import format_of, recipe
 from stagecraft.planning.formats import formats
 from stagecraft.planning.parameters import count
-from stagecraft.planning.peers import MODELS, build, peer
 from stagecraft.planning.serving import cache_bytes_per_token, fixed_bytes
 from tests.planning.models import LAPTOP, LAPTOP_SHAPES, SUPER, SUPER_SHAPES
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.peers import peer
 from stagecraft.planning.formats import formats
 from stagecraft.planning.hardware import efficiencies, gpu
 from stagecraft.planning.layout import RECOMPUTE, Layout, Workload, problems
 from stagecraft.planning.memory import training_memory
-from stagecraft.planning.peers import peer
 from stagecraft.planning.search import powers, search
 from stagecraft.planning.step import Roofline, training_step
 from tests.planning.models import SUPER

@@ -13,11 +13,12 @@ from torch import Tensor
 from components.quantize import modelopt_cpu, stage
 from components.quantize.calibrate import calibration_windows
 from components.quantize.export import export
+from components.quantize.exported import read_tensors
 from components.quantize.formats import chosen
 from components.quantize.operators import read_header
 from components.quantize.params import Calibration, Distillation, Params, Search
 from components.quantize.search import Problem, pose
-from components.quantize.source import load_model, mtp_tensors, source_config
+from components.quantize.source import load_model, source_config
 from stagecraft.contract.runlog import RunLog
 from tests.checkpoints import tiny_checkpoint
 from tests.quantize.corpus import small_corpus
@@ -70,7 +71,7 @@ def made(corpus: Path, source: Path, directory: Path, choice: Mapping[str, str])
     directory.mkdir(parents=True)
     with modelopt_cpu.quiet(directory.with_suffix(".log")):
         modelopt_cpu.quantize(model, chosen(choice), calibration.split(PARAMS.calibration.batch), lambda: None)
-        export(model, source, config, mtp_tensors(source), directory)
+        export(model, source, config, read_tensors(source, mtp=True), directory)
     return directory
 
 

@@ -17,17 +17,10 @@ from components.rl.params import Params
 from components.rl.rollouts import Sample, batches, lessons, weigh
 from components.rl.train import FROZEN
 from stagecraft.contract.params import load
-from stagecraft.engine import parallel
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from tests.architectures import tiny
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    parallel.initialize(seed=0)
-    yield
-    parallel.shutdown()
+from tests.groups import one_group  # noqa: F401
 
 
 def test_advantages_by_hand():

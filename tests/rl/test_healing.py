@@ -23,16 +23,10 @@ from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from stagecraft.inference.engine import Engine
 from tests.architectures import tiny
+from tests.groups import one_group  # noqa: F401
 from tests.inference.conftest import draw_prompts
 from tests.inference.foresight import OUTWARD, foreseeing_checkpoint
 from tests.rl.test_prompts import PARAMS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    parallel.initialize(seed=0)
-    yield
-    parallel.shutdown()
 
 
 def test_accepted_length_by_hand():

@@ -8,19 +8,12 @@ import torch
 from components.rl.supervised import train_on, training
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.runlog import RunLog
-from stagecraft.engine import parallel
 from stagecraft.engine.trainer import Optimization, Trainer
 from tests.architectures import tiny
+from tests.groups import one_group  # noqa: F401
 from tests.rl.test_prompts import PARAMS
 
 STEPS = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    parallel.initialize(seed=0)
-    yield
-    parallel.shutdown()
 
 
 def new_trainer(**options):

@@ -12,21 +12,14 @@ from components.sft.params import Params
 from components.sft.train import Packs
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import load, parse, read_profile
-from stagecraft.engine import parallel
 from stagecraft.engine.packs import packed_batch
 from stagecraft.engine.trainer import Optimization, Trainer
 from tests.architectures import tiny
+from tests.groups import one_group  # noqa: F401
 
 PROFILE = Path(__file__).parents[2] / "params.yaml"
 PARAMS = replace(load(Params, "sft", PROFILE), pack_tokens=512)
 STAGES = {mean: replace(PARAMS.stages[0], loss_mean=mean) for mean in ("tokens", "conversations")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    parallel.initialize(seed=0)
-    yield
-    parallel.shutdown()
 
 
 def step(trainer, batches):

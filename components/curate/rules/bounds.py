@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stagecraft.contract.errors import UserError
-
 FAMILIES = ("gopher", "repetition", "c4", "fineweb")
 ANY_LANGUAGE = ("repetition",)  # the others know English: its stop words, how long its words are, how its sentences end
 Grams = tuple[tuple[int, float], ...]
@@ -17,9 +15,6 @@ class RuleBounds:
 
     Shares lie in [0, 1]. `top_grams` and `duplicate_grams` are (n, largest share of the characters), checked in their order.
     `c4_min_sentences` and `c4_min_words_per_line` count as in datatrove, where -1 switches them off.
-
-    Raises:
-        UserError: an unknown family, or an n-gram of fewer than one word.
     """
 
     families: tuple[str, ...] = FAMILIES
@@ -52,12 +47,3 @@ class RuleBounds:
     fineweb_short_line: int = 30
     fineweb_max_duplicate_line_characters: float = 0.01
     fineweb_max_newlines_per_word: float = 0.3
-
-    def __post_init__(self) -> None:
-        for family in self.families:
-            if family not in FAMILIES:
-                raise UserError(f"there is no family of rules {family!r}", where="curate.rules.families",
-                                mend=f"choose among {', '.join(FAMILIES)}")
-        for words, _ in (*self.repetition_top_grams, *self.repetition_duplicate_grams):
-            if words < 1:
-                raise UserError(f"an n-gram of {words} words", where="curate.rules", mend="give n of at least 1")

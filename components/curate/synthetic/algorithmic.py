@@ -350,8 +350,3 @@ def knapsack(random: Random) -> Item:
 TOPICS: tuple[Callable[[Random], Item], ...] = (
     euclid, binary_search, sorting, sieve, digits, power, shortest_path, coins, largest_sum, horner, majority, common_subsequence, knapsack,
 )
-
-
-def draw(random: Random) -> Item:
-    """One trace of a random algorithm."""
-    return random.choice(TOPICS)(random)

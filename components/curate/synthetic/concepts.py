@@ -37,7 +37,7 @@ class Concept:
         code: the function.
         draw: arguments of a call.
         expected: the value of that call, found in another way.
-        constants: placeholder -> (draw, position): numbers fixed in the code; `expected` gets their values after the arguments.
+        constants: (placeholder, draw): numbers fixed in the code; `expected` gets their values after the arguments.
     """
 
     topic: str

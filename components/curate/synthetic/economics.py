@@ -282,8 +282,3 @@ def multiplier(random: Random) -> Item:
 TOPICS: tuple[Callable[[Random], Item], ...] = (
     equilibrium, tax, compound_interest, present_value, elasticity, comparative_advantage, break_even, monopoly, real_growth, multiplier,
 )
-
-
-def draw(random: Random) -> Item:
-    """One problem of a random topic."""
-    return random.choice(TOPICS)(random)

@@ -26,14 +26,14 @@ class Family:
     topics: tuple[str, ...]
 
 
-def _named(topics: tuple[Callable[[Random], Item], ...]) -> tuple[str, ...]:
-    return tuple(topic.__name__.replace("_", " ") for topic in topics)
+def _of(topics: tuple[Callable[[Random], Item], ...], category: str) -> Family:
+    return Family(lambda random: random.choice(topics)(random), category, tuple(topic.__name__.replace("_", " ") for topic in topics))
 
 
 FAMILIES: dict[str, Family] = {
     code_concepts.FAMILY: Family(code_concepts.draw, "code-sft", tuple(concept.topic for concept in CONCEPTS)),
-    algorithmic.FAMILY: Family(algorithmic.draw, "code-sft", _named(algorithmic.TOPICS)),
-    logic.FAMILY: Family(logic.draw, "stem-sft", _named(logic.TOPICS)),
-    multiple_choice.FAMILY: Family(multiple_choice.draw, "stem-sft", _named(multiple_choice.TOPICS)),
-    economics.FAMILY: Family(economics.draw, "general-sft", _named(economics.TOPICS)),
+    algorithmic.FAMILY: _of(algorithmic.TOPICS, "code-sft"),
+    logic.FAMILY: _of(logic.TOPICS, "stem-sft"),
+    multiple_choice.FAMILY: _of(multiple_choice.TOPICS, "stem-sft"),
+    economics.FAMILY: _of(economics.TOPICS, "general-sft"),
 }

@@ -290,11 +290,6 @@ def inference(random: Random) -> Item:
 TOPICS: tuple[Callable[[Random], Item], ...] = (ordering, assignment, truth_tellers, truth_table, inference)
 
 
-def draw(random: Random) -> Item:
-    """One puzzle of a random topic."""
-    return random.choice(TOPICS)(random)
-
-
 def _within(sentence: str) -> str:
     """A sentence as part of another: no full stop, and a small letter unless it starts with a name."""
     said = sentence.rstrip(".")

@@ -221,8 +221,3 @@ def density(random: Random) -> Item:
 TOPICS: tuple[Callable[[Random], Item], ...] = (
     percent, mean, speed, probability, weekday, progression, both_sets, selections, circuit, density,
 )
-
-
-def draw(random: Random) -> Item:
-    """One question of a random topic."""
-    return random.choice(TOPICS)(random)

@@ -45,10 +45,6 @@ def _position(numbers: list[int], wanted: int) -> int:
     return next((place for place, value in enumerate(numbers, 1) if value == wanted), 0)
 
 
-def _sorted(numbers: list[int]) -> list[int]:
-    return sorted(numbers)
-
-
 def _primes(limit: int) -> list[int]:
     if limit > 1000:
         raise ValueError("a large limit")
@@ -138,7 +134,7 @@ def _best_value(weights: list[int], values: list[int], capacity: int) -> int:
 
 
 REFERENCES: dict[str, Callable[..., Any]] = {
-    "gcd": _gcd, "position": _position, "sort": _sorted, "primes": _primes, "digits": _digits, "power": _power, "distance": _distance,
+    "gcd": _gcd, "position": _position, "sort": sorted, "primes": _primes, "digits": _digits, "power": _power, "distance": _distance,
     "fewest_coins": _fewest_coins, "largest_sum": _largest_sum, "polynomial": _polynomial, "majority": _majority, "common": _common,
     "best_value": _best_value,
 }

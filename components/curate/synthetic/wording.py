@@ -6,23 +6,20 @@ from collections.abc import Sequence
 from fractions import Fraction
 from random import Random
 
-
-def _list(words: str) -> list[str]:
-    return words.split()
-
-
-PEOPLE = _list("""
+PEOPLE = """
     Alba Amir Anke Bela Bruno Carla Cyril Dalia Derek Edith Emil Farid Frida Gita Greta Hugo Ilse Iris Jonas Judit Karim Klara Lars Leila
     Livia Marco Mila Nadia Nils Olga Oscar Petra Priya Quinn Rafael Rosa Samir Selma Tarek Tilda Ugo Ulla Viktor Wanda Yusuf Zoe
-""")
-TOWNS = _list("Arden Birkholm Calder Dunmore Elsfield Farrow Glenrock Harwick Inverby Jarlsund Kestrel Lowmoor Marlow Norby Oakham Penrith")
-GOODS = _list("""
+""".split()
+TOWNS = """
+    Arden Birkholm Calder Dunmore Elsfield Farrow Glenrock Harwick Inverby Jarlsund Kestrel Lowmoor Marlow Norby Oakham Penrith
+""".split()
+GOODS = """
     apples barrels bicycles blankets bottles bricks candles carpets chairs coats cushions drums eggs guitars hammers jackets kettles ladders
     lanterns lemons loaves mirrors notebooks oranges paddles pears pencils pillows potatoes radios rugs sacks scarves shovels skis stools
     sweaters tents tiles towels umbrellas vases violins wheels
-""")
-FIRMS = _list("bakery workshop nursery mill brewery foundry dairy printer tannery pottery boatyard sawmill joinery weaver vineyard farm")
-COUNTRIES = _list("Avaria Belmora Corvia Dalmora Estaria Fenria Galdora Hestia Ilmar Jorvania Kalvia Lumeria Morvia Norvia Ostria Pelagia")
+""".split()
+FIRMS = "bakery workshop nursery mill brewery foundry dairy printer tannery pottery boatyard sawmill joinery weaver vineyard farm".split()
+COUNTRIES = "Avaria Belmora Corvia Dalmora Estaria Fenria Galdora Hestia Ilmar Jorvania Kalvia Lumeria Morvia Norvia Ostria Pelagia".split()
 
 
 def choose(random: Random, *options: str) -> str:

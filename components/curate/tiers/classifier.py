@@ -111,7 +111,7 @@ def train(seeds: Sequence[Seed]) -> Classifier:
     return Classifier(*(np.round(array, _DECIMALS) for array in (words, coefficients[len(used):], mean, deviation, np.array([intercept]))))
 
 
-def cross_validate(seeds: Sequence[Seed], folds: int = 5) -> dict[str, float]:
+def cross_validate(seeds: Sequence[Seed]) -> dict[str, float]:
     """How well tiers of examples are told that the model has not seen; the folds have equal shares of every tier.
 
     Returns:
@@ -122,13 +122,13 @@ def cross_validate(seeds: Sequence[Seed], folds: int = 5) -> dict[str, float]:
     ordered = _mixed(seeds)
     truth = np.array([seed.tier for seed in ordered])
     scores = np.empty(len(ordered))
-    for fold in range(folds):
-        model = train([seed for index, seed in enumerate(ordered) if index % folds != fold])
-        for index in range(fold, len(ordered), folds):
+    for fold in range(_FOLDS):
+        model = train([seed for index, seed in enumerate(ordered) if index % _FOLDS != fold])
+        for index in range(fold, len(ordered), _FOLDS):
             scores[index] = model.score(ordered[index].text)
     off = np.abs(np.array([tier(score) for score in scores]) - truth)
     return {
-        "examples": len(ordered), "folds": folds, "mean_absolute_error": float(np.abs(scores - truth).mean()),
+        "examples": len(ordered), "folds": _FOLDS, "mean_absolute_error": float(np.abs(scores - truth).mean()),
         "spearman": float(spearmanr(scores, truth).statistic), "exact": float((off == 0).mean()), "within_one": float((off <= 1).mean()),
     }
 

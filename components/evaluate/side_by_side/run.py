@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,9 @@ def run(subjects: Sequence[Subject], plan: Plan, out: Path, log: RunLog) -> dict
         for turn in range(plan.rounds):
             for offset in range(len(subjects)):
                 subject = subjects[(turn + offset) % len(subjects)]
-                with _address(subject, standing, plan, out) as address:
-                    if subject.name not in standing:
+                up = standing.get(subject.name)
+                with nullcontext(up) if up else subject.up(plan, out / "logs" / f"{subject.name}.log") as address:
+                    if not up:
                         _warm(address, plan)
                     _measure(measured[subject.name], address, plan, turn, bar)
     for each in measured.values():
@@ -123,15 +124,6 @@ def _differing(protocols: dict[str, dict[str, Any]]) -> list[str]:
 def _untold(protocols: dict[str, dict[str, Any]]) -> list[str]:
     """Fields that an endpoint does not tell: of them nobody knows whether they differ."""
     return list(dict.fromkeys(field for protocol in protocols.values() for field, value in protocol.items() if value == UNTOLD))
-
-
-@contextmanager
-def _address(subject: Subject, standing: dict[str, str], plan: Plan, out: Path) -> Iterator[str]:
-    if subject.name in standing:
-        yield standing[subject.name]
-        return
-    with subject.up(plan, out / "logs" / f"{subject.name}.log") as address:
-        yield address
 
 
 def _warm(address: str, plan: Plan) -> bool:

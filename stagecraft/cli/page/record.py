@@ -78,7 +78,6 @@ class ArtifactView:
     """An artifact by its manifest: digest of its files, the stage that made it and the digests of what it was made from."""
 
     name: str
-    path: str
     digest: str
     stage: str
     inputs: dict[str, str]
@@ -178,5 +177,5 @@ def _artifact(root: Path, name: str, path: Path) -> ArtifactView | None:
     if not found.keys() >= {"digest", "stage", "files"}:
         return None
     files = found["files"].values()
-    return ArtifactView(name, path.as_posix(), found["digest"], found["stage"], found.get("inputs", {}), len(files),
+    return ArtifactView(name, found["digest"], found["stage"], found.get("inputs", {}), len(files),
                         sum(file["size"] for file in files))

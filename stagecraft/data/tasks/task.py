@@ -38,6 +38,6 @@ def assistant(answer: str, thinking: str = "") -> str:
     return f"<think>{thinking}</think> {answer}"
 
 
-def text_task(prompt: str, answer: str, flawed: str, thinking: str = "") -> Task:
+def text_task(prompt: str, answer: str, flawed: str) -> Task:
     """A task whose answer is compared as text; `flawed` is the wrong answer of the flawed demonstration."""
-    return Task(prompt, {"kind": "text", "answer": answer}, assistant(answer, thinking), assistant(flawed))
+    return Task(prompt, {"kind": "text", "answer": answer}, assistant(answer), assistant(flawed))

@@ -1,12 +1,8 @@
 """The word lists the tasks draw from: short, common, lower case, so that each is one or two tokens."""
 
 
-def _list(words: str) -> list[str]:
-    return words.split()
+NOUNS = "ant bear bell boat book cake cat corn cup desk dog door fish frog hat jar key lamp lion moon oak ring ship tree".split()
 
+NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivo Jane Kai Lena Max Nora Otto Pia Rex Tom".split()
 
-NOUNS = _list("ant bear bell boat book cake cat corn cup desk dog door fish frog hat jar key lamp lion moon oak ring ship tree")
-
-NAMES = _list("Ada Ben Cleo Dan Eva Finn Gus Hana Ivo Jane Kai Lena Max Nora Otto Pia Rex Tom")
-
-CITIES = _list("Oslo Rome Paris Lima Cairo Delhi Tokyo Berlin Madrid Vienna Boston Dublin Kyoto Lagos Milan")
+CITIES = "Oslo Rome Paris Lima Cairo Delhi Tokyo Berlin Madrid Vienna Boston Dublin Kyoto Lagos Milan".split()

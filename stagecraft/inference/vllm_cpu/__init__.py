@@ -3,7 +3,6 @@
 Each module mends one defect of vLLM 0.32.0 on a CPU, of results or of time, and says where upstream it sits; off a CPU nothing is
 touched. The tests in tests/inference hold two things about each: that upstream still has the defect (of results), and that the mended
 engine equals a reference.
-`state_rounding` alone is no repair: a study switches it on for a while.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def peer(name: str) -> Model:
     path = MODELS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in MODELS.glob("*.yaml")))
-        raise UserError(f"no model {name!r}", where="planning/models", mend=f"known are {known}")
+        raise UserError(f"no model {name!r}", where="benchmarks/models", mend=f"known are {known}")
     config: dict[str, Any] = YAML(typ="safe").load(path.read_text())
     return build(config["family"], config["shapes"], name)
 
