@@ -14,6 +14,7 @@ import os
 import queue
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -63,7 +64,24 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):  # after the import, which sets its own levels
         logging.getLogger(name).setLevel(logging.WARNING)
+    if named := re.fullmatch(r"sqlite:///([^?%:]+)", uri):
+        _lay_out(Path(named[1]))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _lay_out(database: Path) -> None:
+    """Have the database there before MLflow opens it, whole: it makes its tables in some fifty steps, and who ends it between two of them
+    leaves what it refuses from then on."""
+    if database.exists():
+        return
+    from mlflow import MlflowClient
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{database.name}-", dir=database.parent) as beside:
+        made = Path(beside, database.name)
+        MlflowClient(tracking_uri=f"sqlite:///{made}")
+        if not database.exists():  # nobody else was quicker
+            made.rename(database)
 
 
 @contextlib.contextmanager

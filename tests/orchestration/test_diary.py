@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -203,3 +204,11 @@ def test_a_database_without_its_driver_is_one_line(monkeypatch, scheme, package)
     with pytest.raises(UserError, match=f"^MLFLOW_TRACKING_URI={re.escape(scheme)}://h/d: .* - pip install '{package}'$"):
         with reached(f"{scheme}://a:b@h/d", "start it") as client:
             experiment_id(client)
+
+
+def test_a_kill_while_the_database_is_made_leaves_none_that_mlflow_refuses(tmp_path):
+    connects = "from stagecraft.contract.tracking import *; print(experiment_id(connect(DEFAULT_URI)))"
+    killed = ("import os; from sqlalchemy import Engine, event\n"
+              "event.listen(Engine, 'after_cursor_execute', lambda *said: 'CREATE TABLE spans' in said[2] and os._exit(9))\n")
+    statuses = [subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode for code in (killed + connects, connects)]
+    assert statuses == [9, 0]
