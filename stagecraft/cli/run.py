@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     file = Path(options.file).resolve()
     if not file.is_file():
         raise UserError("no such pipeline", where=options.file, mend="try pipelines/full.py")
-    root = project_of(file)
+    root, here = project_of(file), Path.cwd()
     source = (options.profile or root / "params.yaml").resolve()  # before the change of directory: named from where the user is
     os.chdir(root)
     refuse_another_profile("kfp run")
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
             held.enter_context(alone(root / ".work" / "run.lock", "kfp run", str(root)))
         with in_force(text):
             pipeline = load_pipeline(root, file)
-            pipeline_arguments = parse_arguments(pipeline, others)
+            pipeline_arguments = parse_arguments(pipeline, others, None if to_cluster else here)
             engine = engine_for(pipeline, pipeline_arguments, root) if options.docker else None
         if to_cluster:
             refuse_paths(pipeline, pipeline_arguments)
@@ -207,8 +207,12 @@ def load_pipeline(root: Path, file: Path) -> Any:
         raise UserError(str(error), where=str(file), mend="define one pipeline per file") from None
 
 
-def parse_arguments(pipeline: Any, assignments: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE` for the pipeline's own parameters (those that are no stage's)."""
+def parse_arguments(pipeline: Any, assignments: Sequence[str], here: Path | None) -> dict[str, str]:
+    """`NAME=VALUE` for the pipeline's own parameters (those that are no stage's).
+
+    Args:
+        here: the directory that a path among them (`..._uri`, unless it is an address) is named from; None: it is the cluster's.
+    """
     known = set(pipeline.component_spec.inputs or {}) - {f"{stage}_params" for stage in STAGES}  # those are checked as stage.key
     arguments = {}
     for assignment in assignments:
@@ -216,5 +220,5 @@ def parse_arguments(pipeline: Any, assignments: Sequence[str]) -> dict[str, str]
         if not equals or name not in known:
             raise UserError("unknown parameter", where=assignment,
                             mend="write stage.key=value, as in pretrain.steps=100; params.yaml shows every key")
-        arguments[name] = value
+        arguments[name] = str(here / value) if here and name.endswith("_uri") and "://" not in value else value
     return arguments

@@ -1,11 +1,14 @@
 """What `kfp run` does before the pipeline: no former parameters lost, a pipeline that is none."""
 
+from pathlib import Path
+
 import pytest
 
-from stagecraft.cli.run import in_force, load_pipeline, write_params
+from stagecraft.cli.run import in_force, load_pipeline, parse_arguments, write_params
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import read_profile
 from stagecraft.contract.repository import check_checkout
+from tests.orchestration.project import REPOSITORY
 
 
 def test_no_second_profile_takes_the_copy_of_what_the_first_replaced(tmp_path):
@@ -37,6 +40,16 @@ def test_a_pipeline_that_is_no_python(tmp_path, monkeypatch):
     file.write_text("from kfp import dsl\n\ndef mine(:\n    pass\n")
     with pytest.raises(UserError, match=r"mine\.py:3: not valid Python: invalid syntax - mend the syntax"):
         load_pipeline(tmp_path, file)
+
+
+@pytest.mark.parametrize(("local", "given", "expected"), [
+    (True, "artifacts/base", "/where/i/am/artifacts/base"), (True, "/a/base", "/a/base"), (True, "s3://b/base", "s3://b/base"),
+    (False, "artifacts/base", "artifacts/base")])
+def test_an_artifact_is_named_from_where_the_user_is(monkeypatch, local, given, expected):
+    monkeypatch.setenv("STAGECRAFT_ROOT", str(REPOSITORY))
+    pipeline = load_pipeline(REPOSITORY, REPOSITORY / "pipelines" / "post_training.py")
+    here = Path("/where/i/am") if local else None
+    assert parse_arguments(pipeline, [f"base_uri={given}"], here) == {"base_uri": expected}
 
 
 def test_dvc_needs_git_unless_it_is_told_not_to(tmp_path):
