@@ -101,9 +101,10 @@ def parse(cls: type[Params], data: dict[str, Any], where: str) -> Params:
         UserError: names the first wrong key as `where.key`, the value found and what was expected.
     """
     try:
-        text = json.dumps(data, default=str)
-    except (TypeError, ValueError) as error:  # a key that is a list; a value that an anchor makes part of itself
-        raise UserError(f"no plain values: {error}", where=where, mend="write numbers, texts, lists and mappings") from None
+        text = json.dumps(data)
+    except (TypeError, ValueError) as error:  # a date; a key that is a list; a value that an anchor makes part of itself
+        raise UserError(f"no plain values: {error}", where=where,
+                        mend="write numbers, texts (a date in quotes), lists and mappings") from None
     try:
         # Through JSON: in strict mode pydantic takes a mapping for a dataclass from JSON alone.
         return TypeAdapter(cls).validate_json(text)

@@ -63,7 +63,8 @@ def test_each_kind_of_mistake_is_one_line(change, expected):
 def test_values_that_are_not_plain_are_one_line():
     endless = []
     endless.append(endless)
-    for change in ({"name": endless}, {"inner": {(1, 2): 3}}):
+    day = YAML(typ="safe").load("2026-12-01")  # it would be a text here, and no JSON where a pipeline takes the section
+    for change in ({"name": endless}, {"inner": {(1, 2): 3}}, {"name": day}):
         with pytest.raises(UserError, match="p: example: no plain values"):
             parse(Example, GOOD | change, "p: example")
 
