@@ -145,9 +145,9 @@ def _lengths(text: str) -> list[tuple[int, int]]:
     try:
         pairs = [tuple(int(float(part[:-1]) * 1024) if part.endswith("k") else int(part) for part in pair.split("/"))
                  for pair in text.split(",")]
-        if any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
+        if any(len(pair) != 2 or min(pair) < 1 or max(pair) > 2**53 for pair in pairs):
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(f"{text!r} are no lengths", where="--lengths", mend="write them like 8k/64k,1000/200") from None
     return pairs
 

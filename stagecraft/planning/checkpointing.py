@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, expm1, sqrt
 
+from stagecraft.contract.errors import UserError
+
 _BYTES = 14.0  # of a parameter: BF16 weights, FP32 master weights and two FP32 moments
 
 
@@ -51,8 +53,14 @@ def checkpointing(parameters: float, gpus: int, mtbf_gpu: float, bandwidth: floa
         parameters: of the model.
         mtbf_gpu: mean seconds between failures of one GPU and its share of the rest; the job fails `gpus` times as often.
         bandwidth: bytes per second and GPU to durable storage, training waiting meanwhile.
+
+    Raises:
+        UserError: the job fails before it has started again and saved once, on average; what it would take then is no figure to plan with.
     """
     size = parameters * _BYTES
     save, mtbf = size / (bandwidth * gpus), mtbf_gpu / gpus
+    if mtbf < restart + save:
+        raise UserError(f"{gpus} GPUs would fail every {mtbf:.3g} s, and need {restart + save:.0f} s to start again and save once",
+                        where="--mtbf-hours", mend="give the hours between failures of one GPU, not of the cluster")
     daly = daly_interval(save, mtbf)
     return Checkpointing(size, save, young_interval(save, mtbf), daly, 1 / wall_time(1.0, daly, save, restart, mtbf))

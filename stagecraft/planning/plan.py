@@ -36,7 +36,7 @@ def plan_training(model: Model, run: Run, cluster: Cluster, recipe: Formats, eff
     """Everything about a run under `layout`, or under the fastest that fits.
 
     Raises:
-        UserError: the layout does not divide, or does not fit: by how much; or none does.
+        UserError: the layout does not divide, or does not fit: by how much; or none does; or the job fails too often to get anywhere.
     """
     roofline = Roofline(cluster.gpu, efficiency)
     recipe = recipe.on(cluster.gpu)

@@ -47,6 +47,11 @@ MISTAKES = {
     ("super-120b", "--stage", "serve", "--drafts", "3", "--accepted", "4.5"):
         "error: --accepted: 4.5 tokens of a step cannot be kept with 3 drafts - give 1 to 4",
     ("super-120b", "--price", "nan"): "error: stagecraft plan: 'nan' is no positive number - write it like 25e12 or 4.5",
+    ("super-120b", "--gpus", "4096xB200", "--mtbf-hours", "24"):
+        "error: --mtbf-hours: 4096 GPUs would fail every 21.1 s, and need 900 s to start again and save once - ",
+    ("super-120b", "--mtbf-hours", "0.001"): "error: --mtbf-hours: 64 GPUs would fail every 0.0563 s, and need ",
+    ("super-120b", "--stage", "serve", "--lengths", "1e400k/1k"): "error: --lengths: '1e400k/1k' are no lengths - ",
+    ("super-120b", "--stage", "serve", "--lengths", "1e300k/1k"): "error: --lengths: '1e300k/1k' are no lengths - ",
     ("super-120b", "--drafts", "-1"): "error: stagecraft plan: '-1' is no whole number - write it like 3",
     ("super-120b", "--precision", "int3"):
         "error: --precision: no training precision 'int3' - known are nvfp4, nvfp4-everywhere, mxfp8, fp8, bf16, float32",
