@@ -113,17 +113,20 @@ def reached(uri: str, mend: str, *, patient: bool = False) -> Iterator[MlflowCli
 
 @contextlib.contextmanager
 def impatience() -> Iterator[None]:
-    """Have a server asked twice, where the environment does not say how often: MLflow would try for four minutes, and somebody waits.
+    """Have a server asked twice, where the environment does not say how often, and a database too: MLflow would try for minutes, and
+    somebody waits.
 
     The environment is left alone: a stage that is started meanwhile would have it, and its record has the time.
     """
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
+    from mlflow.store.db import utils
 
     usual, RETRIES.default = RETRIES.default, 1  # beside the first time
+    tries, utils.MAX_RETRY_COUNT = utils.MAX_RETRY_COUNT, 2
     try:
         yield
     finally:
-        RETRIES.default = usual
+        RETRIES.default, utils.MAX_RETRY_COUNT = usual, tries
 
 
 def without_password(said: object) -> str:

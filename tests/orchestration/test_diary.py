@@ -186,6 +186,15 @@ def test_nobody_waits_for_a_server_that_is_gone_but_who_has_the_time(monkeypatch
     assert sum(waited) > 200
 
 
+def test_nobody_waits_for_a_database_that_cannot_be_opened(monkeypatch, tmp_path):
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(UserError, match="unable to open database file"), reached(f"sqlite:///{tmp_path}/mlflow.db", ""):
+        pass
+    assert sum(waited) < 5
+
+
 def test_impatience_is_not_inherited_by_what_is_started_meanwhile(monkeypatch):
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     with impatience():
