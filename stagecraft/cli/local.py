@@ -124,7 +124,7 @@ def _set_environment(root: Path, events: Path, first: str | None) -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
     })
     os.environ.pop("MLFLOW_RUN_ID", None)
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{root / DEFAULT_URI.removeprefix('sqlite:///')}")
+    os.environ.setdefault("MLFLOW_TRACKING_URI", DEFAULT_URI)  # from the project: an address cannot hold every path
     if first:
         os.environ[FROM_VARIABLE] = first
 

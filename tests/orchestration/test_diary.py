@@ -10,9 +10,19 @@ from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 
 from stagecraft.cli.diary import Diary, diary
+from stagecraft.cli.local import _set_environment
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.stages import STAGES
-from stagecraft.contract.tracking import PARENT_VARIABLE, MlflowSink, connect, experiment_id, impatience, reached, without_password
+from stagecraft.contract.tracking import (
+    DEFAULT_URI,
+    PARENT_VARIABLE,
+    MlflowSink,
+    connect,
+    experiment_id,
+    impatience,
+    reached,
+    without_password,
+)
 from tests.orchestration.conftest import copy
 from tests.orchestration.project import REPOSITORY
 from tests.orchestration.test_cluster import run_pod
@@ -219,5 +229,13 @@ def test_a_kill_while_the_database_is_made_leaves_none_that_mlflow_refuses(tmp_p
     connects = "from stagecraft.contract.tracking import *; print(experiment_id(connect(DEFAULT_URI)))"
     killed = ("import os; from sqlalchemy import Engine, event\n"
               "event.listen(Engine, 'after_cursor_execute', lambda *said: 'CREATE TABLE spans' in said[2] and os._exit(9))\n")
-    statuses = [subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode for code in (killed + connects, connects)]
-    assert statuses == [9, 0]
+    root = tmp_path / "feature%2Fx"  # which in an address would be another directory
+    root.mkdir()
+    statuses = [subprocess.run([sys.executable, "-c", code], cwd=root).returncode for code in (killed + connects, connects)]
+    assert statuses == [9, 0] and (root / "mlflow.db").is_file()
+
+
+def test_the_address_of_a_projects_record_does_not_depend_on_where_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    _set_environment(tmp_path / "feature%2Fx", tmp_path / "events.jsonl", None)
+    assert os.environ["MLFLOW_TRACKING_URI"] == DEFAULT_URI
