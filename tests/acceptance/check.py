@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from math import hypot
@@ -11,12 +12,21 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from stagecraft.contract import manifest
+from stagecraft.contract.errors import UserError, exit_on_user_error
 from stagecraft.contract.stages import PATHS, STAGES
-from stagecraft.contract.tracking import DEFAULT_URI, connect
+from stagecraft.contract.tracking import DEFAULT_URI, reached
 
 MODELS = ("base", "sft", "aligned", "fp8", "nvfp4")
 
 Verdict = tuple[str, bool, str]
+
+
+def left_by(stage: str) -> dict:
+    """The figures of a stage."""
+    path = STAGES[stage].metrics_path
+    if not path.exists():
+        raise UserError("no run has come to its end here", where=str(path), mend="make run")
+    return json.loads(path.read_text())
 
 
 def learning(figures: dict[str, dict]) -> Iterator[Verdict]:
@@ -48,11 +58,11 @@ def records(client: MlflowClient) -> Iterator[Verdict]:
     for name, path in PATHS.items():
         yield f"artifact {name} is whole", bool(manifest.verify(path)), str(path)
     for stage in STAGES.values():
-        yield f"{stage.metrics_path} has seconds", "seconds" in json.loads(stage.metrics_path.read_text()), ""
+        yield f"{stage.metrics_path} has seconds", "seconds" in left_by(stage.name), ""
     wanted = {"pretrain": ("tokens_per_second", "loss_first", "loss_last"),
               "serve": ("mtp_mean_accepted_length", "tokens_per_second", "time_to_first_token_ms_p50")}
     for stage, keys in wanted.items():
-        found = json.loads(STAGES[stage].metrics_path.read_text())
+        found = left_by(stage)
         yield f"{stage}: {', '.join(keys)}", all(key in found for key in keys), " ".join(str(found.get(key)) for key in keys)
     champion = client.get_model_version_by_alias("stagecraft", "champion")
     yield "a champion is registered", bool(champion.tags["digest"]), f"version {champion.version}, {champion.tags['artifact']}"
@@ -61,10 +71,12 @@ def records(client: MlflowClient) -> Iterator[Verdict]:
 
 
 def main() -> int:
-    verdicts = [*learning(json.loads(STAGES["evaluate"].metrics_path.read_text())), *records(connect(DEFAULT_URI))]
+    figures = {name: left_by(name) for name in STAGES}
+    with reached(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI, "name the record of the run there") as client:
+        verdicts = [*learning(figures["evaluate"]), *records(client)]
     for what, held, shown in verdicts:
         print(f"{'ok    ' if held else 'MISSED'}  {what:<48} {shown}")
-    seconds = {name: json.loads(stage.metrics_path.read_text())["seconds"] for name, stage in STAGES.items()}
+    seconds = {name: found["seconds"] for name, found in figures.items()}
     print("seconds  " + "  ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + f"  in all {sum(seconds.values()):.0f}")
     return 0 if all(held for _, held, _ in verdicts) else 1
 
@@ -72,4 +84,4 @@ def main() -> int:
 if __name__ == "__main__":
     if not Path("dvc.yaml").exists():
         sys.exit("run this in the project's directory")
-    sys.exit(main())
+    exit_on_user_error(main)

@@ -8,7 +8,7 @@ import pytest
 
 from stagecraft.cli.run import check_params
 from stagecraft.contract.errors import UserError
-from tests.orchestration.project import Project
+from tests.orchestration.project import REPOSITORY, Project
 
 
 def one_line(done) -> str:
@@ -144,3 +144,8 @@ def test_a_later_start_is_for_runs_here(fresh, arguments, environment):
     line = one_line(fresh.kfp("--from", "sft", "sft.rate=0.5", *arguments, **environment))
     assert line.startswith("error: --from sft: only a run here can take artifacts as they lie - ")
     assert "rate: 0.5" not in (fresh.root / "params.yaml").read_text()
+
+
+def test_a_project_without_a_run_is_not_judged(fresh):
+    line = one_line(fresh.run("tests.acceptance.check", PYTHONPATH=str(REPOSITORY)))
+    assert line == "error: metrics/curate.json: no run has come to its end here - make run"
