@@ -106,12 +106,14 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _end_children() -> None:
-    """A terminal's Ctrl-C has reached the stage as well; give it time to save, then end what this process started."""
+    """A terminal's Ctrl-C has reached the stage too; give it time to save, unless that comes again; then end what this process started."""
     children = psutil.Process().children(recursive=True)
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(signal.SIGINT)
-    _, alive = psutil.wait_procs(children, timeout=_GRACE_SECONDS)
+    alive = children
+    with contextlib.suppress(KeyboardInterrupt):
+        _, alive = psutil.wait_procs(children, timeout=_GRACE_SECONDS)
     for child in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
+
+from stagecraft.cli import local
 
 
 def test_an_interrupted_run_leaves_no_process_and_goes_on(fresh):
@@ -46,3 +49,19 @@ def test_an_interrupted_stage_of_dvcs_is_one_line(fresh):
     assert process.returncode != 0
     assert "interrupted; the same command goes on from the last checkpoint" in err, out + err
     assert "Traceback" not in out + err
+
+
+def test_a_second_interrupt_ends_what_does_not_heed_the_first(monkeypatch):
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [psutil.Process(child.pid)])
+    former = signal.signal(signal.SIGALRM, local._interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        local._end_children()
+    except KeyboardInterrupt:
+        pytest.fail("what was started is left alone")
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert child.wait(timeout=10) == -signal.SIGKILL
