@@ -7,13 +7,14 @@ from typing import Any
 
 from components.curate.params import Params
 from components.curate.rules.bounds import ANY_LANGUAGE, RuleBounds
+from components.curate.synthetic import SOURCE as SYNTHETIC
 
 _FORBIDDEN = ("lorem_ipsum", "curly_bracket", "javascript", "policy")  # C4's rules that are on or off
 
 
 def rulebook(params: Params, evaluation: dict[str, int]) -> list[dict[str, Any]]:
     """In order, each `step` with its rules for `all` documents, those for `text` only, which is what is not code, and those of that for
-    `english` only, which is what is not with a probability of `sure` in another language.
+    `english` only, which is what is not with a probability of `sure` in another language. The source `exempt` meets those for `all` alone.
 
     Args:
         evaluation: name -> texts of the sets that no document may hold.
@@ -27,7 +28,7 @@ def rulebook(params: Params, evaluation: dict[str, int]) -> list[dict[str, Any]]
         "quality": {"all": [*(_said(name, value) for name, value in asdict(params.quality).items()), "no control token of the chat format"],
                     "text": [rules for family, rules in said.items() if family in ANY_LANGUAGE],
                     "english": [rules for family, rules in said.items() if family not in ANY_LANGUAGE],
-                    "sure": params.min_language_probability},
+                    "sure": params.min_language_probability, "exempt": SYNTHETIC},
         "redact": {"all": ["personal data and secrets replaced by placeholders"]},
         "decontaminate": {"all": [f"no 13 words in a row, or whole shorter line, of the {size:,} texts of `{name}`"
                                   for name, size in evaluation.items()]},

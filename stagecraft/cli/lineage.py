@@ -67,14 +67,16 @@ def _trained_on(options: argparse.Namespace) -> tuple[Path, int]:
 
 
 def passed(corpus: Path, record: dict[str, Any]) -> dict[str, list[str]]:
-    """Step -> the rules that this document was subject to; some are for texts other than code only, or for English ones."""
+    """Step -> the rules that this document was subject to; some are for texts other than code only, or for English ones, or for what others
+    wrote."""
     try:
         rules: list[dict[str, Any]] = json.loads((corpus / "report.json").read_text())["rules"]
     except (OSError, ValueError, KeyError):
         raise UserError("no report.json with the rules", where=str(corpus), mend="name a corpus artifact") from None
     subject = {}
     for of_step in rules:
-        kinds = ["all"] if record["language"] == "code" else ["all", "text"]
+        spared = record["language"] == "code" or ("exempt" in of_step and record["source"] == of_step["exempt"])
+        kinds = ["all"] if spared else ["all", "text"]
         if "text" in kinds and "sure" in of_step and not surely_other(record["language"], record["language_probability"], of_step["sure"]):
             kinds.append("english")
         subject[of_step["step"]] = [rule for kind in kinds for rule in of_step[kind]]

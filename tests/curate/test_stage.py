@@ -262,6 +262,10 @@ def test_code_is_subject_to_no_rule_for_prose(tmp_path):
                                            ("code", None, False)):
         rules = passed(tmp_path, {"language": language, "language_probability": probability})["quality"]
         assert ("gopher: c" in rules) == english and ("repetition: b" in rules) == (language != "code")
+    report["rules"][1]["exempt"] = "made"
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    for source, wanted in (("made", ["a"]), ("web", ["a", "repetition: b", "gopher: c"])):
+        assert passed(tmp_path, {"language": "en", "language_probability": 0.9, "source": source})["quality"] == wanted
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(UserError, match=r"no report\.json with the rules"):
         passed(tmp_path, {"language": "en"})
