@@ -33,6 +33,7 @@ from components.quantize.source import load_model, source_config, weight_bytes
 from stagecraft.contract.errors import UserError
 from stagecraft.contract.files import link_or_copy, whole_directory, write_json
 from stagecraft.contract.runlog import RunLog
+from stagecraft.data.tokenizer import refuse_another
 
 FORMATS = ("fp8", "nvfp4")
 
@@ -111,6 +112,7 @@ def prepare(params: Params, inputs: dict[str, Path], log: RunLog) -> Setting:
     config = source_config(inputs["aligned"])
     if not params.search.enabled:
         check_blocks(inputs["aligned"], config)
+    refuse_another(inputs["corpus"], inputs["aligned"])
     modelopt_cpu.load()
     calibration, heldout = calibration_windows(inputs["corpus"], params.calibration, config["vocab_size"])
     lessons = None

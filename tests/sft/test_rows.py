@@ -175,7 +175,7 @@ def test_what_a_tokenizers_own_template_refuses_is_a_bad_row(tmp_path):
     assert len(encoded) == 1 and encoded.skipped == [f"{path}:2: the chat template cannot write it: roles must alternate"]
 
 
-@pytest.mark.parametrize("stage, model", [("sft", "base"), ("rl", "sft")])
+@pytest.mark.parametrize("stage, model", [("sft", "base"), ("rl", "sft"), ("quantize", "aligned")])
 def test_a_corpus_with_other_tokens_than_the_models_is_one_line(tmp_path, stage, model):
     """Of as many entries: the model would learn from what is noise to it."""
     save_tokenizer(train_tokenizer([Path(argparse.__file__).read_text() + Path(json.__file__).read_text()], VOCABULARY),
