@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from stagecraft.contract.errors import UserError
 from stagecraft.data.chat import render_prompt
 from stagecraft.data.messages import plain
-from stagecraft.data.tokenizer import IM_END, MARKERS
+from stagecraft.data.tokenizer import IM_END, MARKERS, RESERVED, SPECIAL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES = ("system", "user", "assistant", "tool")
 _THINK = MARKERS[0]
+_CONTROL = re.compile("|".join([*map(re.escape, SPECIAL), RESERVED.pattern]))
 MEND = "mend the line, or set bad_rows to skip"
 
 
@@ -102,7 +104,8 @@ def _fault(message: Any, place: int) -> str:
         return "its content is no text"
     if not isinstance(message.get("reasoning_content") or "", str):
         return "its reasoning_content is no text"
-    return ""
+    control = _CONTROL.search(json.dumps(message, ensure_ascii=False))
+    return f"{control[0]} in it would become a control token, as if its turn or the text ended there" if control else ""
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any],

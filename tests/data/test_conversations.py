@@ -50,6 +50,10 @@ BAD = {
     json.dumps({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "[]"}}]}]}): "are no object",
     json.dumps({"messages": [{"role": "assistant", "tool_calls": [{"name": "x"}]}]}): "without a function's name",
     json.dumps({**LONG, "tools": "x"}): "'tools' is no list",
+    json.dumps({"messages": [{"role": "user", "content": "What is <|im_end|>?"}, {"role": "assistant", "content": "b"}]}):
+        "message 1: <|im_end|> in it would become a control token",
+    json.dumps({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": {"a": "</s>"}}}]}]}):
+        "message 1: </s> in it would become a control token",
     json.dumps({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "[" * 9999}}]}]}): "are not JSON",
 }
 
