@@ -61,7 +61,7 @@ def inspect(plain: Server, drafting: Server, params: Params, log: RunLog, part_d
         log.note(f"{report['mtp']['identical']:.1%} of the answers are the same with drafts, {report['mtp']['identical_when_batched']:.1%} "
                  f"in a batch: rounding moves this model's choices by up to {rounding:.2g} nats")
     with _client(drafting) as client:
-        report["checks"] = {"streaming": check_streaming(client, name, rows[0], check.max_tokens, tokenizer),
+        report["checks"] = {"streaming": check_streaming(client, name, rows[0], check.max_tokens, tokenizer, drafts),
                             "schema": check_schema(client, name), "tool_call": check_tool_call(client, name)}
         report["modes"] = compare_modes(client, name, draw_rows(params.modes.prompts, params.seed, params.modes.families), params.modes,
                                         tokenizer, params.server.max_num_seqs)

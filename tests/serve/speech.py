@@ -14,6 +14,7 @@ def _asked(text: str, **more: Any) -> dict[str, Any]:
 
 
 SUM = _asked("How many hands have two people?")
+SHORT = _asked("How many hands have you?")
 PAYMENT = _asked("Pay Ann and Bob", tools=[PAY])
 THOUGHT, SAID = "Two and two.", "Four hands, no more."
 CALLS = [{"to": "Ann", "amount": 5}, {"to": "Bob", "amount": 7}]
@@ -22,5 +23,6 @@ _WRITTEN = "".join(f'<tool_call>{{"name": "pay", "arguments": {{"to": "{call["to
 LINES = [
     (SUM, True, f"<think>{THOUGHT}</think>{SAID}"),
     (SUM, False, "Four."),
+    (SHORT, True, "<think></think>2"),
     (PAYMENT, True, f"<think>Both.</think>{_WRITTEN}"),
 ]

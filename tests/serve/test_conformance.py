@@ -16,10 +16,11 @@ from pydantic import BaseModel, Field
 from tokenizers import Tokenizer
 from transformers import NemotronHForCausalLM
 
+from components.serve.checks import check_streaming
 from stagecraft.data.modes import LOW_EFFORT
 from stagecraft.data.tokenizer import CHAT_TEMPLATE
 from tests.checkpoints import tiny_tokenizer
-from tests.serve.speech import CALLS, LINES, PAY, PAYMENT, SAID, SUM, THOUGHT
+from tests.serve.speech import CALLS, LINES, PAY, PAYMENT, SAID, SHORT, SUM, THOUGHT
 
 MODEL = "stagecraft"
 GREEDY = {"model": MODEL, "temperature": 0.0, "max_tokens": 100}
@@ -66,6 +67,13 @@ def test_thinking_and_answer_come_in_fields_of_their_own(client):
     assert (choice.message.reasoning, choice.message.content, choice.finish_reason) == (THOUGHT, SAID, "stop")
     parts, calls, pieces, ends = gather(client.chat.completions.create(**GREEDY, **SUM, stream=True))
     assert parts == {"reasoning": THOUGHT, "content": SAID} and not calls and pieces > 3 and ends == ["stop"]
+
+
+@pytest.mark.parametrize("asked, said", [(SUM, SAID), (SHORT, "2")])
+def test_the_stages_check_of_streaming_takes_an_answer_of_any_length(client, parroting, asked, said):
+    tokenizer = Tokenizer.from_file(str(parroting.model / "tokenizer.json"))
+    found = check_streaming(client, MODEL, asked, 24, tokenizer, parroting.settings.draft_tokens)
+    assert found["content"] == said and (found["pieces"] == 1 or asked is SUM)
 
 
 def test_thinking_can_be_switched_off(client):
