@@ -15,10 +15,12 @@ def foresee(profile: Profile, pod: Pod | None) -> None:
     """Refuse what this stage would refuse once there are five models.
 
     Raises:
-        UserError: too few prompts for two of each task family, or for the limit `gate.family_max_loss`; or the folder with the benchmarks'
-            data is not here.
+        UserError: sequences longer than the model's; too few prompts for two of each task family, or for the limit `gate.family_max_loss`;
+            or the folder with the benchmarks' data is not here.
     """
     params = profile["evaluate"]
+    if "pretrain" in profile:
+        profile["pretrain"].architecture.refuse_longer(params.max_model_len, "evaluate.max_model_len")
     if "curate" in profile:
         made, asked = profile["curate"].tasks, params.tasks
         needed = 2 * len(made.flawed)

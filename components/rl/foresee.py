@@ -17,8 +17,8 @@ def foresee(profile: Profile, pod: Pod | None) -> None:
     """Refuse what this stage would refuse once there is a fine-tuned model.
 
     Raises:
-        UserError: a layout that cannot divide the model, no MTP block to heal, an unknown family or environment; rows or a sandbox that
-            are not here; GPUs of a cluster that are too small.
+        UserError: a layout that cannot divide the model, no MTP block to heal, sequences longer than the model's, an unknown family or
+            environment; rows or a sandbox that are not here; GPUs of a cluster that are too small.
     """
     from stagecraft.environments.library import environment
 
@@ -26,6 +26,9 @@ def foresee(profile: Profile, pod: Pod | None) -> None:
     if "pretrain" in profile:
         architecture, ranks = profile["pretrain"].architecture, pod.ranks(params.processes) if pod else params.processes
         check_model(params, architecture, ranks)
+        for name, part in params.parts.items():
+            tokens = part.max_prompt_tokens + part.max_new_tokens
+            architecture.refuse_longer(tokens, f"rl.stages.{name}: max_prompt_tokens + max_new_tokens")
         if pod and ranks:
             refuse_too_large(trainings(params, architecture, ranks), pod)
     for name, part in params.parts.items():

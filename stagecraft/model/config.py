@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from stagecraft.contract.bounded import AboveZero, Count, Positive
+from stagecraft.contract.errors import UserError
 from stagecraft.contract.params import params
 
 # Head sizes that vLLM's CPU and GPU attention kernels serve.
@@ -67,6 +68,16 @@ class Architecture:
         for part, whole in (("num_key_value_heads", "num_attention_heads"), ("n_groups", "mamba_num_heads")):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole} {getattr(self, whole)} is no multiple of {part} {getattr(self, part)}")
+
+    def refuse_longer(self, tokens: int, where: str) -> None:
+        """Refuse sequences that vLLM will not take of this model, though it has no embeddings of positions.
+
+        Raises:
+            UserError: `where` has more tokens than max_position_embeddings.
+        """
+        if tokens > self.max_position_embeddings:
+            raise UserError(f"sequences of {tokens} tokens, and the server takes {self.max_position_embeddings} of this model", where=where,
+                            mend="lower it, or raise pretrain.architecture.max_position_embeddings")
 
     def to_hf(self) -> dict[str, Any]:
         """The content of config.json: what transformers and vLLM need to build the model, finite numbers only."""

@@ -89,11 +89,14 @@ def test_what_a_run_would_meet_after_others_is_refused_before_it(change, expecte
      "lost to the champion: equal answers leave 0.273 possible - raise it to 0.28 or more, or raise evaluate.tasks.prompts", False),
     ("evaluate", {"benchmarks": {"prompts": 8}}, "evaluate.gate.family_max_loss: 8 prompts of a benchmark cannot show", False),
     ("evaluate", {"benchmarks": {"data": "nowhere"}}, "evaluate.benchmarks.data: nowhere: no such folder", True),
+    ("evaluate", {"max_model_len": 4096}, "evaluate.max_model_len: sequences of 4096 tokens, and the server takes 2048 of", False),
+    ("rl", {"max_prompt_tokens": 2048, "pack_tokens": 4096}, "rl.stages.rlvr: max_prompt_tokens + max_new_tokens: sequences of", False),
+    ("serve", {"deployment": {"max_model_len": 4096}}, "serve.deployment.max_model_len: sequences of 4096 tokens", False),
 ])
 def test_what_a_later_stage_would_refuse_is_foreseen(section, change, expected, here_alone):
     profile = YAML(typ="safe").load(ROOT / "params.yaml")
     for key, value in change.items():
-        group = key in ("benchmarks", "architecture", "tasks")
+        group = key in ("benchmarks", "architecture", "tasks", "deployment")
         profile[section][key] = profile[section][key] | value if group else value
     text = json.dumps(profile)
     with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
