@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import math
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -34,9 +35,13 @@ ARCHITECTURE = {
 PATTERN, MTP_PATTERN = "M*EM*E", "*E"
 
 
-@cache
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of exactly `VOCABULARY` entries, trained on the interpreter's argparse module."""
+    """A byte-level BPE of exactly `VOCABULARY` entries, trained on the interpreter's argparse module; the caller may change it."""
+    return deepcopy(_trained())
+
+
+@cache
+def _trained() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)])
