@@ -74,7 +74,7 @@ def _kernel(x, y, amax, seed, rows, columns, padded_rows, padded_columns, amax_s
     wanted = tl.minimum(tl.maximum(wanted, 0.001953125), E4M3)
     scale = _e4m3(wanted) * tensor_scale
     broken = tl.max(tl.max((blocks != blocks).to(tl.int32), axis=3), axis=1) > 0  # the maximum above may have passed over NaN
-    scale = tl.where((tensor_scale != tensor_scale) | broken, float("nan"), scale)
+    scale = tl.where(broken, float("nan"), scale)  # that of a broken tensor is NaN by now
     scale = tl.broadcast_to(scale[:, None, :, None], (TILE_ROWS // TALL, TALL, TILE_COLUMNS // WIDE, WIDE))
     scale = tl.reshape(scale, (TILE_ROWS, TILE_COLUMNS))
 
