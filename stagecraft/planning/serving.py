@@ -56,7 +56,7 @@ class Serving:
 
 
 def _accepted(p: float, length: int) -> float:
-    return sum(p**k for k in range(length + 1))
+    return (1 - p ** (length + 1)) / (1 - p)
 
 
 def weight_bytes(model: Model, recipe: Formats, mtp: bool = False) -> float:
@@ -115,12 +115,13 @@ def decode_seconds(model: Model, recipe: Formats, roofline: Roofline, sequences:
         names = {p.operator: recipe.of(p.operator, layer=at, layers=count) for p in layer.products}
         seconds += _layer(layer, names, recipe, roofline, sequences, checked, context, gpus)
         seconds += _exchange(model, layer, checked, roofline, gpus)
-    for _ in range(drafts.length if drafts else 0):
-        seconds += _head(model, recipe, roofline, sequences, gpus)
+    if drafts:
+        draft = _head(model, recipe, roofline, sequences, gpus)
         for layer in model.mtp:
             names = {p.operator: recipe.of(p.operator, mtp=True) for p in layer.products}
-            seconds += _layer(layer, names, recipe, roofline, sequences, sequences, context, gpus)
-            seconds += _exchange(model, layer, sequences, roofline, gpus)
+            draft += _layer(layer, names, recipe, roofline, sequences, sequences, context, gpus)
+            draft += _exchange(model, layer, sequences, roofline, gpus)
+        seconds += drafts.length * draft
     return seconds + roofline.efficiency.serving_step_seconds
 
 
