@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from components.curate.params import QualityParams
-from stagecraft.data.tokenizer import MARKERS, RESERVED, SPECIAL
+from stagecraft.data.tokenizer import CONTROL, MARKERS
 
-_MARKUP = re.compile("|".join([*map(re.escape, (*SPECIAL, *MARKERS)), RESERVED.pattern]))
+_MARKUP = re.compile("|".join([CONTROL.pattern, *map(re.escape, MARKERS)]))
 _LETTERS = re.compile(r"[^\W\d_]|\s")
 _ASCII = re.compile(r"[\x00-\x7f]+")
 _PLAIN_LETTERS = bytes(code for code in range(128) if _LETTERS.match(chr(code)))

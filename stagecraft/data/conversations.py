@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from stagecraft.contract.errors import UserError
 from stagecraft.data.chat import render_prompt
 from stagecraft.data.messages import plain
-from stagecraft.data.tokenizer import IM_END, MARKERS, RESERVED, SPECIAL
+from stagecraft.data.tokenizer import CONTROL, IM_END, MARKERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES = ("system", "user", "assistant", "tool")
 _THINK = MARKERS[0]
-_CONTROL = re.compile("|".join([*map(re.escape, SPECIAL), RESERVED.pattern]))
 MEND = "mend the line, or set bad_rows to skip"
 
 
@@ -104,7 +102,7 @@ def _fault(message: Any, place: int) -> str:
         return "its content is no text"
     if not isinstance(message.get("reasoning_content") or "", str):
         return "its reasoning_content is no text"
-    control = _CONTROL.search(json.dumps(message, ensure_ascii=False))
+    control = CONTROL.search(json.dumps(message, ensure_ascii=False))
     return f"{control[0]} in it would become a control token, as if its turn or the text ended there" if control else ""
 
 

@@ -20,6 +20,7 @@ SPECIAL = (PAD, BOS, EOD, IM_START, IM_END)
 # Not special: a decoder that skips special tokens must not erase what the verifier, the tool parser and the reader need.
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 RESERVED = re.compile(r"<\|reserved_\d+\|>")
+CONTROL = re.compile("|".join([*map(re.escape, SPECIAL), RESERVED.pattern]))
 SMALLEST_VOCABULARY = 256 + len(SPECIAL) + len(MARKERS)
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 

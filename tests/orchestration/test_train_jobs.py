@@ -67,6 +67,13 @@ def run(story=lambda: None):
             telling.result()
 
 
+def last_words(story):
+    """What the task says whose job has failed."""
+    with pytest.raises(SystemExit) as ended:
+        run(story)
+    return str(ended.value.code)
+
+
 def nodes(cluster, attempt=0):
     cluster.job()
     return [cluster.pod(NAME, node, attempt) for node in range(2)]
@@ -129,9 +136,7 @@ def test_a_failure_shows_the_last_lines_of_the_node_that_failed_first(cluster):
         cluster.end(pods[0], 1)
         cluster.condition(NAME, "Failed", "jobset failed due to reaching max number of restarts")
 
-    with pytest.raises(SystemExit) as ended:
-        run(story)
-    said = str(ended.value.code)
+    said = last_words(story)
     assert "reaching max number of restarts\nnode 1 ended first, with exit code 1 (Error)" in said
     assert said.endswith("  CUDA error: an illegal memory access\n  rank 5 was the first")
     assert "line 99" in said and "line 10\n" not in said and "closed by peer" not in said
@@ -153,9 +158,7 @@ def test_pods_that_a_preemption_ended_are_not_the_failure(cluster):
         cluster.end(pods[1], 1)
         cluster.condition(NAME, "Failed", "jobset failed due to reaching max number of restarts")
 
-    with pytest.raises(SystemExit) as ended:
-        run(story)
-    said = str(ended.value.code)
+    said = last_words(story)
     assert "node 1 ended first, with exit code 1 (Error)" in said and said.endswith("  CUDA error: an illegal memory access")
 
 
